@@ -1,0 +1,11 @@
+//! The only crate both the master and its workers know: what passes between them and how.
+//!
+//! It holds no policy. Nothing here reads a client's bytes.
+
+pub mod channel;
+pub mod message;
+pub mod sealed;
+pub mod shm;
+pub mod snapshot;
+pub mod state;
+pub mod stats;

@@ -1,0 +1,89 @@
+//! The messages on the channel between the master and one worker.
+//!
+//! Each is one record of the `SOCK_SEQPACKET` socket, encoded with postcard. Descriptors travel beside the
+//! message, in the order the variant's comment gives.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::snapshot::ListenerId;
+
+/// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
+pub const VERSION: u16 = 1;
+
+/// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
+pub const MAX_FDS: usize = 253;
+
+/// Bytes of unanswered requests carried by one message at most, all its connections together.
+pub const MAX_CARRIED_BYTES: usize = 64 * 1024;
+
+/// From the master to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// The first message. Descriptors: the sealed snapshot, the shared region, then the access log's file
+    /// when the snapshot wants one (standard output included).
+    Hello {
+        /// [`VERSION`].
+        version: u16,
+        /// The worker's number, from 0.
+        index: u16,
+        /// How the shared region is laid out.
+        layout: Layout,
+    },
+    /// Connections to serve, one descriptor each, in this order.
+    Pass(Vec<Passed>),
+    /// Write the access log to this descriptor from now on.
+    OpenLog,
+    /// Take nothing new, finish the requests in progress, close idle connections, exit with 0.
+    Drain {
+        /// After so many milliseconds, cut what is left.
+        timeout_ms: u32,
+    },
+}
+
+/// From a worker to the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToMaster {
+    /// The worker has its configuration and takes connections.
+    Ready,
+    /// These connections are over: deregistered, shut down and closed here. The master drops its copies.
+    Finished(Vec<u32>),
+}
+
+/// How the shared region of one worker is laid out; both sides derive every offset from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Connection records: the most connections the worker can have.
+    pub records: u32,
+    /// Buffers for requests not yet answered.
+    pub slots: u32,
+    /// Size of each in bytes, a multiple of 4096.
+    pub slot_bytes: u32,
+}
+
+/// One connection on its way to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// The master's number for it within this worker: the index of its record in the shared region.
+    pub id: u32,
+    /// Where it was accepted.
+    pub listener: ListenerId,
+    /// The client's address; `None` on a Unix listener.
+    pub peer: Option<SocketAddr>,
+    /// What the worker is to do with it.
+    pub task: Task,
+}
+
+/// What a worker does with a connection it receives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Serve it: it is new, or was between two requests.
+    Serve,
+    /// Serve it, beginning with these bytes, which its former worker had read and not answered.
+    Resume(Vec<u8>),
+    /// Its former worker died over a request that must not be run twice: answer 502 and close.
+    Fail,
+    /// Its client has too many connections: answer 503 and close (TCP: close).
+    Refuse,
+}

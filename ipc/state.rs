@@ -1,0 +1,138 @@
+//! The record of one connection in shared memory: what a worker was doing with it, readable after its death.
+//!
+//! A worker publishes with plain stores; there is no lock that a killed process could leave held. A record
+//! holds two images and the number of the valid one: the writer fills the other image and then flips the
+//! number in a single store, so that a death between any two instructions leaves one whole image.
+//!
+//! The images do not count bytes as they flow. They say where the connection stood when the current request
+//! began; how far it has come since is read from the kernel's own counters (`TCP_INFO`, `SIOCINQ`,
+//! `SIOCOUTQ`), which a kill cannot make wrong.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// What a worker is doing with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Passed by the master, not yet taken up.
+    Passed = 0,
+    /// Taken up. What has been read and not answered lies in the slot; it may be run again elsewhere.
+    Open = 1,
+    /// As `Open`, but part of the request is no longer there or must not be run twice.
+    Committed = 2,
+    /// A byte relay: no request to repeat.
+    Relay = 3,
+    /// Finished here.
+    Done = 4,
+}
+
+impl Phase {
+    fn from_bits(bits: u64) -> Option<Phase> {
+        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done]
+            .into_iter()
+            .find(|&phase| phase as u64 == bits)
+    }
+}
+
+/// One image of a connection's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Image {
+    /// What is being done.
+    pub phase: Phase,
+    /// The buffer that holds unanswered bytes, if any.
+    pub slot: Option<u32>,
+    /// Where in the slot the first unanswered byte lies; below 2^24.
+    pub offset: u32,
+    /// Bytes taken from the client's socket by this worker before that first byte.
+    pub consumed: u64,
+    /// Bytes written to the client's socket by this worker before the answer to that request.
+    pub written: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Cell {
+    word: AtomicU64,
+    consumed: AtomicU64,
+    written: AtomicU64,
+}
+
+/// One connection's record: a cache line.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Record {
+    valid: AtomicU32,
+    cells: [Cell; 2],
+}
+
+const NO_SLOT: u64 = u32::MAX as u64;
+
+impl Record {
+    /// Publishes `image`. Only the process that owns the connection may call this.
+    pub fn publish(&self, image: &Image) {
+        let next = (self.valid.load(Ordering::Relaxed) & 1) ^ 1;
+        let cell = &self.cells[next as usize];
+        let slot = image.slot.map_or(NO_SLOT, u64::from);
+        cell.word
+            .store(image.phase as u64 | u64::from(image.offset & 0x00ff_ffff) << 8 | slot << 32, Ordering::Relaxed);
+        cell.consumed.store(image.consumed, Ordering::Relaxed);
+        cell.written.store(image.written, Ordering::Relaxed);
+        self.valid.store(next, Ordering::Release);
+    }
+
+    /// The last image published; `None` if the memory holds none.
+    #[must_use]
+    pub fn read(&self) -> Option<Image> {
+        let cell = self.cells.get(self.valid.load(Ordering::Acquire) as usize)?;
+        let word = cell.word.load(Ordering::Relaxed);
+        let slot = word >> 32;
+        Some(Image {
+            phase: Phase::from_bits(word & 0xff)?,
+            slot: u32::try_from(slot).ok().filter(|_| slot != NO_SLOT),
+            offset: u32::try_from(word >> 8 & 0x00ff_ffff).unwrap_or(0),
+            consumed: cell.consumed.load(Ordering::Relaxed),
+            written: cell.written.load(Ordering::Relaxed),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_read() {
+        let record = Record::default();
+        for (phase, slot, offset) in
+            [(Phase::Open, Some(7), 0), (Phase::Committed, None, 0x00ff_ffff), (Phase::Done, Some(0), 1)]
+        {
+            let image = Image { phase, slot, offset, consumed: u64::MAX, written: 3 };
+            record.publish(&image);
+            assert_eq!(record.read(), Some(image));
+        }
+    }
+
+    #[test]
+    fn a_death_between_two_stores_leaves_the_former_image() {
+        let record = Record::default();
+        let image = Image { phase: Phase::Open, slot: Some(1), offset: 2, consumed: 3, written: 4 };
+        record.publish(&image);
+        let other = 1 ^ record.valid.load(Ordering::Relaxed) as usize;
+        record.cells[other].word.store(u64::MAX, Ordering::Relaxed);
+        record.cells[other].consumed.store(99, Ordering::Relaxed);
+        assert_eq!(record.read(), Some(image));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_memory_is_an_image_or_refused(valid: u32, word: u64) {
+            let record = Record::default();
+            record.valid.store(valid, Ordering::Relaxed);
+            for cell in &record.cells {
+                cell.word.store(word, Ordering::Relaxed);
+            }
+            let image = record.read();
+            proptest::prop_assert_eq!(image.is_some(), valid < 2 && word & 0xff <= 4);
+        }
+    }
+}

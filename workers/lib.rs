@@ -1,0 +1,1 @@
+//! Everything one worker process does: HTTP and TCP relaying, balancing, pools, access log.
