@@ -1,0 +1,3 @@
+//! One request and its response, from the client's head to the last body byte.
+
+pub mod rewrite;
