@@ -4,15 +4,30 @@
 //! find, not only the first. The command line goes the same way, as a small text of its own. Nothing here opens a
 //! socket or changes the process; it reads the configuration file, resolves the names of servers and looks up users.
 
+mod address;
+mod check;
+mod command_line;
+mod dump;
+mod parse;
+mod read;
 mod report;
+mod suggest;
+mod syntax;
+mod system;
+mod units;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipc::snapshot::{Mode, Snapshot};
 
 pub use report::Report;
+use report::{Diagnostic, Source, quoted};
+use system::{System, ThisSystem};
 
 /// A usable configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,13 +116,49 @@ pub struct Options {
     pub mode: Option<Mode>,
 }
 
+/// The largest configuration file that is read, in bytes.
+const FILE_MAX: u64 = 16 << 20;
+
 /// Reads and checks the configuration file at `path`.
 ///
 /// # Errors
 /// Everything that is wrong with it, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Loaded, Report> {
-    let _ = path;
-    Err(Report::default())
+    load_with(path, None)
+}
+
+fn load_with(path: &Path, workers: Option<Workers>) -> Result<Loaded, Report> {
+    let text = read(path)?;
+    let mut loaded = check_text(&path.display().to_string(), &text, workers, &ThisSystem)?;
+    loaded.process.source = Some(path.to_owned());
+    Ok(loaded)
+}
+
+fn read(path: &Path) -> Result<String, Report> {
+    let unreadable = |why: &str, help: &str| {
+        let title = format!("cannot read the configuration {}: {why}", quoted(&path.to_string_lossy()));
+        Report::single(Diagnostic::error(title).help(help))
+    };
+    let failed = |error: &io::Error| {
+        let help = match error.kind() {
+            io::ErrorKind::NotFound => "check the path given with --config",
+            io::ErrorKind::PermissionDenied => "it must be readable for the user that starts the master",
+            io::ErrorKind::IsADirectory => "it is a directory; give the path of the file in it",
+            _ => "give another file with --config",
+        };
+        unreadable(&error.to_string(), help)
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| failed(&error))?;
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > FILE_MAX {
+        return Err(unreadable("it is larger than 16 MiB", "is it the right file?"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        unreadable(&format!("line {line} is not UTF-8"), "save it in UTF-8")
+    })
 }
 
 /// Checks configuration text; `name` stands for the file in messages.
@@ -115,8 +166,18 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn from_text(name: &str, text: &str) -> Result<Loaded, Report> {
-    let _ = (name, text);
-    Err(Report::default())
+    check_text(name, text, None, &ThisSystem)
+}
+
+fn check_text(name: &str, text: &str, workers: Option<Workers>, system: &dyn System) -> Result<Loaded, Report> {
+    let source = Arc::new(Source { name: name.to_owned(), text: text.to_owned() });
+    let mut report = Report::of(Arc::clone(&source));
+    let Some(mut file) = parse::parse(&source, &mut report) else {
+        report.sort();
+        return Err(report);
+    };
+    file.workers = workers.or(file.workers);
+    check::check(file, None, system, report)
 }
 
 /// Makes a configuration from the command line alone, with the defaults that a file has too.
@@ -124,8 +185,7 @@ pub fn from_text(name: &str, text: &str) -> Result<Loaded, Report> {
 /// # Errors
 /// Everything that is wrong with it; no `--backend` at all is.
 pub fn from_command_line(options: &Options) -> Result<Loaded, Report> {
-    let _ = options;
-    Err(Report::default())
+    command_line::check_options(options, &ThisSystem)
 }
 
 /// What a start uses: the file, with `--workers` above it, or the command line alone.
@@ -133,13 +193,13 @@ pub fn from_command_line(options: &Options) -> Result<Loaded, Report> {
 /// # Errors
 /// As [`load`] and [`from_command_line`]; `--listen`, `--backend` or `--mode` beside a file are an error too.
 pub fn gather(config: Option<&Path>, options: &Options) -> Result<Loaded, Report> {
-    let _ = (config, options);
-    Err(Report::default())
+    let Some(path) = config else { return from_command_line(options) };
+    command_line::only_workers(options)?;
+    load_with(path, options.workers)
 }
 
 /// The effective configuration as TOML, every default filled in. Reads back as the same snapshot.
 #[must_use]
 pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
-    let _ = (snapshot, process);
-    String::new()
+    dump::dump(snapshot, process)
 }

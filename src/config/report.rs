@@ -44,13 +44,15 @@ pub struct Diagnostic {
     /// The first mark is the place itself, further ones what it has to do with.
     marks: Vec<Mark>,
     help: Vec<String>,
+    /// Something is missing: perhaps only because of a syntax error nearby.
+    absence: bool,
 }
 
 impl Diagnostic {
     /// An error that says `title`.
     #[must_use]
     pub fn error(title: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, title: title.into(), marks: Vec::new(), help: Vec::new() }
+        Self { severity: Severity::Error, title: title.into(), marks: Vec::new(), help: Vec::new(), absence: false }
     }
 
     /// A warning that says `title`.
@@ -82,8 +84,45 @@ impl Diagnostic {
         }
     }
 
+    /// Marks this as said because something is missing.
+    #[must_use]
+    pub fn absence(mut self) -> Self {
+        self.absence = true;
+        self
+    }
+
     fn start(&self) -> Option<usize> {
         self.marks.first().map(|mark| mark.span.start)
+    }
+}
+
+/// What is wrong with a piece of text, before it is known where that text stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What is wrong.
+    pub what: String,
+    /// How to mend it.
+    pub help: Option<String>,
+}
+
+impl Fault {
+    /// A fault without a remedy.
+    #[must_use]
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), help: None }
+    }
+
+    /// Says how to mend it.
+    #[must_use]
+    pub fn help(mut self, text: impl Into<String>) -> Self {
+        self.help = Some(text.into());
+        self
+    }
+
+    /// The error that this is at its place.
+    #[must_use]
+    pub fn at(self, span: Range<usize>) -> Diagnostic {
+        Diagnostic::error(self.what).at(span, "").maybe_help(self.help)
     }
 }
 
@@ -129,6 +168,23 @@ impl Report {
     pub fn counts(&self) -> (usize, usize) {
         let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
         (errors, self.diagnostics.len() - errors)
+    }
+
+    /// Takes over the findings of `other` on the same source.
+    pub fn add(&mut self, other: Report) {
+        self.diagnostics.extend(other.diagnostics);
+    }
+
+    /// As [`Report::add`], less those that may only follow from the syntax
+    /// errors found here: that something is missing, and whatever begins on the line of a finding made here.
+    pub fn add_independent(&mut self, other: Report) {
+        let Some(source) = self.source.clone() else { return };
+        let mut line_starts = vec![0];
+        line_starts.extend(source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1));
+        let line = |d: &Diagnostic| d.start().map(|at| line_starts.partition_point(|start| *start <= at));
+        let taken: std::collections::BTreeSet<_> = self.diagnostics.iter().filter_map(&line).collect();
+        let keep = |d: &Diagnostic| !d.absence && !line(d).is_some_and(|line| taken.contains(&line));
+        self.diagnostics.extend(other.diagnostics.into_iter().filter(keep));
     }
 
     /// Puts the findings in the order of the text, those without a place last.
