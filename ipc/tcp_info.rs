@@ -73,6 +73,14 @@ pub fn counters(fd: impl AsFd) -> io::Result<Counters> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
+/// Bytes written to `fd` that its peer has not acknowledged, sent or not.
+///
+/// # Errors
+/// When `fd` is not a connected socket.
+pub fn unacknowledged(fd: impl AsFd) -> io::Result<u64> {
+    queue_bytes(fd.as_fd(), libc::TIOCOUTQ)
+}
+
 fn info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     // SAFETY: tcp_info is made of integers only; all zero is a value of it.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };

@@ -1,0 +1,3 @@
+//! The servers that requests and connections are relayed to.
+
+pub mod health;
