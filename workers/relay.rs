@@ -112,7 +112,7 @@ impl Flow {
                     cx.pipes.put(pipe);
                     self.ended = true;
                 }
-                Io::Broken(errno) => {
+                Io::Broken(_) => {
                     cx.pipes.put(pipe);
                     return Moved::FromBroken;
                 }
