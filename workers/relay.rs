@@ -249,7 +249,10 @@ impl Worker {
                 let due_ms = now_ms + u64::from(connect_ms);
                 self.cx.arm(&mut connection.socket, Owner::Upstream(upstream), due_ms);
             }
-            return if done { self.relay_connected(key) } else { () };
+            if done {
+                self.relay_connected(key);
+            }
+            return;
         }
         self.end_relay(key, Some(Reason::Text("no server of the group could be connected to")));
     }

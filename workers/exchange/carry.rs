@@ -67,11 +67,12 @@ impl Worker {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         let Some(client) = self.clients.get_mut(exchange.client) else { return Step::Wait };
         let Some(upstream) = exchange.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return Step::Wait };
-        match exchange.begin_request(client, upstream, &mut self.cx) {
+        let step = exchange.begin_request(client, upstream, &mut self.cx);
+        if step == Step::Wait {
             // The answer cannot be there yet; but what is stuck, and the time limits, must be looked after.
-            Step::Wait => exchange.advance(client, Some(upstream), &mut self.cx),
-            step => step,
+            return exchange.advance(client, Some(upstream), &mut self.cx);
         }
+        step
     }
 
     /// Gives the exchange a kept connection, or a new one to the next server that can be connected to.
