@@ -1,5 +1,6 @@
 //! Everything one worker process does: HTTP and TCP relaying, balancing, pools, access log.
 
+pub mod access_log;
 pub mod backend;
 pub mod balance;
 pub mod date;
