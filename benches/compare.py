@@ -6,7 +6,7 @@ Settings by environment:
   BENCH_SECONDS=3     seconds of load for each proxy, load and round
   BENCH_WORKERS=1,2   numbers of workers
   BENCH_ONLY=         comma-separated loads; empty = all (the names are printed with an unknown one)
-  BENCH_PROXIES=ours,nginx,haproxy
+  BENCH_PROXIES=ours,nginx,haproxy,haproxy-splice
   BENCH_IDLE=5000     idle connections for the memory figure; 0 leaves it out
   BENCH_WRITE=        1 or 0: write docs/benchmarks.md and README.md, or not; empty = only when nothing was left out
 """
@@ -28,7 +28,9 @@ from processes import BenchError, Service, free_ports, proxy_command, run, start
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SYSCALL_SECONDS = 1
-PROXIES = ["ours", "nginx", "haproxy"]
+PROXIES = ["ours", "nginx", "haproxy", "haproxy-splice"]
+# The second HAProxy differs from the first in TCP mode only.
+TCP_ONLY = ["haproxy-splice"]
 
 
 class Settings:
@@ -100,11 +102,15 @@ def facts(settings, how):
         commit = run(["git", "-C", ROOT, "describe", "--always", "--dirty"], 10).strip()
         known["Pointsman"] = f"{first_line([settings.master, '--version'])} ({commit})"
     if "nginx" in settings.proxies:
-        known["nginx"] = first_line(["nginx", "-v"])
-    if "haproxy" in settings.proxies:
-        known["HAProxy"] = first_line(["haproxy", "-v"])
-    known["wrk"] = first_line(["wrk", "-v"])
+        known["nginx"] = first_line(["nginx", "-v"]).removeprefix("nginx version: ")
+    if any(proxy.startswith("haproxy") for proxy in settings.proxies):
+        known["HAProxy"] = first_line(["haproxy", "-v"]).partition(" - ")[0]
+    known["wrk"] = first_line(["wrk", "-v"]).partition(" Copyright")[0]
     return known
+
+
+def measured(proxy, mode):
+    return mode == "tcp" or proxy not in TCP_ONLY
 
 
 def list_text(cpus):
@@ -144,9 +150,10 @@ class Bench:
             backend, address = start_backend(self.settings.backend, load_cpus, self.directory)
             stack.callback(backend.stop)
             running = {(proxy, mode): self.start(stack, proxy, mode, workers, address, proxy_cpus)
-                       for mode in dict.fromkeys(load.mode for load in loads) for proxy in order}
+                       for mode in dict.fromkeys(load.mode for load in loads)
+                       for proxy in order if measured(proxy, mode)}
             for load in loads:
-                for proxy in order:
+                for proxy in [proxy for proxy in order if measured(proxy, load.mode)]:
                     service, proxy_address = running[(proxy, load.mode)]
                     cell = self.cell(load, workers, proxy)
                     measure.measure_speed(cell, load, service, proxy_address, self.settings.seconds, load_cpus)
@@ -172,7 +179,7 @@ class Bench:
     def memory(self):
         """KiB of each idle connection, two workers, each proxy on its own."""
         proxy_cpus, load_cpus = cpu_sets(1)
-        for proxy in self.settings.proxies:
+        for proxy in [proxy for proxy in self.settings.proxies if measured(proxy, "http")]:
             with contextlib.ExitStack() as stack:
                 backend, address = start_backend(self.settings.backend, load_cpus, self.directory)
                 stack.callback(backend.stop)
@@ -187,7 +194,7 @@ class Bench:
                                 settings.idle)
         print("\n" + "\n".join(lines))
         if not settings.write:
-            print("Not written to docs/benchmarks.md: this was not the whole benchmark (BENCH_WRITE=1 writes it).")
+            print("Not written to docs/benchmarks.md: something was left out or BENCH_WRITE=0.")
             return
         with open(os.path.join(ROOT, "docs", "benchmarks.md"), "w") as file:
             file.write("\n".join(lines).rstrip() + "\n")
@@ -202,7 +209,7 @@ class Bench:
 def check_programs(settings):
     """Everything that must exist before the first load; a missing one is named with the way to get it."""
     wanted = [("wrk", "wrk"), ("taskset", "util-linux")]
-    wanted += [(proxy, proxy) for proxy in ("nginx", "haproxy") if proxy in settings.proxies]
+    wanted += [(name, name) for name in ("nginx", "haproxy") if any(one.startswith(name) for one in settings.proxies)]
     for program, package in wanted:
         if not shutil.which(program):
             raise BenchError(f"{program} is missing: apt-get install {package}")

@@ -209,7 +209,7 @@ def proxy_command(proxy, mode, workers, port, backend, directory, master):
     if proxy == "nginx":
         return ["nginx", "-p", directory, "-e", f"{directory}/nginx-early.log", "-c",
                 render(f"nginx-{mode}.conf", directory, values)]
-    if proxy == "haproxy":
-        return ["haproxy", "-db", "-f", render(f"haproxy-{mode}.cfg", directory, values)]
+    if proxy.startswith("haproxy"):
+        return ["haproxy", "-db", "-f", render(f"{proxy}-{mode}.cfg", directory, values)]
     return [master, "--workers", str(workers), "--listen", f"127.0.0.1:{port}", "--backend", backend,
             "--mode", mode, "--log-level", "warn"]

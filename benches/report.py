@@ -5,15 +5,15 @@ import re
 
 BEGIN = "<!-- bench:begin (written by make bench; do not edit by hand) -->"
 END = "<!-- bench:end -->"
-NAMES = {"ours": "Pointsman", "nginx": "nginx", "haproxy": "HAProxy", "direct": "no proxy"}
+NAMES = {"ours": "Pointsman", "nginx": "nginx", "haproxy": "HAProxy", "haproxy-splice": "HAProxy, splice", "direct": "no proxy"}
 
 
 def count(value):
     return "n/a" if value is None else f"{value:,.0f}"
 
 
-def decimal(value, digits=1):
-    return "n/a" if value is None else f"{value:.{digits}f}"
+def decimal(value, digits=1, missing="n/a"):
+    return missing if value is None else f"{value:.{digits}f}"
 
 
 def micros(value):
@@ -77,15 +77,15 @@ def ratio_table(cells, loads, proxies, workers_list):
 def idle_table(idle, proxies):
     rows = [[NAMES[proxy], decimal(sum(idle[proxy]), 2), decimal(idle[proxy][0], 2), decimal(idle[proxy][1], 2)]
             for proxy in proxies if proxy in idle]
-    return table(["", "KiB/connection", "of it first process (master)", "of it the workers"], rows)
+    return table(["", "KiB/connection", "of it the first process (master)", "of it the workers"], rows)
 
 
 def uneven_table(cells, loads, proxies):
     rows = []
-    for load in loads:
+    for load in [load for load in loads if load.connections > 1]:
         row = [load.title]
         for proxy in proxies:
-            row.append(decimal(value(cells, (load.name, 2, proxy), "uneven"), 2))
+            row.append(decimal(value(cells, (load.name, 2, proxy), "uneven"), 2, "–"))
         rows.append(row)
     return table([""] + [NAMES[proxy] for proxy in proxies], rows)
 
@@ -98,7 +98,8 @@ def short_table(cells, loads, proxies, workers_list):
             row = [load.title, str(workers)]
             for proxy in proxies:
                 key = (load.name, workers, proxy)
-                row.append(f"{count(value(cells, key, 'rps'))} · {decimal(value(cells, key, 'cpu_us'))}")
+                figures = f"{count(value(cells, key, 'rps'))} · {decimal(value(cells, key, 'cpu_us'))}"
+                row.append(figures if key in cells else "–")
             rows.append(row)
     return table(["requests/s · CPU µs/request", "workers"] + [NAMES[proxy] for proxy in proxies], rows)
 
