@@ -99,12 +99,13 @@ def facts(settings, how):
         "System calls counted with": how or "nothing (neither perf nor strace works here)",
     }
     if "ours" in settings.proxies:
-        commit = run(["git", "-C", ROOT, "describe", "--always", "--dirty"], 10).strip()
+        describe = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
+        commit = run(describe, 10).strip() if shutil.which("git") else "commit unknown"
         known["Pointsman"] = f"{first_line([settings.master, '--version'])} ({commit})"
     if "nginx" in settings.proxies:
         known["nginx"] = first_line(["nginx", "-v"]).removeprefix("nginx version: ")
     if any(proxy.startswith("haproxy") for proxy in settings.proxies):
-        known["HAProxy"] = first_line(["haproxy", "-v"]).partition(" - ")[0]
+        known["HAProxy"] = re.sub(r" \d{4}/.*", "", first_line(["haproxy", "-v"]))
     known["wrk"] = first_line(["wrk", "-v"]).partition(" Copyright")[0]
     return known
 
@@ -200,8 +201,9 @@ class Bench:
             file.write("\n".join(lines).rstrip() + "\n")
         print("Written to docs/benchmarks.md.")
         if "ours" in settings.proxies:
-            short = report.short_table(self.cells, settings.loads, settings.proxies, settings.workers)
-            where = f"{known['Date']}, {known['CPU']}, {known['nginx']}, {known['HAProxy']}."
+            short = report.short_table(self.cells, settings.loads, settings.proxies, settings.workers[0])
+            versions = ", ".join(known[name] for name in ("Pointsman", "nginx", "HAProxy") if name in known)
+            where = f"Workers: {settings.workers[0]}. {known['Date']}, {known['CPU']}; {versions}."
             if report.fill_readme(os.path.join(ROOT, "README.md"), short + ["", where]):
                 print("The short table is in README.md.")
 

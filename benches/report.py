@@ -90,18 +90,17 @@ def uneven_table(cells, loads, proxies):
     return table([""] + [NAMES[proxy] for proxy in proxies], rows)
 
 
-def short_table(cells, loads, proxies, workers_list):
+def short_table(cells, loads, proxies, workers):
     """README's table: requests per second and CPU time, ours beside the others."""
     rows = []
     for load in loads:
-        for workers in workers_list:
-            row = [load.title, str(workers)]
-            for proxy in proxies:
-                key = (load.name, workers, proxy)
-                figures = f"{count(value(cells, key, 'rps'))} · {decimal(value(cells, key, 'cpu_us'))}"
-                row.append(figures if key in cells else "–")
-            rows.append(row)
-    return table(["requests/s · CPU µs/request", "workers"] + [NAMES[proxy] for proxy in proxies], rows)
+        row = [load.title]
+        for proxy in proxies:
+            key = (load.name, workers, proxy)
+            figures = f"{count(value(cells, key, 'rps'))} · {decimal(value(cells, key, 'cpu_us'))}"
+            row.append(figures if key in cells else "–")
+        rows.append(row)
+    return table(["requests/s · CPU µs/request"] + [NAMES[proxy] for proxy in proxies], rows)
 
 
 def document(cells, idle, loads, proxies, workers_list, facts, idle_count):
@@ -115,7 +114,8 @@ def document(cells, idle, loads, proxies, workers_list, facts, idle_count):
               "changes from round to round. A figure is the median of the rounds; the spread is half the distance "
               "between the best and the worst round. The backend (`examples/bench_backend.rs`) is one thread that "
               "shares its cores with wrk, so where a proxy uses less than its number of cores, wrk and the backend were "
-              "the limit: compare CPU time there, not requests per second.", "",
+              "the limit: compare CPU time there, not requests per second. The row `no proxy` is "
+              "wrk against the backend alone, pinned as for the first number of workers.", "",
               "CPU time is what the kernel counts for all processes and threads of a proxy, master included, during the "
               "load (`/proc/PID/task/*/schedstat`), divided by wrk's number of requests. System calls are counted in a "
               "shorter run of their own. TCP relays carry the same HTTP bytes without reading them. A row with an "
