@@ -123,7 +123,11 @@ impl Worker {
                     return Ok(());
                 }
                 Err(errno) => {
-                    debug!("{}: cannot connect to {}: {errno}", settings.name, settings.servers[usize::from(server)].name);
+                    debug!(
+                        "{}: cannot connect to {}: {errno}",
+                        settings.name,
+                        settings.servers[usize::from(server)].name
+                    );
                     exchange.tried.push(server);
                     exchange.last_problem = Some(UNREACHABLE);
                     report_failure(&mut self.cx.pools, &site.snapshot, group, server, self.cx.clock.now_ms);
@@ -149,7 +153,11 @@ impl Worker {
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         if !allowed {
-            return if exchange.is_unanswered() { Step::Reply(failure.problem) } else { Step::Cut(failure.problem.reason) };
+            return if exchange.is_unanswered() {
+                Step::Reply(failure.problem)
+            } else {
+                Step::Cut(failure.problem.reason)
+            };
         }
         if let Some(client) = self.clients.get(exchange.client) {
             exchange.rewind(client, &mut self.cx);
@@ -217,7 +225,8 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
-            let more = !read || client.input.as_ref().is_some_and(|input| input.end > end) || client.socket.is_readable();
+            let more =
+                !read || client.input.as_ref().is_some_and(|input| input.end > end) || client.socket.is_readable();
             return if more { self.linger(client_key) } else { self.close_client(client_key) };
         }
         client.state = ClientState::Idle;
