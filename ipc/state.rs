@@ -20,15 +20,19 @@ pub enum Phase {
     Open = 1,
     /// As `Open`, but part of the request is no longer there or must not be run twice.
     Committed = 2,
-    /// A byte relay: no request to repeat.
+    /// A byte relay all of whose bytes under way lie in the kernel, in objects the master holds too: it can be
+    /// gone on with elsewhere.
     Relay = 3,
     /// Finished here.
     Done = 4,
+    /// A byte relay with bytes under way in the worker's own memory, or a server's connection that the master does
+    /// not hold: it ends with the worker.
+    Captive = 5,
 }
 
 impl Phase {
     fn from_bits(bits: u64) -> Option<Phase> {
-        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done]
+        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done, Phase::Captive]
             .into_iter()
             .find(|&phase| phase as u64 == bits)
     }
@@ -96,9 +100,66 @@ impl Record {
     }
 }
 
+/// Pipes of one worker that the master knows, at most. Each holds up to 256 KiB of kernel memory while in use; the
+/// kernel lets an unprivileged user have 64 MiB of it.
+pub const MAX_PIPES: u16 = 256;
+
+/// The way bytes go in a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the server.
+    ToServer,
+    /// From the server to the client.
+    ToClient,
+}
+
+/// Whose bytes a pipe holds: a word for each pipe of a worker, written before the first byte goes in and after the
+/// last has come out.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct PipeOwner(AtomicU64);
+
+impl PipeOwner {
+    /// The pipe is about to hold bytes of connection `id`; `None` = it holds nothing that matters.
+    pub fn set(&self, owner: Option<(u32, Direction)>) {
+        let word = match owner {
+            None => 0,
+            Some((id, Direction::ToServer)) => 1 | u64::from(id) << 32,
+            Some((id, Direction::ToClient)) => 2 | u64::from(id) << 32,
+        };
+        self.0.store(word, Ordering::Release);
+    }
+
+    /// Whose bytes it holds; `None` also for a word that means nothing.
+    #[must_use]
+    pub fn get(&self) -> Option<(u32, Direction)> {
+        let word = self.0.load(Ordering::Acquire);
+        let direction = match word & 0xffff_ffff {
+            1 => Direction::ToServer,
+            2 => Direction::ToClient,
+            _ => return None,
+        };
+        u32::try_from(word >> 32).ok().map(|id| (id, direction))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_has_the_owner_it_was_given() {
+        let owner = PipeOwner::default();
+        assert_eq!(owner.get(), None);
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            owner.set(Some((u32::MAX, direction)));
+            assert_eq!(owner.get(), Some((u32::MAX, direction)));
+        }
+        owner.0.store(3 | 7 << 32, Ordering::Relaxed);
+        assert_eq!(owner.get(), None);
+        owner.set(None);
+        assert_eq!(owner.get(), None);
+    }
 
     #[test]
     fn what_is_published_is_read() {
@@ -132,7 +193,7 @@ mod tests {
                 cell.word.store(word, Ordering::Relaxed);
             }
             let image = record.read();
-            proptest::prop_assert_eq!(image.is_some(), valid < 2 && word & 0xff <= 4);
+            proptest::prop_assert_eq!(image.is_some(), valid < 2 && word & 0xff <= 5);
         }
     }
 }

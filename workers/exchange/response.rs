@@ -268,9 +268,9 @@ impl Exchange {
     ) -> Result<Option<usize>, Step> {
         let (pipe, mut held) = match self.spliced.take() {
             Some(spliced) => spliced,
-            None => match cx.pipes.take() {
-                Ok(pipe) => (pipe, 0),
-                Err(_) => return Ok(None),
+            None => match cx.take_pipe() {
+                Some(pipe) => (pipe, 0),
+                None => return Ok(None),
             },
         };
         if held == 0 {
