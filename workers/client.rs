@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use ipc::shm::Slot;
+use ipc::shm::{Arena, Slot};
 use ipc::snapshot::ListenerId;
 use ipc::state::{Image, Phase};
 
@@ -111,13 +111,13 @@ impl Client {
 
     /// The bytes read and not yet answered.
     #[must_use]
-    pub fn unanswered<'a>(&'a self, cx: &Ctx) -> &'a [u8] {
-        self.input.as_ref().map_or(&[], |input| &cx.arena.bytes(&input.slot)[input.start..input.end])
+    pub fn unanswered<'a>(&'a self, arena: &Arena) -> &'a [u8] {
+        self.input.as_ref().map_or(&[], |input| &arena.bytes(&input.slot)[input.start..input.end])
     }
 
     /// The slot's bytes from `from` to the end of what was read.
     #[must_use]
-    pub fn input_from<'a>(&'a self, from: usize, arena: &ipc::shm::Arena) -> &'a [u8] {
+    pub fn input_from<'a>(&'a self, from: usize, arena: &Arena) -> &'a [u8] {
         self.input.as_ref().map_or(&[], |input| arena.bytes(&input.slot).get(from..input.end).unwrap_or(&[]))
     }
 

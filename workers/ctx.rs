@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipc::shm::{Arena, Control};
-use ipc::snapshot::Snapshot;
+use ipc::snapshot::{Address, Snapshot};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -19,7 +19,7 @@ use crate::date::DateCache;
 use crate::exchange::Exchange;
 use crate::io::socket::Socket;
 use crate::io::splice::Pipes;
-use crate::proto::h1::{HeadLimits, RequestHead, ResponseHead};
+use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
 use crate::relay::Relay;
 use crate::route::Router;
 use crate::slab::Key;
@@ -35,6 +35,24 @@ pub struct Site {
     pub snapshot: Snapshot,
     /// Its routes.
     pub router: Router,
+    /// Each listener's address, for requests that name no host.
+    pub listener_names: Vec<String>,
+}
+
+impl Site {
+    /// Compiles a snapshot.
+    #[must_use]
+    pub fn new(snapshot: Snapshot) -> Site {
+        let name = |bind: &Address| match bind {
+            Address::Inet(addr) => addr.to_string(),
+            Address::Unix(_) => "localhost".to_owned(),
+        };
+        Site {
+            router: Router::new(&snapshot.routes),
+            listener_names: snapshot.listeners.iter().map(|listener| name(&listener.bind)).collect(),
+            snapshot,
+        }
+    }
 }
 
 /// Something to go on with before the next wait for events: its readiness is known, no event would come.
@@ -128,8 +146,8 @@ pub struct Ctx {
     pub buffers: Buffers,
     /// Pipes for splicing.
     pub pipes: Pipes,
-    /// The access log.
-    pub log: AccessLog,
+    /// The access log, if there is one.
+    pub log: Option<AccessLog>,
     /// To be gone on with in this turn.
     pub work: VecDeque<Work>,
     /// Connections closed and not yet reported to the master.

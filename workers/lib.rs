@@ -74,7 +74,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     let cx = Ctx {
         index,
         pid,
-        head_limits: proto::h1::HeadLimits {
+        head_limits: proto::h1::head::HeadLimits {
             bytes: snapshot.limits.head_bytes as usize,
             fields: usize::from(snapshot.limits.head_fields),
         },
@@ -84,19 +84,19 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         registry: poll.registry().try_clone()?,
         timers: timers::Timers::new(Clock::new().now_ms),
         clock: Clock::new(),
-        date: date::DateCache::default(),
+        date: date::DateCache::new(),
         scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         out: Vec::with_capacity(SCRATCH_BYTES),
-        request: proto::h1::RequestHead::default(),
-        response: proto::h1::ResponseHead::default(),
+        request: proto::h1::head::RequestHead::default(),
+        response: proto::h1::head::ResponseHead::default(),
         buffers: buffer::Buffers::default(),
         pipes: io::splice::Pipes::default(),
-        log: access_log::AccessLog::new(log_fd, snapshot.access_log.format),
+        log: log_fd.map(|fd| access_log::AccessLog::new(fd, snapshot.access_log.format)),
         work: VecDeque::new(),
         finished: Vec::new(),
         finished_since_ms: 0,
         draining: false,
-        site: Rc::new(Site { router: route::Router::new(&snapshot.routes), snapshot }),
+        site: Rc::new(Site::new(snapshot)),
     };
     Worker::new(poll, channel, cx)
 }

@@ -3,19 +3,19 @@
 //! Bytes move by `splice(2)` and never enter this process, but for those that had been read before a tunnel
 //! began. The end of one direction is passed on when everything before it has been; the other goes on.
 
-use ipc::snapshot::GroupId;
+use ipc::snapshot::{GroupId, Mode};
 use ipc::state::Phase;
 use log::debug;
-use rustix::io::Errno;
 
-use crate::access_log;
-use crate::backend::connect;
+use crate::access_log::Entry;
+use crate::backend::{connect, upstream};
 use crate::backend::{Upstream, UpstreamState};
 use crate::buffer::Pending;
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::MAX_TRIES;
-use crate::exchange::carry::{report_failure, source_hash};
+use crate::exchange::carry::{report_failure, report_success, source_of};
+use crate::exchange::{CLIENT_GONE, Reason};
 use crate::io::socket::{Io, Socket};
 use crate::io::splice::Pipe;
 use crate::slab::Key;
@@ -48,9 +48,9 @@ enum Moved {
     /// It used up its share of this turn.
     Again,
     /// The connection from the sender is broken.
-    FromBroken(Errno),
+    FromBroken,
     /// The connection to the receiver is broken.
-    ToBroken(Errno),
+    ToBroken,
 }
 
 impl Flow {
@@ -64,7 +64,7 @@ impl Flow {
                         self.early.advance(n, &mut cx.buffers);
                     }
                     Io::Blocked | Io::Eof => return Moved::Blocked,
-                    Io::Broken(errno) => return Moved::ToBroken(errno),
+                    Io::Broken(_) => return Moved::ToBroken,
                 }
             }
             while let Some((pipe, held)) = &mut self.pipe {
@@ -79,7 +79,7 @@ impl Flow {
                         }
                     }
                     Io::Blocked | Io::Eof => return Moved::Blocked,
-                    Io::Broken(errno) => return Moved::ToBroken(errno),
+                    Io::Broken(_) => return Moved::ToBroken,
                 }
             }
             if self.ended {
@@ -97,7 +97,7 @@ impl Flow {
             }
             let pipe = match cx.pipes.take() {
                 Ok(pipe) => pipe,
-                Err(errno) => return Moved::FromBroken(errno),
+                Err(_) => return Moved::FromBroken,
             };
             match from.splice_in(&pipe, FILL_BYTES) {
                 Io::Moved(n) => {
@@ -112,9 +112,9 @@ impl Flow {
                     cx.pipes.put(pipe);
                     self.ended = true;
                 }
-                Io::Broken(errno) => {
+                Io::Broken(_) => {
                     cx.pipes.put(pipe);
-                    return Moved::FromBroken(errno);
+                    return Moved::FromBroken;
                 }
             }
         }
@@ -215,7 +215,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let site = std::rc::Rc::clone(&self.cx.site);
         let settings = &site.snapshot.groups[usize::from(relay.group)];
-        let source = source_hash(self.clients.get(relay.client).and_then(|client| client.peer));
+        let source = source_of(self.clients.get(relay.client).and_then(|client| client.peer));
         let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
         while relay.tried.len() < tries {
             let now_ms = self.cx.clock.now_ms;
@@ -240,7 +240,7 @@ impl Worker {
                 partial: Vec::new(),
             };
             let (group, connect_ms, done) = (relay.group, relay.connect_ms, connecting.done);
-            let Some(upstream) = self.add_upstream(upstream) else { return self.end_relay(key, Some("no room")) };
+            let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else { return self.end_relay(key, Some(Reason::Text("no room"))) };
             self.cx.pools.balance(group).began(server);
             if let Some(relay) = self.relays.get_mut(key) {
                 relay.upstream = Some(upstream);
@@ -251,13 +251,13 @@ impl Worker {
             }
             return if done { self.relay_connected(key) } else { () };
         }
-        self.end_relay(key, Some("no server of the group could be connected to"));
+        self.end_relay(key, Some(Reason::Text("no server of the group could be connected to")));
     }
 
     fn relay_connected(&mut self, key: Key<Relay>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
-        self.cx.pools.balance(relay.group).succeeded(relay.server);
+        report_success(&mut self.cx.pools, &self.cx.site.snapshot, relay.group, relay.server);
         if let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) {
             upstream.connecting = false;
             upstream.socket.deadline.due_ms = u64::MAX;
@@ -299,7 +299,7 @@ impl Worker {
         let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return };
         if upstream.connecting {
             if client.socket.is_gone() {
-                self.end_relay(key, Some("the client closed the connection"));
+                self.end_relay(key, Some(CLIENT_GONE));
             }
             return;
         }
@@ -313,8 +313,8 @@ impl Worker {
         }
         let done = relay.to_server.passed_on && relay.to_client.passed_on;
         match (up, down) {
-            (Moved::FromBroken(_), _) | (_, Moved::ToBroken(_)) => self.end_relay(key, Some("the client's connection broke")),
-            (Moved::ToBroken(_), _) | (_, Moved::FromBroken(_)) => self.end_relay(key, Some("the server's connection broke")),
+            (Moved::FromBroken, _) | (_, Moved::ToBroken) => self.end_relay(key, Some(Reason::Text("the client's connection broke"))),
+            (Moved::ToBroken, _) | (_, Moved::FromBroken) => self.end_relay(key, Some(Reason::Text("the server's connection broke"))),
             (Moved::Blocked, Moved::Blocked) if done => self.end_relay(key, None),
             (Moved::Blocked, Moved::Blocked) => {}
             (Moved::Again, Moved::Blocked | Moved::Again) | (Moved::Blocked, Moved::Again) => {
@@ -324,25 +324,26 @@ impl Worker {
     }
 
     /// Ends a relay. With a `reason` both connections are reset, so that neither side takes what it has for all.
-    pub(crate) fn end_relay(&mut self, key: Key<Relay>, reason: Option<&'static str>) {
+    pub(crate) fn end_relay(&mut self, key: Key<Relay>, reason: Option<Reason>) {
         let Some(mut relay) = self.relays.remove(key) else { return };
         relay.to_server.release(&mut self.cx);
         relay.to_client.release(&mut self.cx);
-        if relay.tcp && self.cx.log.is_on() {
+        if let (true, Some(log)) = (relay.tcp, &mut self.cx.log) {
             let settings = self.cx.site.snapshot.groups.get(usize::from(relay.group));
             let server = settings.and_then(|group| group.servers.get(usize::from(relay.server)));
-            let peer = self.clients.get(relay.client).and_then(|client| client.peer);
-            let entry = access_log::Entry {
-                client: peer,
+            let reason = reason.map(|reason| reason.to_string());
+            let entry = Entry {
+                client: self.clients.get(relay.client).and_then(|client| client.peer),
                 backend: server.map(|server| server.name.as_str()),
-                bytes_received: relay.to_server.moved,
-                bytes_sent: relay.to_client.moved,
+                bytes_in: relay.to_server.moved,
+                bytes_out: relay.to_client.moved,
                 connect_us: relay.connected_us.checked_sub(relay.began_us),
-                total_us: self.cx.clock.now_us - relay.began_us,
-                reason,
-                ..access_log::Entry::tcp(self.cx.clock.unix_ms, self.cx.index)
+                total_us: Some(self.cx.clock.now_us - relay.began_us),
+                retries: u32::try_from(relay.tried.len()).unwrap_or(0),
+                reason: reason.as_deref(),
+                ..Entry::new(Mode::Tcp, self.cx.clock.unix_ms, self.cx.index)
             };
-            self.cx.log.record(&entry, &mut self.cx.date, self.cx.clock.now_ms);
+            log.record(&entry, self.cx.clock.now_ms);
         }
         if let Some(upstream) = relay.upstream {
             self.cx.pools.balance(relay.group).ended(relay.server);

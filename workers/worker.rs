@@ -14,10 +14,11 @@ use log::{debug, error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::backend::{Upstream, UpstreamState};
+use crate::access_log::AccessLog;
+use crate::backend::{Upstream, UpstreamState, upstream};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
-use crate::exchange::{Exchange, Problem};
+use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -135,8 +136,10 @@ impl Worker {
                 }
             }
             self.report();
-            if self.cx.log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms) {
-                self.cx.log.flush(self.cx.clock.now_ms);
+            if let Some(log) = &mut self.cx.log
+                && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
+            {
+                log.flush(self.cx.clock.now_ms);
             }
             if self.cx.draining && (self.clients.is_empty() || self.cx.clock.now_ms >= self.drain_until_ms) {
                 self.end_drain();
@@ -149,12 +152,13 @@ impl Worker {
         let now_ms = self.cx.clock.now_ms;
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
-        let deadline = [self.cx.timers.next_deadline(), self.cx.log.deadline(), report, drain];
+        let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
+        let deadlines = [self.cx.timers.next_deadline(), log, report, drain];
         let timeout = if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
-            deadline.into_iter().flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
+            deadlines.into_iter().flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
         };
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -187,8 +191,8 @@ impl Worker {
                 }
             }
             ToWorker::OpenLog if fds.len() == 1 => {
-                if let Some(fd) = fds.pop() {
-                    self.cx.log.replace(fd, self.cx.clock.now_ms);
+                if let (Some(fd), Some(log)) = (fds.pop(), &mut self.cx.log) {
+                    log.replace(fd, self.cx.clock.now_ms);
                 }
             }
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms),
@@ -226,14 +230,14 @@ impl Worker {
                 if client.resume(&bytes, &mut self.cx) {
                     self.serve_client(key);
                 } else {
-                    self.answer(key, Problem { status: 503, reason: "the worker has no buffer for the request" });
+                    self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
                 }
             }
             (Task::Fail, Mode::Http, _) => {
-                self.answer(key, Problem { status: 502, reason: "the worker that served the request died" });
+                self.answer(key, Problem::new(502, "the worker that served the request died"));
             }
             (Task::Refuse, Mode::Http, _) => {
-                self.answer(key, Problem { status: 503, reason: "the client has too many connections" });
+                self.answer(key, Problem::new(503, "the client has too many connections"));
             }
         }
     }
@@ -284,7 +288,7 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
             ClientState::Idle if client.input.is_some() => {
-                self.answer(key, Problem { status: 408, reason: "the client sent its request head too slowly" });
+                self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
             ClientState::Idle | ClientState::Lingering(_) => self.close_client(key),
             ClientState::Exchange(exchange_key) => {
@@ -292,7 +296,7 @@ impl Worker {
                 let step = exchange.on_client_timeout(client, &mut self.cx);
                 self.carry_out(exchange_key, step);
             }
-            ClientState::Relay(relay) => self.end_relay(relay, Some("nothing moved for longer than the tunnel timeout")),
+            ClientState::Relay(relay) => self.end_relay(relay, Some(Reason::Text("nothing moved for longer than the tunnel timeout"))),
         }
     }
 
@@ -322,7 +326,7 @@ impl Worker {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => {}
                     Err(error) => {
-                        return self.answer(key, Problem { status: error.status(), reason: error.reason() });
+                        return self.answer(key, Problem { status: error.status(), reason: Reason::RequestHead(error) });
                     }
                 }
             }
@@ -337,7 +341,7 @@ impl Worker {
                     if client.unanswered(&self.cx.arena).is_empty() {
                         return self.close_client(key);
                     }
-                    return self.answer(key, Problem { status: 400, reason: "the client closed the connection within the request head" });
+                    return self.answer(key, Problem::new(400, "the client closed the connection within the request head"));
                 }
                 // The slot's end is reached: what is there begins further on, or the head would have been refused.
                 None if client.is_full(&self.cx) && client.compact(&mut self.cx) => {}
@@ -378,7 +382,7 @@ impl Worker {
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
         let step = match admitted {
             Ok(_) => self.assign(key),
-            Err(problem) => crate::exchange::Step::Reply(problem),
+            Err(problem) => Step::Reply(problem),
         };
         self.carry_out(key, step);
     }
@@ -388,7 +392,7 @@ impl Worker {
         let Some(client) = self.clients.get(client_key) else { return };
         let exchange = Exchange::new(client_key, client, &self.cx);
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
-        self.carry_out(key, crate::exchange::Step::Reply(problem));
+        self.carry_out(key, Step::Reply(problem));
     }
 
     fn add_exchange(&mut self, client_key: Key<Client>, exchange: Exchange) -> Option<Key<Exchange>> {
@@ -444,13 +448,7 @@ impl Worker {
 
     /// Ends a connection to a server.
     pub(crate) fn close_upstream(&mut self, key: Key<Upstream>) {
-        let Some(mut upstream) = self.upstreams.remove(key) else { return };
-        if upstream.state == UpstreamState::Idle {
-            self.cx.pools.forget_idle(upstream.group, upstream.server, key);
-        }
-        self.cx.pools.closed(upstream.group, upstream.server);
-        self.cx.buffers.put(std::mem::take(&mut upstream.partial));
-        self.cx.forget(&mut upstream.socket);
+        upstream::close(&mut self.upstreams, key, &mut self.cx);
     }
 
     /// Tells the master which connections are finished, in batches.
@@ -511,6 +509,8 @@ impl Worker {
             self.close_client(key);
         }
         self.report();
-        self.cx.log.flush(self.cx.clock.now_ms);
+        if let Some(log) = &mut self.cx.log {
+            log.flush(self.cx.clock.now_ms);
+        }
     }
 }

@@ -5,7 +5,7 @@
 use ipc::snapshot::{Group, GroupId, Snapshot};
 
 use crate::backend::Upstream;
-use crate::balance::GroupState;
+use crate::balance::{GroupState, ServerId};
 use crate::slab::Key;
 
 /// One server's connections.
@@ -45,19 +45,28 @@ impl Pools {
         Pools { groups: snapshot.groups.iter().map(group).collect() }
     }
 
+    /// The server for a request or connection of `source`; `None` when every one is in `tried` or has no room.
+    pub fn pick(&mut self, group: GroupId, source: u64, now_ms: u64, tried: &[ServerId]) -> Option<ServerId> {
+        let GroupPool { balance, servers, max_per_server, .. } = self.groups.get_mut(usize::from(group))?;
+        let full = |id: ServerId| {
+            servers.get(usize::from(id)).is_some_and(|server| server.idle.is_empty() && server.open >= *max_per_server)
+        };
+        balance.pick(source, now_ms, tried, full)
+    }
+
     /// Server choice and health of a group.
     pub fn balance(&mut self, group: GroupId) -> &mut GroupState {
         &mut self.groups[usize::from(group)].balance
     }
 
     /// An idle connection to a server.
-    pub fn take_idle(&mut self, group: GroupId, server: u16) -> Option<Key<Upstream>> {
+    pub fn take_idle(&mut self, group: GroupId, server: ServerId) -> Option<Key<Upstream>> {
         self.server(group, server).idle.pop()
     }
 
     /// Keeps an idle connection; false when there are enough.
     #[must_use]
-    pub fn put_idle(&mut self, group: GroupId, server: u16, key: Key<Upstream>) -> bool {
+    pub fn put_idle(&mut self, group: GroupId, server: ServerId, key: Key<Upstream>) -> bool {
         let most = self.groups[usize::from(group)].idle_per_server;
         let server = self.server(group, server);
         if server.idle.len() >= most {
@@ -68,25 +77,17 @@ impl Pools {
     }
 
     /// An idle connection is being closed.
-    pub fn forget_idle(&mut self, group: GroupId, server: u16, key: Key<Upstream>) {
+    pub fn forget_idle(&mut self, group: GroupId, server: ServerId, key: Key<Upstream>) {
         self.server(group, server).idle.retain(|&kept| kept != key);
     }
 
-    /// Whether another connection may be opened to a server.
-    #[must_use]
-    pub fn has_room(&mut self, group: GroupId, server: u16) -> bool {
-        let most = self.groups[usize::from(group)].max_per_server;
-        let server = self.server(group, server);
-        server.open < most || !server.idle.is_empty()
-    }
-
     /// A connection to a server was opened.
-    pub fn opened(&mut self, group: GroupId, server: u16) {
+    pub fn opened(&mut self, group: GroupId, server: ServerId) {
         self.server(group, server).open += 1;
     }
 
     /// A connection to a server was closed.
-    pub fn closed(&mut self, group: GroupId, server: u16) {
+    pub fn closed(&mut self, group: GroupId, server: ServerId) {
         let server = self.server(group, server);
         server.open = server.open.saturating_sub(1);
     }
@@ -96,7 +97,7 @@ impl Pools {
         self.groups.iter_mut().flat_map(|group| &mut group.servers).flat_map(|server| server.idle.drain(..)).collect()
     }
 
-    fn server(&mut self, group: GroupId, server: u16) -> &mut Server {
+    fn server(&mut self, group: GroupId, server: ServerId) -> &mut Server {
         &mut self.groups[usize::from(group)].servers[usize::from(server)]
     }
 }

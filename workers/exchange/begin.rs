@@ -11,7 +11,8 @@ use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::wait::Wait;
 use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Times};
 use crate::proto::h1::body::BodyReader;
-use crate::proto::h1::{BodyFraming, FieldName, Method, RequestHead, Version};
+use crate::exchange::rewrite;
+use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Version};
 use crate::slab::Key;
 
 impl Exchange {
@@ -70,32 +71,32 @@ impl Exchange {
         self.head.1 = self.head.0 + length;
         self.body_at = self.head.1;
         self.close = false;
-        self.read_head(head, cx);
+        self.take_head(head, cx);
         let bytes = client.input_from(self.head.0, &cx.arena);
         self.client_keep_alive = head.keep_alive;
         if self.method == Method::Connect {
-            return Err(Problem { status: 405, reason: "CONNECT is not enabled here" });
+            return Err(Problem::new(405, "CONNECT is not enabled here"));
         }
         if self.method == Method::Trace && head.framing != BodyFraming::None {
             self.close = true;
-            return Err(Problem { status: 400, reason: "a TRACE request must not have a body" });
+            return Err(Problem::new(400, "a TRACE request must not have a body"));
         }
-        if head.max_forwards == Some(0) && matches!(self.method, Method::Options | Method::Trace) {
-            return Err(Problem { status: 200, reason: "Max-Forwards was 0" });
+        if rewrite::ends_here(head) {
+            return Err(Problem::new(200, "Max-Forwards was 0"));
         }
         if let (BodyFraming::Length(n), Some(most)) = (head.framing, self.site.snapshot.limits.body_bytes)
             && n > most
         {
             self.close = true;
-            return Err(Problem { status: 413, reason: "the request body is larger than limits.body" });
+            return Err(Problem::new(413, "the request body is larger than limits.body"));
         }
         let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
         let group = listener.to.or_else(|| {
-            let path = head.target.path.of(bytes);
-            self.site.router.find(head.host_name.of(bytes), path)
+            let host = head.host_name.map_or(&b""[..], |span| span.of(bytes));
+            self.site.router.find(host, head.target.path(bytes))
         });
         let Some(group) = group else {
-            return Err(Problem { status: 404, reason: "no route matches" });
+            return Err(Problem::new(404, "no route matches"));
         };
         self.group = Some(group);
         if let Some(settings) = self.site.snapshot.groups.get(usize::from(group)) {
@@ -105,28 +106,20 @@ impl Exchange {
     }
 
     /// Takes over what the head says.
-    pub fn read_head(&mut self, head: &RequestHead, cx: &Ctx) {
+    pub fn take_head(&mut self, head: &RequestHead, cx: &Ctx) {
         self.method = head.method;
         self.version = head.version;
         self.trailers_wanted = head.te_trailers;
         self.upgrade = head.upgrade;
         let (reader, outgoing) = match head.framing {
-            BodyFraming::None => (BodyReader::None, Outgoing::Plain),
-            BodyFraming::Length(n) => (BodyReader::length(n), Outgoing::Plain),
+            BodyFraming::None | BodyFraming::Length(_) => (BodyReader::from(head.framing), Outgoing::Plain),
             // Servers did not ask for trailers, and some merge them with the fields: they end here.
-            BodyFraming::Chunked => (BodyReader::chunked(), Outgoing::Chunked { trailers: false }),
+            BodyFraming::Chunked => (BodyReader::from(head.framing), Outgoing::Chunked { trailers: false }),
         };
         self.request_body = Transfer::new(reader, outgoing);
         self.request_side = RequestSide::Sending;
-        if cx.log.is_on() {
-            let field = |name| head.fields.iter().find(|field| field.kind == name).map(|field| field.value);
-            self.log = LogSpans {
-                method: Some(head.method_span),
-                target: Some(head.target.span),
-                host: Some(head.host),
-                referer: field(FieldName::Referer),
-                user_agent: field(FieldName::UserAgent),
-            };
+        if cx.log.is_some() {
+            self.log = LogSpans { method: Some(head.method_text), target: Some(head.target.text), host: head.host };
         }
     }
 
@@ -145,7 +138,7 @@ impl Exchange {
         self.close = false;
         self.server_wait = Wait::default();
         let head = std::mem::take(&mut cx.request);
-        self.read_head(&head, cx);
+        self.take_head(&head, cx);
         cx.request = head;
     }
 }

@@ -1,32 +1,29 @@
 //! Carrying out what an exchange asks for: another server, an answer, a tunnel, the end.
 
-use std::hash::{DefaultHasher, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use log::{debug, warn};
+use ipc::snapshot::{GroupId, Snapshot};
+use log::{debug, info, warn};
 
-use crate::access_log;
+use crate::access_log::Entry;
 use crate::backend::connect;
+use crate::backend::pool::Pools;
+use crate::backend::upstream;
 use crate::backend::{Upstream, UpstreamState};
+use crate::balance::{self, ServerId};
 use crate::client::ClientState;
 use crate::ctx::{Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
-use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Step};
+use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
 use crate::slab::Key;
 use crate::worker::Worker;
 
-const NO_SERVER: Problem = Problem { status: 503, reason: "no server of the group can take the request" };
+const NO_SERVER: Problem = Problem::new(503, "no server of the group can take the request");
 
-/// A number for a client's address that is the same in every worker and after every restart.
+/// The number that stands for a client in the balancing policies that go by it.
 #[must_use]
-pub fn source_hash(peer: Option<SocketAddr>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    match peer.map(|addr| addr.ip().to_canonical()) {
-        Some(IpAddr::V4(ip)) => hasher.write(&ip.octets()),
-        Some(IpAddr::V6(ip)) => hasher.write(&ip.octets()),
-        None => hasher.write(b"unix"),
-    }
-    hasher.finish()
+pub(crate) fn source_of(peer: Option<SocketAddr>) -> u64 {
+    peer.map_or(0, |addr| balance::source_of(addr.ip()))
 }
 
 impl Worker {
@@ -83,7 +80,7 @@ impl Worker {
         let Some(group) = exchange.group else { return Err(Step::Reply(NO_SERVER)) };
         let site = std::rc::Rc::clone(&exchange.site);
         let Some(settings) = site.snapshot.groups.get(usize::from(group)) else { return Err(Step::Reply(NO_SERVER)) };
-        let source = source_hash(self.clients.get(exchange.client).and_then(|client| client.peer));
+        let source = source_of(self.clients.get(exchange.client).and_then(|client| client.peer));
         let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
         while exchange.tried.len() < tries {
             let Some(server) = self.cx.pools.pick(group, source, self.cx.clock.now_ms, &exchange.tried) else { break };
@@ -95,7 +92,7 @@ impl Worker {
                 // A request that must not be sent twice is not risked on a connection that is already over. Asking
                 // costs a call; the others are simply sent again.
                 if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
-                    self.close_upstream(idle);
+                    upstream::close(&mut self.upstreams, idle, &mut self.cx);
                     continue;
                 }
                 upstream.state = UpstreamState::Exchange(key);
@@ -117,8 +114,8 @@ impl Worker {
                         reused: false,
                         partial: Vec::new(),
                     };
-                    let Some(upstream) = self.add_upstream(upstream) else {
-                        return Err(Step::Reply(Problem { status: 503, reason: "the worker has no room for a connection" }));
+                    let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
+                        return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));
                     };
                     exchange.upstream = Some(upstream);
                     self.cx.pools.balance(group).began(server);
@@ -133,20 +130,6 @@ impl Worker {
             }
         }
         Err(Step::Reply(exchange.last_problem.unwrap_or(NO_SERVER)))
-    }
-
-    /// Adds a connection to a server, registered with epoll.
-    pub(crate) fn add_upstream(&mut self, upstream: Upstream) -> Option<Key<Upstream>> {
-        let (group, server) = (upstream.group, upstream.server);
-        let key = self.upstreams.insert(upstream).ok()?;
-        let upstream = self.upstreams.get_mut(key)?;
-        if let Err(error) = self.cx.register(&mut upstream.socket, Owner::Upstream(key)) {
-            warn!("cannot watch a connection to a server: {error}");
-            self.upstreams.remove(key);
-            return None;
-        }
-        self.cx.pools.opened(group, server);
-        Some(key)
     }
 
     /// The server's connection failed: runs the request again where that is allowed.
@@ -200,7 +183,7 @@ impl Worker {
     }
 
     /// Cuts the client's connection so that it cannot take what it has for the whole.
-    fn cut(&mut self, key: Key<Exchange>, reason: &'static str) {
+    fn cut(&mut self, key: Key<Exchange>, reason: Reason) {
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
         exchange.reason = Some(reason);
@@ -217,7 +200,7 @@ impl Worker {
     fn finish(&mut self, key: Key<Exchange>) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
         if let (Some(group), Some(server), Some(upstream)) = (exchange.group, exchange.server, exchange.upstream) {
-            self.cx.pools.balance(group).succeeded(server);
+            report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
             if exchange.server_goes_on() && !self.cx.draining {
                 exchange.upstream = None;
                 self.cx.pools.balance(group).ended(server);
@@ -257,7 +240,6 @@ impl Worker {
             return self.close_upstream(key);
         }
         upstream.state = UpstreamState::Idle;
-        upstream.socket.set_drained();
         let timeout_ms = self.cx.site.snapshot.groups[usize::from(group)].keepalive.idle_timeout_ms;
         let due_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
         self.cx.arm(&mut upstream.socket, Owner::Upstream(key), due_ms);
@@ -278,7 +260,7 @@ impl Worker {
         let (Some(upstream), Some(group), Some(server)) = (exchange.upstream, exchange.group, exchange.server) else {
             return self.close_client(exchange.client);
         };
-        self.cx.pools.balance(group).succeeded(server);
+        report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
         let to_client = exchange.take_to_client();
         let (client, end, tunnel_ms) = (exchange.client, exchange.request_end(), exchange.timeouts.tunnel_ms);
         exchange.release(&mut self.cx);
@@ -290,28 +272,24 @@ impl Worker {
         if let Some(reason) = exchange.reason {
             debug!("request failed with {}: {reason}", exchange.status);
         }
-        if !self.cx.log.is_on() {
-            return;
-        }
+        let Some(log) = &mut self.cx.log else { return };
         let Some(client) = self.clients.get(exchange.client) else { return };
         let (start, end) = exchange.head_range();
         let head = client.input_from(start, &self.cx.arena);
-        let head = head.get(..end - start).unwrap_or(&[]);
-        let server = exchange.group.zip(exchange.server).and_then(|(group, server)| {
-            exchange.site.snapshot.groups.get(usize::from(group))?.servers.get(usize::from(server))
-        });
-        let entry = access_log::of_exchange(exchange, client, head, server, &self.cx.clock, self.cx.index);
-        self.cx.log.record(&entry, &mut self.cx.date, self.cx.clock.now_ms);
+        let entry = exchange.log_entry(client, head.get(..end - start).unwrap_or(&[]), &self.cx.clock, self.cx.index);
+        let reason = exchange.reason.map(|reason| reason.to_string());
+        log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);
     }
 }
 
-fn report_failure(
-    pools: &mut crate::backend::pool::Pools,
-    snapshot: &ipc::snapshot::Snapshot,
-    group: u16,
-    server: u16,
-    now_ms: u64,
-) {
+pub(crate) fn report_success(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId) {
+    if pools.balance(group).succeeded(server) {
+        let settings = &snapshot.groups[usize::from(group)];
+        info!("backends.{}: {} answers again", settings.name, settings.servers[usize::from(server)].name);
+    }
+}
+
+pub(crate) fn report_failure(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId, now_ms: u64) {
     if let Some(ejected) = pools.balance(group).failed(server, now_ms) {
         let settings = &snapshot.groups[usize::from(group)];
         warn!(

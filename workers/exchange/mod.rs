@@ -6,14 +6,16 @@
 //! client, [`reply`] makes the answers that are our own.
 
 pub mod begin;
-mod carry;
+pub(crate) mod carry;
 pub mod reply;
+mod entry;
 mod request;
 mod response;
 pub mod rewrite;
 mod transfer;
 mod wait;
 
+use std::fmt;
 use std::rc::Rc;
 
 use ipc::snapshot::{GroupId, Timeouts};
@@ -25,7 +27,8 @@ use crate::client::Client;
 use crate::ctx::{Ctx, Site};
 use crate::io::socket::{Io, Socket};
 use crate::io::splice::Pipe;
-use crate::proto::h1::{Method, Span, Version};
+use crate::proto::h1::body::BodyError;
+use crate::proto::h1::head::{HeadError, Method, Span, Version};
 use crate::slab::Key;
 
 use transfer::Transfer;
@@ -47,7 +50,7 @@ pub enum Step {
     /// Nothing has been sent to the client: answer so.
     Reply(Problem),
     /// A part of the response has been sent, or the client is gone: cut the client's connection so that it sees it.
-    Cut(&'static str),
+    Cut(Reason),
     /// The server switches protocols: relay bytes from now on.
     Tunnel,
     /// The response has been sent whole.
@@ -60,8 +63,45 @@ pub struct Problem {
     /// The status to answer with.
     pub status: u16,
     /// For the access log.
-    pub reason: &'static str,
+    pub reason: Reason,
 }
+
+impl Problem {
+    /// A problem in words of ours.
+    #[must_use]
+    pub const fn new(status: u16, reason: &'static str) -> Problem {
+        Problem { status, reason: Reason::Text(reason) }
+    }
+}
+
+/// Why a request failed, for the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// In words of ours.
+    Text(&'static str),
+    /// The request's head is refused.
+    RequestHead(HeadError),
+    /// The request's body is refused.
+    RequestBody(BodyError),
+    /// The response's head is refused.
+    ResponseHead(HeadError),
+    /// The response's body is refused.
+    ResponseBody(BodyError),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Text(text) => f.write_str(text),
+            Reason::RequestHead(error) => write!(f, "request refused: {error}"),
+            Reason::RequestBody(error) => write!(f, "request refused: {error}"),
+            Reason::ResponseHead(error) => write!(f, "response refused: {error}"),
+            Reason::ResponseBody(error) => write!(f, "response cut: {error}"),
+        }
+    }
+}
+
+pub(crate) const CLIENT_GONE: Reason = Reason::Text("the client closed the connection");
 
 /// Why a connection to a server was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,10 +143,6 @@ pub struct LogSpans {
     pub target: Option<Span>,
     /// The host.
     pub host: Option<Span>,
-    /// The Referer field.
-    pub referer: Option<Span>,
-    /// The User-Agent field.
-    pub user_agent: Option<Span>,
 }
 
 /// When things happened, in microseconds of the worker's clock; 0 = not yet.
@@ -176,7 +212,7 @@ pub struct Exchange {
     /// Bytes of heads among those sent to the client.
     head_bytes_out: u64,
     /// Why it failed, for the access log.
-    pub reason: Option<&'static str>,
+    pub reason: Option<Reason>,
     /// For the access log.
     pub log: LogSpans,
     /// For the access log.
@@ -195,7 +231,7 @@ impl Exchange {
     /// Moves bytes both ways until neither can move, and says what must happen next.
     pub fn advance(&mut self, client: &mut Client, upstream: Option<&mut Upstream>, cx: &mut Ctx) -> Step {
         if client.socket.is_gone() {
-            return Step::Cut("the client closed the connection");
+            return Step::Cut(CLIENT_GONE);
         }
         let Some(upstream) = upstream else {
             return self.flush(client, cx);
@@ -214,7 +250,7 @@ impl Exchange {
                 self.wait_for_client(client, cx);
                 Step::Wait
             }
-            Err(_) => Step::Cut("the client closed the connection"),
+            Err(_) => Step::Cut(CLIENT_GONE),
         }
     }
 
@@ -284,6 +320,12 @@ impl Exchange {
     #[must_use]
     pub fn head_bytes_out(&self) -> u64 {
         self.head_bytes_out
+    }
+
+    /// How many servers or connections were tried in vain.
+    #[must_use]
+    pub fn retries(&self) -> u32 {
+        u32::try_from(self.tried.len()).unwrap_or(0) + u32::from(self.fresh_only)
     }
 
     /// Makes no further use of the client's connection after this exchange.

@@ -6,7 +6,7 @@ use crate::backend::Upstream;
 use crate::client::Client;
 use crate::ctx::Ctx;
 use crate::exchange::rewrite::{self, RequestContext};
-use crate::exchange::{Exchange, Failure, Problem, RequestSide, Step, send_or_keep, send_pending};
+use crate::exchange::{Exchange, Failure, Problem, Reason, RequestSide, Step, send_or_keep, send_pending};
 use crate::io::socket::Io;
 use crate::proto::h1::body::BodyError;
 
@@ -14,7 +14,7 @@ use crate::proto::h1::body::BodyError;
 const TURN_BYTES: usize = 256 * 1024;
 
 /// The server's connection broke before anything of the response came.
-pub(super) const BROKEN: Problem = Problem { status: 502, reason: "the server closed the connection before answering" };
+pub(super) const BROKEN: Problem = Problem::new(502, "the server closed the connection before answering");
 
 impl Exchange {
     /// Writes the head for the server, and what has already come of the body behind it. The connection may still
@@ -31,7 +31,13 @@ impl Exchange {
             .map(|_| cx.pid);
         let peer = client.peer.map(|addr| addr.ip().to_canonical());
         let trusted = peer.is_some_and(|ip| self.site.snapshot.trusted_proxies.iter().any(|net| net.contains(ip)));
-        let context = RequestContext { peer, peer_trusted: trusted, scheme: "http", worker_pid };
+        let context = RequestContext {
+            peer,
+            peer_trusted: trusted,
+            scheme: "http",
+            worker_pid,
+            default_host: self.site.listener_names[usize::from(client.listener)].as_bytes(),
+        };
         cx.out.clear();
         let bytes = client.input_from(self.head.0, &cx.arena);
         rewrite::request(&mut cx.out, &bytes[..self.head.1 - self.head.0], &cx.request, &context);
@@ -165,7 +171,7 @@ impl Exchange {
     }
 
     /// The server closed or reset its connection while the request was being sent. It may have answered before.
-    fn refused(&mut self, upstream: &mut Upstream, cx: &Ctx) -> Option<Step> {
+    fn refused(&mut self, upstream: &Upstream, cx: &Ctx) -> Option<Step> {
         if upstream.connecting {
             return Some(Step::Retry(Failure { problem: super::wait::UNREACHABLE, sent: false }));
         }
@@ -180,7 +186,7 @@ impl Exchange {
         if self.request_body.bytes() <= limit {
             return None;
         }
-        Some(self.failed(Problem { status: 413, reason: "the request body is larger than limits.body" }))
+        Some(self.failed(Problem::new(413, "the request body is larger than limits.body")))
     }
 
     fn body_error(&self, error: BodyError) -> Step {
@@ -188,7 +194,7 @@ impl Exchange {
     }
 
     fn body_cut_short(&self) -> Step {
-        self.failed(Problem { status: 400, reason: "the client closed the connection within the request body" })
+        self.failed(Problem::new(400, "the client closed the connection within the request body"))
     }
 
     /// Answers so if nothing has been answered yet, and cuts the connection otherwise.
@@ -198,5 +204,5 @@ impl Exchange {
 }
 
 fn body_problem(error: BodyError) -> Problem {
-    Problem { status: error.status(), reason: error.reason() }
+    Problem { status: 400, reason: Reason::RequestBody(error) }
 }

@@ -6,10 +6,14 @@ use crate::ctx::Ctx;
 use crate::exchange::request::BROKEN;
 use crate::exchange::rewrite::{self, OutFraming, ResponseContext};
 use crate::exchange::transfer::{Outgoing, Transfer};
-use crate::exchange::{Exchange, Failure, Problem, RequestSide, ResponseSide, Step, send_or_keep, send_pending};
+use crate::exchange::{
+    CLIENT_GONE, Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step, send_or_keep, send_pending,
+};
 use crate::io::socket::Io;
 use crate::proto::h1::body::BodyReader;
-use crate::proto::h1::{Method, ResponseFraming, Version};
+use crate::proto::h1::head::{Method, ResponseFraming, Version};
+use crate::proto::h1::response::protocol_was_offered;
+use crate::proto::h1::write::Persistence;
 
 /// Body bytes moved in one turn at most, so that one download does not hold up the others.
 const TURN_BYTES: usize = 512 * 1024;
@@ -18,8 +22,7 @@ const SPLICE_BYTES: u64 = 64 * 1024;
 /// Interim responses (1xx) passed on for one request at most.
 const MAX_INTERIM: u8 = 16;
 
-const CLIENT_GONE: &str = "the client closed the connection";
-const CUT_SHORT: &str = "the server closed the connection within the response";
+const CUT_SHORT: Reason = Reason::Text("the server closed the connection within the response");
 
 impl Exchange {
     /// Moves the response on.
@@ -91,7 +94,7 @@ impl Exchange {
                     }
                     return Ok(());
                 }
-                Err(error) => return Err(self.bad_response(error.reason())),
+                Err(error) => return Err(bad_response(Reason::ResponseHead(error))),
             };
             let status = cx.response.status;
             if status == 101 {
@@ -110,17 +113,17 @@ impl Exchange {
     fn pass_interim(&mut self, head: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
         self.interim += 1;
         if self.interim > MAX_INTERIM {
-            return Err(self.bad_response("the server sent too many interim responses"));
+            return Err(bad_response(Reason::Text("the server sent too many interim responses")));
         }
         if self.version == Version::Http10 {
             return Ok(());
         }
         let context = ResponseContext {
-            client_version: self.version,
             framing: OutFraming::None,
-            close: false,
+            connection: Persistence::Keep,
             switch_protocols: false,
             pass_trailers: false,
+            keep_length: false,
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
@@ -144,18 +147,18 @@ impl Exchange {
     ) -> Result<(), Step> {
         let asked = self.upgrade.is_some_and(|asked| {
             let request = &client.input_from(self.head.0, &cx.arena)[..self.head.1 - self.head.0];
-            cx.response.upgrade.is_some_and(|agreed| offers(asked.of(request), agreed.of(head)))
+            cx.response.upgrade.is_some_and(|agreed| protocol_was_offered(asked.of(request), agreed.of(head)))
         });
         if !asked || !matches!(self.request_side, RequestSide::Sent { .. }) {
-            return Err(self.bad_response("the server switched to a protocol that was not asked for"));
+            return Err(bad_response(Reason::Text("the server switched to a protocol that was not asked for")));
         }
         self.note_head(101, cx);
         let context = ResponseContext {
-            client_version: self.version,
             framing: OutFraming::None,
-            close: false,
+            connection: Persistence::Keep,
             switch_protocols: true,
             pass_trailers: false,
+            keep_length: false,
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
@@ -171,36 +174,33 @@ impl Exchange {
     }
 
     fn take_final_head(&mut self, head: &[u8], rest: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
-        let framing = match cx.response.framing(&self.method) {
-            Ok(framing) => framing,
-            Err(error) => return Err(self.bad_response(error.reason())),
-        };
+        let framing = cx.response.framing(self.method);
         self.note_head(cx.response.status, cx);
         self.server_keep_alive &= cx.response.keep_alive;
         let modern = self.version == Version::Http11;
         let chunked = Outgoing::Chunked { trailers: self.trailers_wanted };
-        let (reader, outgoing, framing) = match framing {
+        let (reader, outgoing, out_framing) = match framing {
             ResponseFraming::None => (BodyReader::None, Outgoing::Plain, OutFraming::None),
-            ResponseFraming::Length(n) => (BodyReader::length(n), Outgoing::Plain, OutFraming::Length(n)),
-            ResponseFraming::Chunked if modern => (BodyReader::chunked(), chunked, OutFraming::Chunked),
-            ResponseFraming::Chunked => (BodyReader::chunked(), Outgoing::Plain, OutFraming::UntilClose),
-            ResponseFraming::UntilClose if modern => (BodyReader::UntilClose, chunked, OutFraming::Chunked),
-            ResponseFraming::UntilClose => (BodyReader::UntilClose, Outgoing::Plain, OutFraming::UntilClose),
+            ResponseFraming::Length(n) => (BodyReader::Length(n), Outgoing::Plain, OutFraming::Length(n)),
+            ResponseFraming::Chunked if modern => (BodyReader::from(framing), chunked, OutFraming::Chunked),
+            ResponseFraming::Chunked => (BodyReader::from(framing), Outgoing::Plain, OutFraming::UntilClose),
+            ResponseFraming::UntilClose if modern => (BodyReader::from(framing), chunked, OutFraming::Chunked),
+            ResponseFraming::UntilClose => (BodyReader::from(framing), Outgoing::Plain, OutFraming::UntilClose),
         };
-        self.server_keep_alive &= !matches!(reader, BodyReader::UntilClose);
+        self.server_keep_alive &= !matches!(reader, BodyReader::UntilClose { .. });
         // A request still on its way when it is answered: the rest of its body must never be taken for the next
         // request, so this connection ends here.
         self.close |= !self.client_keep_alive
-            || framing == OutFraming::UntilClose
+            || out_framing == OutFraming::UntilClose
             || !self.request_body.is_done()
             || cx.draining;
         self.response_body = Transfer::new(reader, outgoing);
         let context = ResponseContext {
-            client_version: self.version,
-            framing,
-            close: self.close,
+            framing: out_framing,
+            connection: self.persistence(),
             switch_protocols: false,
-            pass_trailers: self.trailers_wanted,
+            pass_trailers: self.trailers_wanted && out_framing == OutFraming::Chunked,
+            keep_length: self.method == Method::Head || cx.response.status == 304,
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
@@ -213,7 +213,7 @@ impl Exchange {
     fn pass_body(&mut self, bytes: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
         let fed = match self.response_body.feed(bytes, &mut cx.out) {
             Ok(fed) => fed,
-            Err(error) => return Err(Step::Cut(error.reason())),
+            Err(error) => return Err(Step::Cut(Reason::ResponseBody(error))),
         };
         if fed.used < bytes.len() {
             // Bytes behind the end: whatever they are, they answer no request.
@@ -311,31 +311,12 @@ impl Exchange {
     /// The connection ended before a whole head came.
     fn no_response(&self, upstream: &Upstream) -> Step {
         if !upstream.partial.is_empty() || self.interim > 0 {
-            return self.bad_response("the server closed the connection within the response head");
+            return bad_response(Reason::Text("the server closed the connection within the response head"));
         }
         Step::Retry(Failure { problem: BROKEN, sent: true })
     }
-
-    fn bad_response(&self, reason: &'static str) -> Step {
-        Step::Reply(Problem { status: 502, reason })
-    }
 }
 
-/// Whether the list of protocols `asked` for holds `agreed` (RFC 9110 section 7.8), names compared without case.
-fn offers(asked: &[u8], agreed: &[u8]) -> bool {
-    asked.split(|&b| b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(agreed.trim_ascii()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_protocol_that_was_offered_may_be_agreed_to() {
-        assert!(offers(b"websocket", b"WebSocket"));
-        assert!(offers(b"foo/2, websocket", b"websocket"));
-        assert!(!offers(b"websocket", b"h2c"));
-        assert!(!offers(b"websocket", b"websocket, h2c"));
-        assert!(!offers(b"websocket", b"web"));
-    }
+fn bad_response(reason: Reason) -> Step {
+    Step::Reply(Problem { status: 502, reason })
 }

@@ -7,11 +7,11 @@
 use crate::backend::Upstream;
 use crate::client::Client;
 use crate::ctx::{Ctx, Owner};
-use crate::exchange::{Exchange, Failure, Problem, RequestSide, ResponseSide, Step};
+use crate::exchange::{Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step};
 use crate::io::socket::Socket;
 
 /// No connection to the server could be made.
-pub(super) const UNREACHABLE: Problem = Problem { status: 502, reason: "could not connect to the server" };
+pub(super) const UNREACHABLE: Problem = Problem::new(502, "could not connect to the server");
 
 /// What is waited for from one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -126,10 +126,10 @@ impl Exchange {
         let (period_ms, problem) = match what {
             Waiting::RequestBody => (
                 self.timeouts.body_ms,
-                Problem { status: 408, reason: "the client sent its request body too slowly or not at all" },
+                Problem::new(408, "the client sent its request body too slowly or not at all"),
             ),
             Waiting::ResponseTaken => {
-                (self.timeouts.write_ms, Problem { status: 408, reason: "the client took the response too slowly" })
+                (self.timeouts.write_ms, Problem::new(408, "the client took the response too slowly"))
             }
             Waiting::Nothing
             | Waiting::Connect
@@ -151,16 +151,16 @@ impl Exchange {
     pub fn on_server_timeout(&mut self) -> Step {
         match self.server_wait.what {
             Waiting::Connect => Step::Retry(Failure {
-                problem: Problem { status: 504, reason: "timed out connecting to the server" },
+                problem: Problem::new(504, "timed out connecting to the server"),
                 sent: false,
             }),
             Waiting::RequestTaken => {
-                self.failed(Problem { status: 504, reason: "timed out sending the request to the server" })
+                self.failed(Problem::new(504, "timed out sending the request to the server"))
             }
             Waiting::ResponseHead => {
-                self.failed(Problem { status: 504, reason: "timed out waiting for the server's response" })
+                self.failed(Problem::new(504, "timed out waiting for the server's response"))
             }
-            Waiting::ResponseBody => Step::Cut("timed out within the server's response"),
+            Waiting::ResponseBody => Step::Cut(Reason::Text("timed out within the server's response")),
             Waiting::Nothing | Waiting::RequestBody | Waiting::ResponseTaken => Step::Wait,
         }
     }

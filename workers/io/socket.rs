@@ -130,11 +130,12 @@ impl Socket {
         }
     }
 
-    /// Whether the socket has bytes or an end of file waiting, asked of the kernel without taking any.
+    /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any.
     #[must_use]
-    pub fn has_input(&self) -> bool {
+    pub fn has_input(&mut self) -> bool {
         let mut byte = [0];
-        !matches!(rustix::net::recv(&self.fd, &mut byte, RecvFlags::PEEK), Err(Errno::AGAIN | Errno::INTR))
+        self.readable = !matches!(rustix::net::recv(&self.fd, &mut byte, RecvFlags::PEEK), Err(Errno::AGAIN));
+        self.readable
     }
 
     /// Writes `first` and then `second`, as much as the socket takes.
