@@ -9,7 +9,7 @@ use ipc::shm;
 use ipc::snapshot::Mode;
 use ipc::state::{Image, Phase, Record};
 use ipc::tcp_info;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
@@ -229,7 +229,10 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection) -> Verdict {
             rebase(0);
             connection.task = Task::Fail;
         }
-        Salvage::Cut => return Verdict::Cut(connection),
+        Salvage::Cut => {
+            debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
+            return Verdict::Cut(connection);
+        }
         Salvage::Done => return Verdict::Over(connection),
     }
     Verdict::Pass(connection)
