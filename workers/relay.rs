@@ -8,8 +8,8 @@ use ipc::state::Phase;
 use log::debug;
 
 use crate::access_log::Entry;
-use crate::backend::{connect, upstream};
 use crate::backend::{Upstream, UpstreamState};
+use crate::backend::{connect, upstream};
 use crate::buffer::Pending;
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
@@ -240,7 +240,9 @@ impl Worker {
                 partial: Vec::new(),
             };
             let (group, connect_ms, done) = (relay.group, relay.connect_ms, connecting.done);
-            let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else { return self.end_relay(key, Some(Reason::Text("no room"))) };
+            let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
+                return self.end_relay(key, Some(Reason::Text("no room")));
+            };
             self.cx.pools.balance(group).began(server);
             if let Some(relay) = self.relays.get_mut(key) {
                 relay.upstream = Some(upstream);
@@ -249,7 +251,10 @@ impl Worker {
                 let due_ms = now_ms + u64::from(connect_ms);
                 self.cx.arm(&mut connection.socket, Owner::Upstream(upstream), due_ms);
             }
-            return if done { self.relay_connected(key) } else { () };
+            if done {
+                self.relay_connected(key);
+            }
+            return;
         }
         self.end_relay(key, Some(Reason::Text("no server of the group could be connected to")));
     }
@@ -313,8 +318,12 @@ impl Worker {
         }
         let done = relay.to_server.passed_on && relay.to_client.passed_on;
         match (up, down) {
-            (Moved::FromBroken, _) | (_, Moved::ToBroken) => self.end_relay(key, Some(Reason::Text("the client's connection broke"))),
-            (Moved::ToBroken, _) | (_, Moved::FromBroken) => self.end_relay(key, Some(Reason::Text("the server's connection broke"))),
+            (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
+                self.end_relay(key, Some(Reason::Text("the client's connection broke")))
+            }
+            (Moved::ToBroken, _) | (_, Moved::FromBroken) => {
+                self.end_relay(key, Some(Reason::Text("the server's connection broke")))
+            }
             (Moved::Blocked, Moved::Blocked) if done => self.end_relay(key, None),
             (Moved::Blocked, Moved::Blocked) => {}
             (Moved::Again, Moved::Blocked | Moved::Again) | (Moved::Blocked, Moved::Again) => {

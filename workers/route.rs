@@ -270,7 +270,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
         fn it_finds_what_a_linear_search_finds(
             routes in prop::collection::btree_map(

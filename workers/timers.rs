@@ -341,7 +341,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
+        #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn it_fires_what_a_plain_list_would(base in 0u64..1_000_000, steps in prop::collection::vec(step(), 1..200)) {
             let mut timers = Timers::new(base);

@@ -175,7 +175,10 @@ impl Worker {
                 Err(RecvError::Empty) => return Ok(Some(false)),
                 Err(RecvError::Closed) => return Ok(None),
                 Err(RecvError::Malformed(what)) => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message from the master: {what}")));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("a message from the master: {what}"),
+                    ));
                 }
                 Err(RecvError::Io(error)) => return Err(error),
             }
@@ -197,7 +200,10 @@ impl Worker {
             }
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a message from the master makes no sense here"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a message from the master makes no sense here",
+                ));
             }
         }
         Ok(())
@@ -296,7 +302,9 @@ impl Worker {
                 let step = exchange.on_client_timeout(client, &mut self.cx);
                 self.carry_out(exchange_key, step);
             }
-            ClientState::Relay(relay) => self.end_relay(relay, Some(Reason::Text("nothing moved for longer than the tunnel timeout"))),
+            ClientState::Relay(relay) => {
+                self.end_relay(relay, Some(Reason::Text("nothing moved for longer than the tunnel timeout")))
+            }
         }
     }
 
@@ -326,7 +334,8 @@ impl Worker {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => {}
                     Err(error) => {
-                        return self.answer(key, Problem { status: error.status(), reason: Reason::RequestHead(error) });
+                        return self
+                            .answer(key, Problem { status: error.status(), reason: Reason::RequestHead(error) });
                     }
                 }
             }
@@ -341,7 +350,8 @@ impl Worker {
                     if client.unanswered(&self.cx.arena).is_empty() {
                         return self.close_client(key);
                     }
-                    return self.answer(key, Problem::new(400, "the client closed the connection within the request head"));
+                    return self
+                        .answer(key, Problem::new(400, "the client closed the connection within the request head"));
                 }
                 // The slot's end is reached: what is there begins further on, or the head would have been refused.
                 None if client.is_full(&self.cx) && client.compact(&mut self.cx) => {}
@@ -471,7 +481,9 @@ impl Worker {
                 self.cx.finished_since_ms = self.cx.clock.now_ms;
             }
             // The master's end is noticed as the channel's end of file.
-            Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => debug!("cannot report: {error}"),
+            Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
+                debug!("cannot report: {error}")
+            }
         }
     }
 

@@ -7,11 +7,11 @@ use ipc::snapshot::GroupId;
 use crate::buffer::Pending;
 use crate::client::Client;
 use crate::ctx::Ctx;
+use crate::exchange::rewrite;
 use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::wait::Wait;
 use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Times};
 use crate::proto::h1::body::BodyReader;
-use crate::exchange::rewrite;
 use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Version};
 use crate::slab::Key;
 

@@ -67,11 +67,12 @@ impl Worker {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         let Some(client) = self.clients.get_mut(exchange.client) else { return Step::Wait };
         let Some(upstream) = exchange.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return Step::Wait };
-        match exchange.begin_request(client, upstream, &mut self.cx) {
+        let step = exchange.begin_request(client, upstream, &mut self.cx);
+        if step == Step::Wait {
             // The answer cannot be there yet; but what is stuck, and the time limits, must be looked after.
-            Step::Wait => exchange.advance(client, Some(upstream), &mut self.cx),
-            step => step,
+            return exchange.advance(client, Some(upstream), &mut self.cx);
         }
+        step
     }
 
     /// Gives the exchange a kept connection, or a new one to the next server that can be connected to.
@@ -122,7 +123,11 @@ impl Worker {
                     return Ok(());
                 }
                 Err(errno) => {
-                    debug!("{}: cannot connect to {}: {errno}", settings.name, settings.servers[usize::from(server)].name);
+                    debug!(
+                        "{}: cannot connect to {}: {errno}",
+                        settings.name,
+                        settings.servers[usize::from(server)].name
+                    );
                     exchange.tried.push(server);
                     exchange.last_problem = Some(UNREACHABLE);
                     report_failure(&mut self.cx.pools, &site.snapshot, group, server, self.cx.clock.now_ms);
@@ -148,7 +153,11 @@ impl Worker {
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         if !allowed {
-            return if exchange.is_unanswered() { Step::Reply(failure.problem) } else { Step::Cut(failure.problem.reason) };
+            return if exchange.is_unanswered() {
+                Step::Reply(failure.problem)
+            } else {
+                Step::Cut(failure.problem.reason)
+            };
         }
         if let Some(client) = self.clients.get(exchange.client) {
             exchange.rewind(client, &mut self.cx);
@@ -216,7 +225,8 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
-            let more = !read || client.input.as_ref().is_some_and(|input| input.end > end) || client.socket.is_readable();
+            let more =
+                !read || client.input.as_ref().is_some_and(|input| input.end > end) || client.socket.is_readable();
             return if more { self.linger(client_key) } else { self.close_client(client_key) };
         }
         client.state = ClientState::Idle;

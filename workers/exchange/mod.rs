@@ -7,8 +7,8 @@
 
 pub mod begin;
 pub(crate) mod carry;
-pub mod reply;
 mod entry;
+pub mod reply;
 mod request;
 mod response;
 pub mod rewrite;

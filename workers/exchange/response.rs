@@ -138,13 +138,7 @@ impl Exchange {
     }
 
     /// The server agrees to another protocol: only if the client asked for it, and has sent its whole request.
-    fn switch_protocols(
-        &mut self,
-        head: &[u8],
-        rest: &[u8],
-        client: &mut Client,
-        cx: &mut Ctx,
-    ) -> Result<(), Step> {
+    fn switch_protocols(&mut self, head: &[u8], rest: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
         let asked = self.upgrade.is_some_and(|asked| {
             let request = &client.input_from(self.head.0, &cx.arena)[..self.head.1 - self.head.0];
             cx.response.upgrade.is_some_and(|agreed| protocol_was_offered(asked.of(request), agreed.of(head)))

@@ -124,10 +124,9 @@ impl Exchange {
     pub fn on_client_timeout(&mut self, client: &mut Client, cx: &mut Ctx) -> Step {
         let Wait { what, bytes } = self.client_wait;
         let (period_ms, problem) = match what {
-            Waiting::RequestBody => (
-                self.timeouts.body_ms,
-                Problem::new(408, "the client sent its request body too slowly or not at all"),
-            ),
+            Waiting::RequestBody => {
+                (self.timeouts.body_ms, Problem::new(408, "the client sent its request body too slowly or not at all"))
+            }
             Waiting::ResponseTaken => {
                 (self.timeouts.write_ms, Problem::new(408, "the client took the response too slowly"))
             }
@@ -150,16 +149,11 @@ impl Exchange {
     /// The server's time limit has passed.
     pub fn on_server_timeout(&mut self) -> Step {
         match self.server_wait.what {
-            Waiting::Connect => Step::Retry(Failure {
-                problem: Problem::new(504, "timed out connecting to the server"),
-                sent: false,
-            }),
-            Waiting::RequestTaken => {
-                self.failed(Problem::new(504, "timed out sending the request to the server"))
+            Waiting::Connect => {
+                Step::Retry(Failure { problem: Problem::new(504, "timed out connecting to the server"), sent: false })
             }
-            Waiting::ResponseHead => {
-                self.failed(Problem::new(504, "timed out waiting for the server's response"))
-            }
+            Waiting::RequestTaken => self.failed(Problem::new(504, "timed out sending the request to the server")),
+            Waiting::ResponseHead => self.failed(Problem::new(504, "timed out waiting for the server's response")),
             Waiting::ResponseBody => Step::Cut(Reason::Text("timed out within the server's response")),
             Waiting::Nothing | Waiting::RequestBody | Waiting::ResponseTaken => Step::Wait,
         }
