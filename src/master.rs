@@ -258,13 +258,10 @@ impl Master {
     /// Accepts what waits, as far as there is room for it.
     fn accept(&mut self, now: Instant) {
         // Connections that have waited longer come first.
-        if self.course == Course::Stopping || !self.homeless.is_empty() || self.gate.closed_until(now).is_some() {
+        if self.course != Course::Running || !self.homeless.is_empty() || self.gate.closed_until(now).is_some() {
             return;
         }
-        let count = self.sockets.len();
-        let first = self.next_socket;
-        self.next_socket = (first + 1) % count.max(1);
-        for index in (first..count).chain(0..first) {
+        for index in accept::turns(&mut self.next_socket, self.sockets.len()) {
             if self.sockets[index].ready && !self.accept_burst(index, now) {
                 return;
             }
