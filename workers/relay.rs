@@ -21,6 +21,7 @@ use crate::client::Client;
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::CLIENT_GONE;
 use crate::exchange::Reason;
+use crate::io::socket::Socket;
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -63,32 +64,38 @@ impl Relay {
         }
     }
 
+    /// One direction, with the socket it takes bytes from and the one it gives them to.
+    fn flow<'a>(
+        &'a mut self,
+        direction: Direction,
+        client: &'a mut Client,
+        upstream: &'a mut Upstream,
+    ) -> (&'a mut Flow, &'a mut Socket, &'a mut Socket) {
+        match direction {
+            Direction::ToServer => (&mut self.to_server, &mut client.socket, &mut upstream.socket),
+            Direction::ToClient => (&mut self.to_client, &mut upstream.socket, &mut client.socket),
+        }
+    }
+
     /// Moves bytes both ways; what came of it, to the server and to the client.
     fn pump(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> (Moved, Moved) {
+        let id = client.id;
         let mut moved = [Moved::Blocked, Moved::Blocked];
         for direction in [Direction::ToServer, Direction::ToClient] {
-            loop {
-                let (flow, from, to) = match direction {
-                    Direction::ToServer => (&mut self.to_server, &mut client.socket, &mut upstream.socket),
-                    Direction::ToClient => (&mut self.to_client, &mut upstream.socket, &mut client.socket),
-                };
-                let result = flow.pump(from, to, (client.id, direction), cx);
-                if result == Moved::NoPipe {
-                    // Bytes pass through this process's memory: the record must say so before the first does.
-                    self.publish(client, true, cx);
-                    let (flow, from, to) = match direction {
-                        Direction::ToServer => (&mut self.to_server, &mut client.socket, &mut upstream.socket),
-                        Direction::ToClient => (&mut self.to_client, &mut upstream.socket, &mut client.socket),
-                    };
-                    match flow.copy(from, to, cx) {
-                        Moved::Again => continue,
-                        result => moved[direction as usize] = result,
-                    }
-                } else {
-                    moved[direction as usize] = result;
+            moved[direction as usize] = loop {
+                let (flow, from, to) = self.flow(direction, client, upstream);
+                let result = flow.pump(from, to, (id, direction), cx);
+                if result != Moved::NoPipe {
+                    break result;
                 }
-                break;
-            }
+                // Bytes pass through this process's memory: the record must say so before the first does.
+                self.publish(client, true, cx);
+                let (flow, from, to) = self.flow(direction, client, upstream);
+                let result = flow.copy(from, to, cx);
+                if result != Moved::Again {
+                    break result;
+                }
+            };
         }
         let captive = self.to_server.is_captive() || self.to_client.is_captive();
         self.publish(client, captive, cx);

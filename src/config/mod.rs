@@ -9,11 +9,15 @@ mod check;
 mod command_line;
 mod dump;
 mod parse;
+#[cfg(test)]
+mod property;
 mod read;
 mod report;
 mod suggest;
 mod syntax;
 mod system;
+#[cfg(test)]
+mod tests;
 mod units;
 
 use std::collections::BTreeMap;

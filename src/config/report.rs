@@ -157,12 +157,6 @@ impl Report {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// Whether there is nothing to say.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.diagnostics.is_empty()
-    }
-
     /// How many errors and how many warnings there are.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
@@ -199,8 +193,8 @@ impl Report {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
         for diagnostic in self.diagnostics.iter().take(SHOWN_MAX) {
-            let group = self.group(diagnostic);
-            out.push_str(&renderer.render(&[group]));
+            let blocks: Vec<_> = self.groups(diagnostic).into_iter().map(|group| renderer.render(&[group])).collect();
+            out.push_str(&blocks.join("\n"));
             out.push_str("\n\n");
         }
         let more = self.diagnostics.len().saturating_sub(SHOWN_MAX);
@@ -213,22 +207,25 @@ impl Report {
         out
     }
 
-    fn group<'a>(&'a self, diagnostic: &'a Diagnostic) -> Group<'a> {
+    /// With a place: title, places and help in one. Without: each a block of its own.
+    fn groups<'a>(&'a self, diagnostic: &'a Diagnostic) -> Vec<Group<'a>> {
         let level = match diagnostic.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
         let mut group = Group::with_title(level.primary_title(diagnostic.title.as_str()));
-        if let Some(source) = &self.source {
-            for (i, mark) in diagnostic.marks.iter().enumerate() {
-                let kind = if i == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
-                group = group.element(snippet(source, mark, kind));
-            }
+        let Some(source) = self.source.as_ref().filter(|_| !diagnostic.marks.is_empty()) else {
+            let help = |help: &'a String| Group::with_title(Level::HELP.secondary_title(help.as_str()));
+            return std::iter::once(group).chain(diagnostic.help.iter().map(help)).collect();
+        };
+        for (i, mark) in diagnostic.marks.iter().enumerate() {
+            let kind = if i == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
+            group = group.element(snippet(source, mark, kind));
         }
         for help in &diagnostic.help {
             group = group.element(Level::HELP.message(help.as_str()));
         }
-        group
+        vec![group]
     }
 }
 

@@ -57,9 +57,9 @@ impl Flow {
     pub fn pump(&mut self, from: &mut Socket, to: &mut Socket, owner: (u32, Direction), cx: &mut Ctx) -> Moved {
         let mut budget = TURN_BYTES;
         loop {
-            match self.flush(to, cx) {
-                Moved::Again => {}
-                stuck => return stuck,
+            let flushed = self.flush(to, cx);
+            if flushed != Moved::Again {
+                return flushed;
             }
             if self.ended {
                 if !self.passed_on {
