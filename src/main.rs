@@ -33,8 +33,6 @@ fn main() {
         }
         Err(report) => {
             eprint!("{}", report.render(true));
-            let (errors, warnings) = report.counts();
-            eprintln!("{errors} errors, {warnings} warnings");
             std::process::exit(2);
         }
     }

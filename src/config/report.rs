@@ -157,13 +157,6 @@ impl Report {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// How many errors and how many warnings there are.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-        (errors, self.diagnostics.len() - errors)
-    }
-
     /// Takes over the findings of `other` on the same source.
     pub fn add(&mut self, other: Report) {
         self.diagnostics.extend(other.diagnostics);
