@@ -222,7 +222,9 @@ fn check_any(text: &str) -> Result<(), TestCaseError> {
         }
         Err(report) => {
             prop_assert!(report.has_errors());
-            prop_assert!(report.render(false).contains("error: "));
+            let shown = report.render(false);
+            prop_assert!(shown.contains("error: "));
+            prop_assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
             prop_assert!(!report.render(true).is_empty());
         }
     }

@@ -71,7 +71,12 @@ impl Diagnostic {
     /// Says how to mend it.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
-        self.help.push(text.into());
+        // It may quote names from the file, which must not reach the terminal as control sequences.
+        let mut help = String::new();
+        for c in text.into().chars() {
+            if c.is_control() && c != '\n' { help.extend(c.escape_debug()) } else { help.push(c) }
+        }
+        self.help.push(help);
         self
     }
 

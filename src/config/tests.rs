@@ -491,6 +491,16 @@ fn a_report_of_many_faults_is_cut() {
 }
 
 #[test]
+fn control_sequences_do_not_reach_the_terminal() {
+    for text in
+        ["route = [{ to = \"\\u001b[31m\" }]", "\"\\u001b[31m\" = 1", "dispatch = \"\\u001b[31m\"", "x = \u{1b}"]
+    {
+        let report = bad(text);
+        assert!(!report.contains('\u{1b}'), "{report:?}");
+    }
+}
+
+#[test]
 fn byte_order_mark_and_crlf_are_read() {
     good("\u{feff}workers = 2\r\n[[route]]\r\nto = \"web\"\r\n[backends.web]\r\nservers = [\"127.0.0.1:9001\"]\r\n");
 }
