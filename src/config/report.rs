@@ -244,6 +244,9 @@ fn snippet<'a>(
     let to = to.clamp(from, line.len());
     let number = text[..line_start].bytes().filter(|byte| *byte == b'\n').count() + 1;
     let label = (!mark.label.is_empty()).then_some(mark.label.as_str());
+    // The renderer shows ASCII control characters as pictures, but passes on those of Unicode's C1 block, which
+    // terminals obey. The middle dot has as many bytes, so the span still fits.
+    let line: String = line.chars().map(|c| if ('\u{80}'..='\u{9f}').contains(&c) { '\u{b7}' } else { c }).collect();
     Snippet::source(line).line_start(number).path(source.name.as_str()).annotation(kind.span(from..to).label(label))
 }
 
