@@ -28,7 +28,7 @@ fn inet(ports: std::ops::RangeInclusive<u16>) -> impl Strategy<Value = SocketAdd
 }
 
 fn address(ports: std::ops::RangeInclusive<u16>) -> impl Strategy<Value = Address> {
-    let path = "/run/[^/\\x00]{1,20}".prop_filter("not a directory", |path| path.len() <= 107);
+    let path = "/run/[^/.\\x00][^/\\x00]{0,20}";
     prop_oneof![inet(ports).prop_map(Address::Inet), path.prop_map(|path| Address::Unix(PathBuf::from(path)))]
 }
 
@@ -144,7 +144,7 @@ fn access_log() -> impl Strategy<Value = AccessLog> {
     let to = prop_oneof![
         Just(LogTarget::Off),
         Just(LogTarget::Stdout),
-        "/var/log/[^/\\x00]{1,20}".prop_map(|path| LogTarget::File(PathBuf::from(path))),
+        "/var/log/[^/.\\x00][^/\\x00]{0,20}".prop_map(|path| LogTarget::File(PathBuf::from(path))),
     ];
     let format = prop_oneof![Just(LogFormat::Combined), Just(LogFormat::Json)];
     (to, format).prop_map(|(to, format)| AccessLog { to, format })
@@ -222,7 +222,9 @@ fn check_any(text: &str) -> Result<(), TestCaseError> {
         }
         Err(report) => {
             prop_assert!(report.has_errors());
-            prop_assert!(report.render(false).contains("error: "));
+            let shown = report.render(false);
+            prop_assert!(shown.contains("error: "));
+            prop_assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
             prop_assert!(!report.render(true).is_empty());
         }
     }

@@ -71,7 +71,12 @@ impl Diagnostic {
     /// Says how to mend it.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
-        self.help.push(text.into());
+        // It may quote names from the file, which must not reach the terminal as control sequences.
+        let mut help = String::new();
+        for c in text.into().chars() {
+            if c.is_control() && c != '\n' { help.extend(c.escape_debug()) } else { help.push(c) }
+        }
+        self.help.push(help);
         self
     }
 
@@ -157,13 +162,6 @@ impl Report {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// How many errors and how many warnings there are.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-        (errors, self.diagnostics.len() - errors)
-    }
-
     /// Takes over the findings of `other` on the same source.
     pub fn add(&mut self, other: Report) {
         self.diagnostics.extend(other.diagnostics);
@@ -246,6 +244,9 @@ fn snippet<'a>(
     let to = to.clamp(from, line.len());
     let number = text[..line_start].bytes().filter(|byte| *byte == b'\n').count() + 1;
     let label = (!mark.label.is_empty()).then_some(mark.label.as_str());
+    // The renderer shows ASCII control characters as pictures, but passes on those of Unicode's C1 block, which
+    // terminals obey. The middle dot has as many bytes, so the span still fits.
+    let line: String = line.chars().map(|c| if ('\u{80}'..='\u{9f}').contains(&c) { '\u{b7}' } else { c }).collect();
     Snippet::source(line).line_start(number).path(source.name.as_str()).annotation(kind.span(from..to).label(label))
 }
 
