@@ -80,7 +80,7 @@ fn fields_of_one_hop_end_here() {
 
 #[test]
 fn all_else_is_passed_on_in_order() {
-    let given = "Accept: */*\r\nCookie: a=b\r\nCookie: c=d\r\nX-Empty:\r\nX-Bare:e\r\nX-Wide:  f \r\nmy_field: g\r\nDate: h\r\nVia: 1.1 i\r\n";
+    let given = "Accept: */*\r\nCookie: a=b\r\nCookie: c=d\r\nX-Empty:\r\nX-Bare:e\r\nX-Wide:  f \r\nX-Tab:\tf\r\nmy_field: g\r\nDate: h\r\nVia: 1.1 i\r\n";
     let want = [
         "Accept: */*",
         "Cookie: a=b",
@@ -88,6 +88,7 @@ fn all_else_is_passed_on_in_order() {
         "X-Empty: ",
         "X-Bare: e",
         "X-Wide: f",
+        "X-Tab: f",
         "my_field: g",
         "Date: h",
         "Via: 1.1 i",

@@ -88,6 +88,9 @@ const NASTY: &[&str] = &[
     "http://",
 ];
 
+/// Cases of each property.
+const CASES: u32 = 1500;
+
 #[derive(Debug, Clone)]
 enum Change {
     Insert(prop::sample::Index, usize),
@@ -236,7 +239,9 @@ fn is_unambiguous(out: &[u8], seen: &Message, head: &RequestHead) {
     for name in ["forwarded", "x-real-ip", "x_forwarded_for"] {
         assert!(seen.all(name).is_empty(), "{name} in {}", show(out));
     }
-    assert!(!String::from_utf8_lossy(out).contains("h2c") || seen.all("upgrade").is_empty());
+    for value in seen.all("upgrade") {
+        assert!(!String::from_utf8_lossy(value).to_lowercase().contains("h2c"), "{}", show(out));
+    }
 }
 
 /// An outgoing request without what each pass adds anew.
@@ -253,7 +258,7 @@ fn without_via(out: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(CASES) })]
 
     #[test]
     fn splits_of_a_request_head_do_not_matter(raw in mutated(REQUESTS), bytes in 16..400usize, fields in 1..8usize) {

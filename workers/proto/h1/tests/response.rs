@@ -209,3 +209,14 @@ fn a_protocol_switched_to_must_have_been_offered() {
     assert_eq!(taken(raw).upgrade.unwrap().of(raw), b"websocket");
     assert!(taken(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n").upgrade.is_none());
 }
+
+#[test]
+fn a_head_is_parsed_anew_each_time() {
+    let mut head = ResponseHead::default();
+    let rich = b"HTTP/1.1 101 x\r\nConnection: close, upgrade, x-y\r\nUpgrade: a\r\nDate: b\r\nContent-Length: 5\r\nX-Y: 1\r\n\r\n";
+    assert!(head.parse(rich, &LIMITS).unwrap().is_some());
+    let plain = b"HTTP/1.1 200 OK\r\nX-Y: 1\r\nUpgrade: a\r\n\r\n";
+    assert_eq!(head.parse(plain, &LIMITS), Ok(Some(plain.len())));
+    assert_eq!((head.keep_alive, head.has_date, head.upgrade, head.content_length), (true, false, None, None));
+    assert_eq!(head.fields[0].kind, crate::proto::h1::head::FieldName::Other);
+}
