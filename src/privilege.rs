@@ -96,9 +96,9 @@ mod tests {
                 for relays in [false, true] {
                     let Capacity { records, batch } = capacity(nofile, workers, 3, 100_000, relays);
                     let (records, batch) = (u64::from(records), batch as u64);
-                    let each = if relays { 6 } else { 2 };
-                    assert!(records == 1 || records * u64::from(workers) + OVERHEAD <= nofile);
-                    assert!(records == 1 || records * each + batch + OVERHEAD <= nofile);
+                    let held = if relays { 2 } else { 1 };
+                    assert!(records == 1 || records * held * u64::from(workers) + OVERHEAD <= nofile);
+                    assert!(records == 1 || records * 2 + batch + OVERHEAD <= nofile);
                     assert!((1..=MAX_FDS as u64).contains(&batch));
                 }
             }

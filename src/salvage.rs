@@ -182,9 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn a_committed_request_fails_and_a_relay_is_cut() {
+    fn a_committed_request_fails_and_a_relay_goes_on_unless_bytes_are_captive() {
         assert_eq!(salvage(image(Phase::Committed, 20, 30), Some(counters(124, 80))), Salvage::Fail);
-        assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Cut);
+        assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Relay);
+        assert_eq!(salvage(image(Phase::Captive, 20, 30), Some(counters(120, 80))), Salvage::Cut);
     }
 
     #[test]
