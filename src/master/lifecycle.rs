@@ -163,7 +163,7 @@ impl Master {
         for seat in &mut self.seats {
             seat.start_at = None;
             if let Some(worker) = seat.worker.as_mut() {
-                drain_worker(worker, timeout_ms, now);
+                drain_worker(worker, timeout_ms, false, now);
             }
         }
     }
@@ -229,7 +229,7 @@ impl Master {
             seat.wanted = false;
             seat.start_at = None;
             if let Some(worker) = seat.worker.as_mut() {
-                drain_worker(worker, timeout_ms, now);
+                drain_worker(worker, timeout_ms, true, now);
             }
         }
         info!("one worker fewer: {}", self.wanted());
@@ -240,14 +240,15 @@ impl Master {
     }
 }
 
-fn drain_worker(worker: &mut Worker, timeout_ms: u32, now: Instant) {
+/// Has a worker finish and exit. With `give_back`, other workers serve its idle connections and relays.
+fn drain_worker(worker: &mut Worker, timeout_ms: u32, give_back: bool, now: Instant) {
     match worker.stage {
         // It has nothing yet that it could finish.
         Stage::Starting { .. } => worker.terminate(now),
         Stage::Ready => {
             let deadline = now + Duration::from_millis(timeout_ms.into()) + DRAIN_GRACE;
             worker.stage = Stage::Draining { deadline };
-            let message = ToWorker::Drain { timeout_ms };
+            let message = ToWorker::Drain { timeout_ms, give_back };
             worker.errands.push(Errand { message, fd: None, after_connections: true });
         }
         Stage::Draining { .. } | Stage::Dying { .. } => {}
