@@ -35,6 +35,8 @@ pub enum ToWorker {
     Pass(Vec<Passed>),
     /// Write the access log to this descriptor from now on.
     OpenLog,
+    /// Turn the loop once, so that the heartbeat moves.
+    Ping,
     /// Take nothing new, finish the requests in progress, exit with 0.
     Drain {
         /// After so many milliseconds, cut what is left.

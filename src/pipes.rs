@@ -14,10 +14,13 @@ pub struct Pipes {
     ends: Vec<Option<OwnedFd>>,
 }
 
+/// A pipe's number and our copy of its reading end.
+type Numbered = (u16, Option<OwnedFd>);
+
 /// What a worker left in its pipes.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    ends: HashMap<(u32, Direction), Vec<(u16, Option<OwnedFd>)>>,
+    ends: HashMap<(u32, Direction), Vec<Numbered>>,
 }
 
 /// Two pipes claim the same place in a stream, or one with bytes in it is missing.

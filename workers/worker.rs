@@ -205,6 +205,7 @@ impl Worker {
                     log.replace(fd, self.cx.clock.now_ms);
                 }
             }
+            ToWorker::Ping => {}
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog => {
                 return Err(io::Error::new(

@@ -17,6 +17,7 @@ use crate::keeper::{Addresses, Connection, Relay};
 use crate::pipes::{Contradiction, Leftovers};
 use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
 use crate::supervise::{Stage, Worker};
+use crate::watchdog::Watch;
 
 /// Messages heard from one worker in one turn, so that a talkative one does not hold up the rest.
 const HEARD_PER_TURN: usize = 64;
@@ -34,13 +35,16 @@ struct Tally {
 
 impl Master {
     /// Looks how much each worker has and may get.
-    pub(super) fn measure(&mut self) {
+    pub(super) fn measure(&mut self, now: Instant) {
         let old: u32 = self.candidates.iter().map(|candidate| candidate.room).sum();
         self.candidates.clear();
-        self.candidates.extend(self.seats.iter().map(|seat| match &seat.worker {
+        self.candidates.extend(self.seats.iter_mut().map(|seat| match &mut seat.worker {
             Some(worker) if worker.is_ready() => {
                 let (table, stats) = (&worker.table, worker.control.stats());
-                Candidate::new(table.passed(), table.queued(), table.room(), stats.taken.get(), stats.finished.get())
+                let taken = stats.taken.get();
+                let behind = worker.watch.is_behind(table.passed(), taken, now);
+                let room = if behind { 0 } else { table.room() };
+                Candidate::new(table.passed(), table.queued(), room, taken, stats.finished.get())
             }
             Some(_) | None => Candidate::default(),
         }));
@@ -356,6 +360,7 @@ fn hear(
                 if matches!(worker.stage, Stage::Starting { .. }) {
                     worker.stage = Stage::Ready;
                     worker.ready_since = Some(now);
+                    worker.watch = Watch::new(now);
                     became_ready = true;
                     info!("worker {index} (pid {}) ready", worker.pid);
                 }
