@@ -190,8 +190,8 @@ fn refused_connections_go_to_the_next_server_unseen() {
     assert_eq!(count(proxy.addr(), 20)["b"], 20);
     // A body that has not been sent anywhere may go elsewhere, whatever the method.
     for _ in 0..6 {
-        let response = Client::connect(proxy.addr())
-            .ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
+        let response =
+            Client::connect(proxy.addr()).ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
         assert_eq!(response.text(), "b");
     }
 }
@@ -225,8 +225,7 @@ fn failing_server_is_ejected_and_comes_back() {
 #[test]
 fn all_ejected_are_tried_anyway() {
     let refusing = Refusing::new();
-    let conf =
-        Conf::http(&[refusing.addr]).group("health = { failures = 1, eject = \"60s\", eject_max = \"60s\" }");
+    let conf = Conf::http(&[refusing.addr]).group("health = { failures = 1, eject = \"60s\", eject_max = \"60s\" }");
     let proxy = conf.launch().workers(1).start();
     for _ in 0..3 {
         assert_eq!(get(proxy.addr(), "/").status, 502);

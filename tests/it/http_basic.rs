@@ -121,7 +121,8 @@ fn request_byte_by_byte_is_the_same_request() {
 
 #[test]
 fn response_byte_by_byte_is_the_same_response() {
-    let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n3\r\nabc\r\n0a\r\n0123456789\r\n0\r\n\r\n";
+    let answer =
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n3\r\nabc\r\n0a\r\n0123456789\r\n0\r\n\r\n";
     let backend = Backend::serve(move |conn| {
         while conn.request().is_some() {
             for byte in answer {
@@ -449,8 +450,9 @@ fn http_1_0_backend_is_understood() {
 
 #[test]
 fn http_1_0_backend_that_keeps_the_connection_is_reused_or_closed() {
-    let backend =
-        Backend::fixed("HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\nok");
+    let backend = Backend::fixed(
+        "HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\nok",
+    );
     let proxy = Launch::http(&[backend.addr]).start();
     let mut client = Client::connect(proxy.addr());
     for _ in 0..3 {
@@ -548,8 +550,10 @@ fn target_and_fields_arrive_as_sent() {
     let mut client = Client::connect(proxy.addr());
     let response = client.ask(
         [
-            format!("GET {target} HTTP/1.1\r\nHost: a\r\nAccept: b\r\naccept:c\r\nX-Empty:\r\nX-Blank:  \t a b \t \r\n")
-                .as_bytes(),
+            format!(
+                "GET {target} HTTP/1.1\r\nHost: a\r\nAccept: b\r\naccept:c\r\nX-Empty:\r\nX-Blank:  \t a b \t \r\n"
+            )
+            .as_bytes(),
             b"X-Bytes: \xc3\xa9\xff\r\nCookie: a=b; c=\"d\"\r\n\r\n",
         ]
         .concat(),
@@ -615,7 +619,8 @@ fn every_method_is_passed_on() {
     let backend = Backend::echo();
     let proxy = Launch::http(&[backend.addr]).start();
     let mut client = Client::connect(proxy.addr());
-    for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "M-SEARCH", "get", "X!#$%&'*+.^_`|~"] {
+    for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "M-SEARCH", "get", "X!#$%&'*+.^_`|~"]
+    {
         let response = client.ask(format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"));
         assert_eq!((response.status, response.fields.get("x-method")), (200, Some(method)));
     }

@@ -22,9 +22,8 @@ fn connection_cannot_nominate_what_carries_meaning() {
         "Content-Length, X-Forwarded-For, Host",
     ] {
         let mut client = Client::connect(proxy.addr());
-        let response = client.ask(format!(
-            "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\nConnection: {nominated}\r\n\r\nhello"
-        ));
+        let response = client
+            .ask(format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\nConnection: {nominated}\r\n\r\nhello"));
         if response.status == 400 {
             assert!(backend.take_requests().is_empty(), "{nominated}");
             continue;
@@ -46,9 +45,7 @@ fn connection_cannot_nominate_what_carries_meaning() {
 
 #[test]
 fn backend_cannot_nominate_its_framing_away() {
-    let backend = Backend::fixed(
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: Content-Length\r\n\r\nhello",
-    );
+    let backend = Backend::fixed("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: Content-Length\r\n\r\nhello");
     let proxy = Launch::http(&[backend.addr]).start();
     let mut client = Client::connect(proxy.addr());
     let response = client.get("/");
@@ -77,7 +74,8 @@ fn absolute_form_overrides_host() {
 fn expectations_other_than_continue_are_417() {
     let backend = Backend::ok();
     let proxy = Launch::http(&[backend.addr]).start();
-    for value in ["coffee", "100-continue, coffee", "coffee, 100-continue", "100-continu", "100-continue2", "\"100-continue\""]
+    for value in
+        ["coffee", "100-continue, coffee", "coffee, 100-continue", "100-continu", "100-continue2", "\"100-continue\""]
     {
         let mut client = Client::connect(proxy.addr());
         let response =

@@ -293,12 +293,18 @@ fn transfer_encoding() {
         bad("folded into the field before", "5.2", &post("A: b\r\n\tTransfer-Encoding: chunked\r\n", "0\r\n\r\n")),
         bad("as the first line, indented", "2.2", "POST / HTTP/1.1\r\n Transfer-Encoding: chunked\r\nHost: a\r\n\r\n"),
         good("underscore makes another name", "5.1", &get("Transfer_Encoding: chunked\r\n"), &["GET /"]),
-        good("a name that wraps at 256", "5.1", &get(&format!("Transfer-Encoding{}: chunked\r\n", "x".repeat(256))), &[
-            "GET /",
-        ]),
-        good("a length's name that wraps at 256", "5.1", &get(&format!("Content-Length{}: 5\r\n", "x".repeat(256))), &[
-            "GET /",
-        ]),
+        good(
+            "a name that wraps at 256",
+            "5.1",
+            &get(&format!("Transfer-Encoding{}: chunked\r\n", "x".repeat(256))),
+            &["GET /"],
+        ),
+        good(
+            "a length's name that wraps at 256",
+            "5.1",
+            &get(&format!("Content-Length{}: 5\r\n", "x".repeat(256))),
+            &["GET /"],
+        ),
         good("a host's name that wraps at 256", "5.1", &get(&format!("Host{}: b\r\n", "x".repeat(256))), &["GET /"]),
         one_of(
             "a name that wraps at 65536",
@@ -361,12 +367,7 @@ fn chunks() {
         bad("NUL in an extension", "7.1.1", &size("5;a=\u{0}")),
         bad("control in an extension", "7.1.1", &size("5;a=\u{1}")),
         one_of("huge extension", "7.1.1", &size(&format!("5;a={}", "x".repeat(100_000))), &[400, 413, 431]),
-        one_of(
-            "endless zeros",
-            "7.1",
-            &size(&format!("{}5", "0".repeat(100_000))),
-            &[400, 413, 431],
-        ),
+        one_of("endless zeros", "7.1", &size(&format!("{}5", "0".repeat(100_000))), &[400, 413, 431]),
         bad("bare LF after the last size", "2.2", &chunked("5\r\nhello\r\n0\n\r\n")),
         bad("bare LF at the very end", "2.2", &chunked("5\r\nhello\r\n0\r\n\n")),
         bad("trailer without a colon", "7.1.2", &chunked("5\r\nhello\r\n0\r\nbad\r\n\r\n")),
@@ -448,9 +449,12 @@ fn request_lines() {
         good("absolute form", "3.2.2", &line("GET http://a/x?y HTTP/1.1"), &["GET /x?y"]),
         good("absolute form with a port", "3.2.2", "GET http://a:80/x HTTP/1.1\r\nHost: a:80\r\n\r\n", &["GET /x"]),
         good("asterisk form", "3.2.4", &line("OPTIONS * HTTP/1.1"), &["OPTIONS *"]),
-        good("a long method", "9110 section 9.1", &line(&format!("{} / HTTP/1.1", "M".repeat(20))), &[
-            "MMMMMMMMMMMMMMMMMMMM /",
-        ]),
+        good(
+            "a long method",
+            "9110 section 9.1",
+            &line(&format!("{} / HTTP/1.1", "M".repeat(20))),
+            &["MMMMMMMMMMMMMMMMMMMM /"],
+        ),
         bad("two blanks after the method", "3", &line("GET  / HTTP/1.1")),
         bad("two blanks before the version", "3", &line("GET /  HTTP/1.1")),
         bad("tab after the method", "3", &line("GET\t/ HTTP/1.1")),
@@ -500,8 +504,12 @@ fn request_lines() {
         one_of("absolute form of another scheme", "3.2.2", &line("GET ftp://a/ HTTP/1.1"), &[400, 421]),
         one_of("CONNECT", "9110 section 9.3.6", "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", &[400, 405, 501]),
         one_of("CONNECT with a path", "3.2.3", &line("CONNECT / HTTP/1.1"), &[400, 405, 501]),
-        one_of("CONNECT with a body", "9110 section 9.3.6",
-            "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nContent-Length: 40\r\n\r\n", &[400, 405, 501]),
+        one_of(
+            "CONNECT with a body",
+            "9110 section 9.3.6",
+            "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nContent-Length: 40\r\n\r\n",
+            &[400, 405, 501],
+        ),
         one_of("HTTP/0.9 form", "3", "GET /\r\n", version),
         one_of("HTTP/0.9 named", "2.3", &line("GET / HTTP/0.9"), version),
         one_of("HTTP/1.2", "2.3", &line("GET / HTTP/1.2"), version),
@@ -622,12 +630,7 @@ fn sequences() {
             &post("", "GET /inner HTTP/1.1\r\nHost: a\r\n\r\n"),
             Want::Pass(&["POST /", "GET /inner"]),
         ),
-        row(
-            "one empty line between requests",
-            "2.2",
-            &(get("") + "\r\n" + next),
-            Want::Pass(&["GET /", "GET /2"]),
-        ),
+        row("one empty line between requests", "2.2", &(get("") + "\r\n" + next), Want::Pass(&["GET /", "GET /2"])),
         row(
             "trailers that look like framing",
             "7.1.2",

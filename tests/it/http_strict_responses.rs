@@ -126,7 +126,9 @@ impl Bench {
             (Ok(response), Want::Good(status, body))
                 if response.status == status && response.body == body.as_bytes() => {}
             (Ok(response), Want::BadOr(body)) if response.status == 200 && response.body == body.as_bytes() => {}
-            (Err(Broken::Cut(_) | Broken::Reset(_)), Want::Cut) => return self.sound(&mut Client::connect(self.proxy.addr())),
+            (Err(Broken::Cut(_) | Broken::Reset(_)), Want::Cut) => {
+                return self.sound(&mut Client::connect(self.proxy.addr()));
+            }
             (Ok(response), want) => return Err(format!("got {} instead of {want:?}", shown(response))),
             (Err(broken), want) => return Err(format!("{} instead of {want:?}", describe(broken))),
         }
@@ -228,8 +230,16 @@ fn content_length() {
     Bench::new().run(&[
         row("length", "6.2", &length("5"), Want::Good(200, "hello")),
         row("optional blanks around it", "5", &length(" \t5 "), Want::Good(200, "hello")),
-        bad("with chunked", "6.3", &ok("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n")),
-        bad("after chunked", "6.3", &ok("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "5\r\nhello\r\n0\r\n\r\n")),
+        bad(
+            "with chunked",
+            "6.3",
+            &ok("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ),
+        bad(
+            "after chunked",
+            "6.3",
+            &ok("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+        ),
         bad("two that differ", "6.3", &ok("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!")),
         row("two that agree", "6.3", &ok("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"), Want::BadOr("hello")),
         row("list that agrees", "6.3", &length("5, 5"), Want::BadOr("hello")),
@@ -346,13 +356,43 @@ fn early_end_shows_to_http_1_0_too() {
 fn interim_responses() {
     let last = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     Bench::new().run(&[
-        row("100 unasked", "9110 section 15.2.1", &format!("HTTP/1.1 100 Continue\r\n\r\n{last}"), Want::Good(200, "ok")),
+        row(
+            "100 unasked",
+            "9110 section 15.2.1",
+            &format!("HTTP/1.1 100 Continue\r\n\r\n{last}"),
+            Want::Good(200, "ok"),
+        ),
         row("102", "9110 section 15.2", &format!("HTTP/1.1 102 Processing\r\n\r\n{last}"), Want::Good(200, "ok")),
-        row("unknown 1xx", "9110 section 15.2", &format!("HTTP/1.1 199 Odd\r\nX: a\r\n\r\n{last}"), Want::Good(200, "ok")),
-        row("three", "9110 section 15.2", &("HTTP/1.1 103 Early\r\nLink: a\r\n\r\n".repeat(3) + last), Want::Good(200, "ok")),
-        row("to HTTP/1.0", "9110 section 15.2", &("HTTP/1.1 103 Early\r\n\r\n".repeat(3) + last), Want::Good(200, "ok")).to(GET_1_0),
-        row("with a length", "6.3", &format!("HTTP/1.1 103 Early\r\nContent-Length: 5\r\n\r\n{last}"), Want::BadOr("ok")),
-        bad("101 unasked", "9110 section 15.2.2", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
+        row(
+            "unknown 1xx",
+            "9110 section 15.2",
+            &format!("HTTP/1.1 199 Odd\r\nX: a\r\n\r\n{last}"),
+            Want::Good(200, "ok"),
+        ),
+        row(
+            "three",
+            "9110 section 15.2",
+            &("HTTP/1.1 103 Early\r\nLink: a\r\n\r\n".repeat(3) + last),
+            Want::Good(200, "ok"),
+        ),
+        row(
+            "to HTTP/1.0",
+            "9110 section 15.2",
+            &("HTTP/1.1 103 Early\r\n\r\n".repeat(3) + last),
+            Want::Good(200, "ok"),
+        )
+        .to(GET_1_0),
+        row(
+            "with a length",
+            "6.3",
+            &format!("HTTP/1.1 103 Early\r\nContent-Length: 5\r\n\r\n{last}"),
+            Want::BadOr("ok"),
+        ),
+        bad(
+            "101 unasked",
+            "9110 section 15.2.2",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        ),
         bad("101 unasked, then 200", "9110 section 15.2.2", &format!("HTTP/1.1 101 Switching\r\n\r\n{last}")),
         bad("1xx without end", "9110 section 15.2", &"HTTP/1.1 100 Continue\r\n\r\n".repeat(100_000)),
     ]);
@@ -364,11 +404,32 @@ fn bodies_where_none_may_be() {
         row("HEAD, with a body", "6.3", &ok("Content-Length: 5\r\n", "hello"), Want::Good(200, "")).to(HEAD),
         row("HEAD, with chunks", "6.3", &chunked("5\r\nhello\r\n0\r\n\r\n"), Want::Good(200, "")).to(HEAD),
         row("HEAD, until the end", "6.3", &ok("", "hello"), Want::Good(200, "")).to(HEAD).then(Act::Close),
-        row("HEAD, with a response for a body", "6.3", &ok("Content-Length: 38\r\n", &status("HTTP/1.1 200 EVIL")), Want::Good(200, "")).to(HEAD),
+        row(
+            "HEAD, with a response for a body",
+            "6.3",
+            &ok("Content-Length: 38\r\n", &status("HTTP/1.1 200 EVIL")),
+            Want::Good(200, ""),
+        )
+        .to(HEAD),
         row("204 with a body", "6.3", "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello", Want::Good(204, "")),
-        row("204 with chunks", "6.3", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", Want::Good(204, "")),
-        row("304 with a body", "6.3", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello", Want::Good(304, "")),
-        row("304 with a response for a body", "6.3", &("HTTP/1.1 304 Not Modified\r\n\r\n".to_owned() + &status("HTTP/1.1 200 EVIL")), Want::Good(304, "")),
+        row(
+            "204 with chunks",
+            "6.3",
+            "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            Want::Good(204, ""),
+        ),
+        row(
+            "304 with a body",
+            "6.3",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello",
+            Want::Good(304, ""),
+        ),
+        row(
+            "304 with a response for a body",
+            "6.3",
+            &("HTTP/1.1 304 Not Modified\r\n\r\n".to_owned() + &status("HTTP/1.1 200 EVIL")),
+            Want::Good(304, ""),
+        ),
     ]);
 }
 

@@ -116,10 +116,7 @@ fn failures_are_logged_with_their_reason() {
             format!("[backends.{name}]\nservers = [\"{addr}\"]\n[[route]]\npath = \"/{name}\"\nto = \"{name}\"\n")
         })
         .collect::<String>();
-    let proxy = logging("json", &[refusing.addr])
-        .tables(&tables)
-        .tables("[timeouts]\nresponse = \"300ms\"")
-        .start();
+    let proxy = logging("json", &[refusing.addr]).tables(&tables).tables("[timeouts]\nresponse = \"300ms\"").start();
     let mut without = None;
     for (count, target) in ["/refusing", "/silent", "/garbage", "/cut"].into_iter().enumerate() {
         let mut client = Client::connect(proxy.addr());

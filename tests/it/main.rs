@@ -8,17 +8,18 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod balance;
 mod cli;
 mod http_basic;
+mod http_errors;
 mod http_semantics;
 mod http_strict;
-mod balance;
-mod http_errors;
 mod http_strict_responses;
-mod tcp;
-mod upgrade;
 mod limits;
 mod logs;
 mod memory;
 mod real_clients;
+mod tcp;
 mod timeouts;
+mod upgrade;
+mod workers;

@@ -46,7 +46,14 @@ fn curl_downloads_and_uploads() {
     let proxy = Launch::http(&[files.addr]).start();
     let copy = dir.join("copy");
     let url = format!("http://{}/data", proxy.addr());
-    run(Command::new("curl").args(["-sSf", "--max-time", "20", "-o"]).arg(&copy).args([&url, "--next", "-sSf", "-o", "/dev/null", &url]));
+    run(Command::new("curl").args(["-sSf", "--max-time", "20", "-o"]).arg(&copy).args([
+        &url,
+        "--next",
+        "-sSf",
+        "-o",
+        "/dev/null",
+        &url,
+    ]));
     assert_eq!(std::fs::read(&copy).unwrap(), data);
     let head = run(Command::new("curl").args(["-sSfI", "--max-time", "20", &url]));
     assert!(head.starts_with("HTTP/1.1 200") && head.to_lowercase().contains("content-length: 2000000"), "{head}");
@@ -58,7 +65,13 @@ fn curl_downloads_and_uploads() {
     let url = format!("http://{}/", proxy.addr());
     // curl sends `Expect: 100-continue` with a body this large.
     for extra in [&[][..], &["-H", "Transfer-Encoding: chunked"], &["-H", "Expect: 100-continue"]] {
-        run(Command::new("curl").args(["-sSf", "--max-time", "20", "-o"]).arg(&copy).args(extra).arg("--data-binary").arg(format!("@{}", file.display())).arg(&url));
+        run(Command::new("curl")
+            .args(["-sSf", "--max-time", "20", "-o"])
+            .arg(&copy)
+            .args(extra)
+            .arg("--data-binary")
+            .arg(format!("@{}", file.display()))
+            .arg(&url));
         assert_eq!(std::fs::read(&copy).unwrap(), data, "{extra:?}");
     }
     let back = run(Command::new("curl").args(["-sSf", "--max-time", "20", "-F", "field=value", &url]));

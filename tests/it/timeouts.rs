@@ -15,10 +15,8 @@ const SOON: Duration = Duration::from_millis(300);
 fn with(limit: &str, backend: std::net::SocketAddr) -> Proxy {
     let names = ["header", "idle", "body", "write", "connect", "response", "server", "tunnel"];
     assert!(names.contains(&limit));
-    let lines: String = names
-        .iter()
-        .map(|&name| format!("{name} = \"{}\"\n", if name == limit { "400ms" } else { "60s" }))
-        .collect();
+    let lines: String =
+        names.iter().map(|&name| format!("{name} = \"{}\"\n", if name == limit { "400ms" } else { "60s" })).collect();
     Conf::http(&[backend])
         .tables(&format!("[timeouts]\n{lines}"))
         .tables("[limits]\nmin_rate = \"0B\"")
@@ -273,16 +271,22 @@ fn server_that_does_not_read_is_given_up() {
 
 #[test]
 fn groups_and_listeners_have_limits_of_their_own() {
-    let (silent, patient) = (Backend::silent(), Backend::serve(|conn| {
-        if conn.request().is_some() {
-            dawdle(Duration::from_millis(1000));
-            conn.send(&response("late"));
-        }
-    }));
+    let (silent, patient) = (
+        Backend::silent(),
+        Backend::serve(|conn| {
+            if conn.request().is_some() {
+                dawdle(Duration::from_millis(1000));
+                conn.send(&response("late"));
+            }
+        }),
+    );
     let proxy = Conf::http(&[silent.addr])
         .listen("timeouts = { response = \"10s\" }")
         .group("timeouts = { response = \"300ms\" }")
-        .tables(&format!("[backends.slow]\nservers = [\"{}\"]\n[[route]]\npath = \"/slow\"\nto = \"slow\"", patient.addr))
+        .tables(&format!(
+            "[backends.slow]\nservers = [\"{}\"]\n[[route]]\npath = \"/slow\"\nto = \"slow\"",
+            patient.addr
+        ))
         .tables("[timeouts]\nresponse = \"200ms\"")
         .start();
     let start = Instant::now();

@@ -141,7 +141,8 @@ fn bytes_sent_before_101_reach_the_tunnel_after_it() {
 
 #[test]
 fn bytes_of_the_backend_with_its_101_are_not_lost() {
-    let backend = Backend::scripted(vec![Act::Request, Act::send([AGREE, "greeting"].concat()), Act::HalfClose, Act::Hang]);
+    let backend =
+        Backend::scripted(vec![Act::Request, Act::send([AGREE, "greeting"].concat()), Act::HalfClose, Act::Hang]);
     let proxy = Launch::http(&[backend.addr]).start();
     let mut client = Client::connect(proxy.addr());
     assert_eq!(client.ask(ASK).status, 101);
@@ -168,7 +169,9 @@ fn refused_upgrade_stays_http() {
 
 #[test]
 fn refused_upgrade_with_a_status_of_its_own() {
-    let backend = Backend::fixed("HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nno");
+    let backend = Backend::fixed(
+        "HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nno",
+    );
     let proxy = Launch::http(&[backend.addr]).start();
     let mut client = Client::connect(proxy.addr());
     let response = client.ask(ASK);
@@ -264,9 +267,8 @@ fn upgrade_with_a_body_is_sound() {
     let backend = echo_server();
     let proxy = Launch::http(&[backend.addr]).start();
     let mut client = Client::connect(proxy.addr());
-    let response = client.ask(
-        "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\nContent-Length: 5\r\n\r\nhello",
-    );
+    let response = client
+        .ask("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\nContent-Length: 5\r\n\r\nhello");
     if response.status == 101 {
         assert_eq!(backend.only_request().body, b"hello");
         client.send("tunnel");
