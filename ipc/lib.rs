@@ -9,3 +9,4 @@ pub mod shm;
 pub mod snapshot;
 pub mod state;
 pub mod stats;
+pub mod tcp_info;

@@ -1,2 +1,165 @@
-//! stub
-fn main() {}
+//! Arguments to a role, and errors to exit codes. Every role of Pointsman is this one program: the master,
+//! and, started again by it, each worker and the demo backends.
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod accept;
+mod banner;
+mod cli;
+mod config;
+mod demo;
+mod dispatch;
+mod keeper;
+mod listen;
+mod logging;
+mod master;
+mod privilege;
+mod salvage;
+mod signals;
+mod supervise;
+
+/// How the master tells its children the level of `--log-level`.
+pub const LOG_LEVEL_VARIABLE: &str = "POINTSMAN_LOG_LEVEL";
+
+/// Failed at run time.
+const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    close_strays();
+    match arguments.command {
+        Some(cli::Command::Worker { index }) => worker(index),
+        Some(cli::Command::Demo) => demo_child(),
+        Some(cli::Command::Check { ref config }) => {
+            check(config.as_deref().or(arguments.config.as_deref()), &arguments)
+        }
+        Some(cli::Command::Dump { ref config }) => dump(config.as_deref().or(arguments.config.as_deref()), &arguments),
+        None => run(&arguments),
+    }
+}
+
+/// Closes what an untidy parent left open, so that no child of ours inherits it. Nothing of ours is open yet
+/// beyond the three standard descriptors.
+fn close_strays() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(|&fd| fd > 2).collect();
+    for fd in open {
+        // The directory's own descriptor is among them and closed already: EBADF then.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
+/// Takes the descriptor that the parent gave as standard input, and puts /dev/null in its place.
+fn take_stdin() -> std::io::Result<OwnedFd> {
+    let taken = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(taken)
+}
+
+fn fail(message: impl std::fmt::Display) -> ExitCode {
+    eprintln!("master: {message}");
+    ExitCode::from(FAILED)
+}
+
+fn worker(index: u16) -> ExitCode {
+    logging::start(&format!("worker {index}"), None);
+    let _ = rustix::thread::set_name(c"master");
+    if let Err(error) = signals::ignore_in_worker() {
+        return fail(format_args!("worker {index}: {error}"));
+    }
+    match take_stdin() {
+        Ok(channel) => workers::run(channel, index),
+        Err(error) => fail(format_args!("worker {index}: cannot take over its channel: {error}")),
+    }
+}
+
+fn demo_child() -> ExitCode {
+    logging::start("demo", None);
+    let _ = rustix::thread::set_name(c"master");
+    let served = signals::ignore_in_worker().and_then(|()| take_stdin()).and_then(demo::serve);
+    served.map_or_else(|error| fail(format_args!("demo: {error}")), |()| ExitCode::SUCCESS)
+}
+
+fn check(file: Option<&std::path::Path>, arguments: &cli::Arguments) -> ExitCode {
+    match config::gather(cli::config_file(file, &arguments.options()).as_deref(), &arguments.options()) {
+        Ok(loaded) => {
+            report(&loaded.warnings);
+            let source = loaded.process.source.as_ref().map(|path| path.display().to_string());
+            println!("{}: no errors", source.as_deref().unwrap_or("the command line"));
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            report(&errors);
+            ExitCode::from(UNUSABLE)
+        }
+    }
+}
+
+fn dump(file: Option<&std::path::Path>, arguments: &cli::Arguments) -> ExitCode {
+    match config::gather(cli::config_file(file, &arguments.options()).as_deref(), &arguments.options()) {
+        Ok(loaded) => {
+            report(&loaded.warnings);
+            print!("{}", config::dump(&loaded.snapshot, &loaded.process));
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            report(&errors);
+            ExitCode::from(UNUSABLE)
+        }
+    }
+}
+
+/// Prints what was found to standard error, in colours on a terminal.
+fn report(report: &config::Report) {
+    let text = report.render(rustix::termios::isatty(rustix::stdio::stderr()));
+    if !text.is_empty() {
+        eprintln!("{}", text.trim_end());
+    }
+}
+
+fn run(arguments: &cli::Arguments) -> ExitCode {
+    logging::start("master", arguments.log_level.as_deref());
+    let _ = rustix::thread::set_name(c"master");
+    let mut options = arguments.options();
+    let file = cli::config_file(arguments.config.as_deref(), &options);
+    // Wrong arguments are to be reported before a demo is started for them.
+    let demo = if file.is_none() && options.backend.is_empty() {
+        match demo::Demo::start(arguments.log_level.as_deref()) {
+            Ok(demo) => {
+                options.backend = demo.backends.iter().map(ToString::to_string).collect();
+                Some(demo)
+            }
+            Err(error) => return fail(format_args!("cannot start the demo backends: {error}")),
+        }
+    } else {
+        None
+    };
+    let mut loaded = match config::gather(file.as_deref(), &options) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            report(&errors);
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    report(&loaded.warnings);
+    if demo.is_some() {
+        for group in &mut loaded.snapshot.groups {
+            group.name = "demo".to_owned();
+            group.worker_header = true;
+        }
+    }
+    match master::Master::start(loaded, demo, arguments.log_level.clone()).and_then(master::Master::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            log::error!("{message}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

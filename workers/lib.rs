@@ -1,1 +1,134 @@
-//! Everything one worker process does: HTTP and TCP relaying, balancing, pools, access log.
+//! Everything one worker process does: it takes connections from the master and relays them to backends.
+//!
+//! [`run`] is the only way in. The worker listens nowhere and accepts nothing.
+
+pub mod access_log;
+pub mod backend;
+pub mod balance;
+pub mod buffer;
+pub mod client;
+pub mod ctx;
+pub mod date;
+pub mod exchange;
+pub mod io;
+pub mod proto;
+pub mod relay;
+pub mod route;
+pub mod slab;
+pub mod timers;
+pub mod worker;
+
+use std::collections::VecDeque;
+use std::io as stdio;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ipc::channel::{Channel, RecvError};
+use ipc::message::{ToWorker, VERSION};
+use ipc::shm::{Arena, Control};
+use ipc::snapshot::LogTarget;
+use log::error;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::ctx::{Clock, Ctx, SCRATCH_BYTES, Site};
+use crate::worker::{End, Worker};
+
+/// Serves connections that come over `channel` until the master says otherwise or is gone.
+#[must_use]
+pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
+    match start(channel, index).and_then(|mut worker| worker.run()) {
+        Ok(End::Drained | End::MasterGone) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
+    ignore_signals_of_the_master()?;
+    let mut channel = Channel::from_fd(channel);
+    let poll = Poll::new()?;
+    let (message, mut fds) = first_message(&mut channel)?;
+    let invalid = |what: &str| stdio::Error::new(stdio::ErrorKind::InvalidData, what.to_owned());
+    let ToWorker::Hello { version, layout, .. } = message else {
+        return Err(invalid("the master's first message is no greeting"));
+    };
+    if version != VERSION {
+        return Err(invalid("the master speaks another version of the protocol; restart it"));
+    }
+    let log_fd = if fds.len() == 3 { fds.pop() } else { None };
+    let (Some(region), Some(sealed)) = (fds.pop(), fds.pop()) else {
+        return Err(invalid("descriptors are missing from the master's greeting"));
+    };
+    let snapshot = ipc::sealed::read(&sealed)?;
+    if (snapshot.access_log.to != LogTarget::Off) != log_fd.is_some() {
+        return Err(invalid("the access log is missing from the master's greeting"));
+    }
+    let pid = std::process::id();
+    let seed = u64::from(pid).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(index);
+    let cx = Ctx {
+        index,
+        pid,
+        head_limits: proto::h1::head::HeadLimits {
+            bytes: snapshot.limits.head_bytes as usize,
+            fields: usize::from(snapshot.limits.head_fields),
+        },
+        pools: backend::pool::Pools::new(&snapshot, seed),
+        control: Control::map(&region, &layout)?,
+        arena: Arena::map(&region, &layout)?,
+        registry: poll.registry().try_clone()?,
+        timers: timers::Timers::new(Clock::new().now_ms),
+        clock: Clock::new(),
+        date: date::DateCache::new(),
+        scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+        out: Vec::with_capacity(SCRATCH_BYTES),
+        request: proto::h1::head::RequestHead::default(),
+        response: proto::h1::head::ResponseHead::default(),
+        buffers: buffer::Buffers::default(),
+        pipes: io::splice::Pipes::default(),
+        log: log_fd.map(|fd| access_log::AccessLog::new(fd, snapshot.access_log.format)),
+        work: VecDeque::new(),
+        finished: Vec::new(),
+        finished_since_ms: 0,
+        draining: false,
+        site: Rc::new(Site::new(snapshot)),
+    };
+    Worker::new(poll, channel, cx)
+}
+
+/// Waits for the master's greeting.
+fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>)> {
+    let mut poll = Poll::new()?;
+    let fd = channel.as_fd().as_raw_fd();
+    poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE)?;
+    let mut events = Events::with_capacity(1);
+    let mut fds = Vec::new();
+    loop {
+        match channel.recv(&mut fds) {
+            Ok(message) => return Ok((message, fds)),
+            Err(RecvError::Empty) => {}
+            Err(RecvError::Io(error)) => return Err(error),
+            Err(error @ (RecvError::Closed | RecvError::Malformed(_))) => {
+                return Err(stdio::Error::other(format!("no greeting from the master: {error}")));
+            }
+        }
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() != stdio::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+/// Signals that a terminal or an operator sends to the whole group are the master's to act on.
+fn ignore_signals_of_the_master() -> stdio::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,57 @@
+# Pointsman. `make help` lists the targets. Needs make, gcc and Rust (https://rustup.rs); rustup fetches the
+# toolchain that rust-toolchain.toml names.
+
+# rustup's default place, for shells that have not read its environment file yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+WORKERS ?= 4
+ARGS ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO_FLAGS ?=
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+BENCH_PACKAGES = wrk nginx libnginx-mod-stream haproxy python3
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test check bench install clean tools
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make run WORKERS=2 ARGS='--backend 127.0.0.1:9001'   options are passed on to master"
+	@echo "  make bench BENCH_ROUNDS=5 BENCH_ONLY=keepalive,1m    its settings are explained in benches/compare.py"
+	@echo "  make install PREFIX=/usr DESTDIR=/tmp/package"
+
+run: build ## Build (release) and run `master --workers 4`; without a backend it is a demo
+	@exec $(TARGET_DIR)/release/master --workers $(WORKERS) $(ARGS)
+
+build: tools ## Build the release binary, target/release/master
+	cargo build --release $(CARGO_FLAGS) --bin master
+
+test: tools ## Run all tests
+	cargo test --workspace $(CARGO_FLAGS)
+
+check: tools ## Check formatting and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
+
+bench: build ## Compare with nginx and HAProxy (about 12 minutes); writes docs/benchmarks.md
+	cargo build --release $(CARGO_FLAGS) --example bench_backend
+	@sh tests/packages.sh $(BENCH_PACKAGES)
+	@# Either counts system calls; without both the column says n/a.
+	@command -v perf >/dev/null || command -v strace >/dev/null || sh tests/packages.sh linux-perf || sh tests/packages.sh strace || true
+	@exec python3 benches/compare.py
+
+install: build ## Install under DESTDIR and PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/pointsman
+	install -m 755 $(TARGET_DIR)/release/master $(DESTDIR)$(PREFIX)/bin/master
+	install -m 644 README.md LICENSE examples/pointsman.toml $(DESTDIR)$(PREFIX)/share/doc/pointsman
+
+clean: tools ## Remove everything that was built
+	cargo clean
+
+# No target of its own: says what is missing before cargo does it in more words.
+tools:
+	@command -v cargo >/dev/null || { \
+		echo "cargo is missing: install Rust from https://rustup.rs, or: curl --proto '=https' -sSf https://sh.rustup.rs | sh" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "a C linker is missing: apt-get install gcc libc6-dev" >&2; exit 1; }

@@ -1,0 +1,149 @@
+//! Accepting in bursts, and what happens when descriptors run out. Chooses no worker.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use log::warn;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+
+use crate::dispatch::Wait;
+
+/// Connections accepted from one listener in one turn of the loop, before the others have theirs.
+pub const BURST: usize = 64;
+
+/// What one `accept4` gave.
+#[derive(Debug)]
+pub enum Accepted {
+    /// A connection, with the client's address unless it is a Unix socket.
+    Connection(OwnedFd, Option<SocketAddr>),
+    /// Nobody is waiting.
+    Empty,
+    /// No descriptor, or no memory, is left: the connection still waits in the kernel's queue.
+    Exhausted(Errno),
+    /// This one failed before it was accepted; the next may be fine.
+    Lost(Errno),
+}
+
+/// Takes one connection off the queue of `listener`: non-blocking, close-on-exec.
+pub fn accept(listener: impl AsFd) -> Accepted {
+    match rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok((fd, address)) => Accepted::Connection(fd, address.and_then(|address| SocketAddr::try_from(address).ok())),
+        Err(Errno::AGAIN) => Accepted::Empty,
+        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Accepted::Exhausted(errno),
+        Err(errno) => Accepted::Lost(errno),
+    }
+}
+
+/// Holds accepting back while descriptors are short.
+///
+/// Connections are left in the kernel's queue, where they keep waiting, rather than accepted and closed.
+#[derive(Debug)]
+pub struct Gate {
+    closed_until: Option<Instant>,
+    wait: Wait,
+    warned: Option<Instant>,
+}
+
+impl Gate {
+    /// Open.
+    pub fn new() -> Gate {
+        Gate { closed_until: None, wait: Wait::new(Duration::from_millis(5), Duration::from_millis(200)), warned: None }
+    }
+
+    /// When it opens again, if it is closed at `now`.
+    pub fn closed_until(&self, now: Instant) -> Option<Instant> {
+        self.closed_until.filter(|&until| until > now)
+    }
+
+    /// Accepting failed for want of descriptors or memory. Warns once a second.
+    pub fn exhausted(&mut self, now: Instant, errno: Errno) {
+        self.closed_until = Some(now + self.wait.next());
+        if self.warned.is_none_or(|warned| now.duration_since(warned) >= Duration::from_secs(1)) {
+            self.warned = Some(now);
+            let remedy = match errno {
+                Errno::MFILE => "raise the limit of open files (`ulimit -n`, or LimitNOFILE= in systemd)",
+                Errno::NFILE => "raise the system's limit of open files (sysctl fs.file-max)",
+                _ => "the system is short of memory",
+            };
+            warn!(
+                "cannot accept: {}; new connections wait in the kernel's queue; {remedy}",
+                std::io::Error::from(errno)
+            );
+        }
+    }
+
+    /// A connection was accepted.
+    pub fn succeeded(&mut self) {
+        self.wait.reset();
+    }
+
+    /// A descriptor has become free: no need to wait longer.
+    pub fn freed(&mut self) {
+        self.closed_until = None;
+    }
+}
+
+/// A few descriptors kept aside, so that a worker can be started when all others are in use.
+#[derive(Debug, Default)]
+pub struct Reserve(Vec<OwnedFd>);
+
+impl Reserve {
+    /// What starting one worker takes at most: its channel's two ends, its memory file, its pidfd, and what the
+    /// standard library opens to see whether the program could be run.
+    const SIZE: usize = 8;
+
+    /// Fills it up, as far as there are descriptors.
+    pub fn fill(&mut self) {
+        while self.0.len() < Self::SIZE {
+            let spare = match self.0.first() {
+                Some(first) => rustix::io::fcntl_dupfd_cloexec(first, 3),
+                None => rustix::fs::open("/dev/null", rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty()),
+            };
+            match spare {
+                Ok(fd) => self.0.push(fd),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Gives all of it up for what comes next.
+    pub fn release(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepting_takes_what_waits_and_then_says_empty() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let Accepted::Connection(fd, peer) = accept(&listener) else { panic!("nobody") };
+        assert_eq!(peer, client.local_addr().ok());
+        assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(rustix::fs::fcntl_getfl(&fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
+        assert!(matches!(accept(&listener), Accepted::Empty));
+    }
+
+    #[test]
+    fn the_gate_stays_closed_longer_each_time_until_a_success() {
+        let start = Instant::now();
+        let mut gate = Gate::new();
+        let ms = Duration::from_millis;
+        for expected in [5, 10, 20, 40, 80, 160, 200, 200] {
+            gate.exhausted(start, Errno::MFILE);
+            assert_eq!(gate.closed_until(start), Some(start + ms(expected)));
+        }
+        assert_eq!(gate.closed_until(start + ms(200)), None);
+        gate.succeeded();
+        gate.exhausted(start, Errno::NFILE);
+        assert_eq!(gate.closed_until(start), Some(start + ms(5)));
+        gate.freed();
+        assert_eq!(gate.closed_until(start), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! The configuration: TOML text to a checked [`Snapshot`], and back.
+//!
+//! `parse` turns text into `syntax` with spans, `check` turns that into a snapshot; both report every fault they
+//! find, not only the first. The command line goes the same way, as a small text of its own. Nothing here opens a
+//! socket or changes the process; it reads the configuration file, resolves the names of servers and looks up users.
+
+mod address;
+mod check;
+mod command_line;
+mod dump;
+mod parse;
+mod read;
+mod report;
+mod suggest;
+mod syntax;
+mod system;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipc::snapshot::{Mode, Snapshot};
+
+pub use report::Report;
+use report::{Diagnostic, Source, quoted};
+use system::{System, ThisSystem};
+
+/// A usable configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// What master and workers work from.
+    pub snapshot: Snapshot,
+    /// What only the master needs.
+    pub process: ProcessSettings,
+    /// What is probably not as intended; without errors, often empty.
+    pub warnings: Report,
+}
+
+/// Settings that no worker needs to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessSettings {
+    /// The file it was read from; `None` = the command line.
+    pub source: Option<PathBuf>,
+    /// The user that workers run as; `None` = the master's own.
+    pub user: Option<OsUser>,
+    /// The group that workers run as; `None` = the user's own group, or the master's when there is no user.
+    pub group: Option<OsGroup>,
+    /// Permission bits of Unix listeners, by the socket's path; absent = what the umask leaves.
+    pub unix_permissions: BTreeMap<PathBuf, u32>,
+}
+
+/// A user of the system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OsUser {
+    /// As in the configuration.
+    pub name: String,
+    /// Its number.
+    pub uid: u32,
+    /// The number of its own group.
+    pub gid: u32,
+}
+
+/// A group of the system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OsGroup {
+    /// As in the configuration.
+    pub name: String,
+    /// Its number.
+    pub gid: u32,
+}
+
+/// How many workers are wanted. Reads from `auto` or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// As many as the process may use cores.
+    Auto,
+    /// So many, 1 to 1024.
+    Count(u16),
+}
+
+impl FromStr for Workers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<u16>() {
+            _ if text == "auto" => Ok(Workers::Auto),
+            Ok(count @ 1..=1024) => Ok(Workers::Count(count)),
+            Ok(_) | Err(_) => Err("expected a number from 1 to 1024, or `auto`".to_owned()),
+        }
+    }
+}
+
+/// Reads `http` or `tcp`, for the command line.
+pub fn parse_mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "http" => Ok(Mode::Http),
+        "tcp" => Ok(Mode::Tcp),
+        _ => Err("expected `http` or `tcp`".to_owned()),
+    }
+}
+
+/// What the command line says about the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `--workers`; with a file, stands above what the file says.
+    pub workers: Option<Workers>,
+    /// Each `--listen`; none = 127.0.0.1:8080.
+    pub listen: Vec<String>,
+    /// Each `--backend`; together they are the group `default`.
+    pub backend: Vec<String>,
+    /// `--mode`; `None` = HTTP.
+    pub mode: Option<Mode>,
+}
+
+/// The largest configuration file that is read, in bytes.
+const FILE_MAX: u64 = 16 << 20;
+
+/// Reads and checks the configuration file at `path`.
+///
+/// # Errors
+/// Everything that is wrong with it, or why it cannot be read.
+pub fn load(path: &Path) -> Result<Loaded, Report> {
+    load_with(path, None)
+}
+
+fn load_with(path: &Path, workers: Option<Workers>) -> Result<Loaded, Report> {
+    let text = read(path)?;
+    let mut loaded = check_text(&path.display().to_string(), &text, workers, &ThisSystem)?;
+    loaded.process.source = Some(path.to_owned());
+    Ok(loaded)
+}
+
+fn read(path: &Path) -> Result<String, Report> {
+    let unreadable = |why: &str, help: &str| {
+        let title = format!("cannot read the configuration {}: {why}", quoted(&path.to_string_lossy()));
+        Report::single(Diagnostic::error(title).help(help))
+    };
+    let failed = |error: &io::Error| {
+        let help = match error.kind() {
+            io::ErrorKind::NotFound => "check the path given with --config",
+            io::ErrorKind::PermissionDenied => "it must be readable for the user that starts the master",
+            io::ErrorKind::IsADirectory => "it is a directory; give the path of the file in it",
+            _ => "give another file with --config",
+        };
+        unreadable(&error.to_string(), help)
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| failed(&error))?;
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > FILE_MAX {
+        return Err(unreadable("it is larger than 16 MiB", "is it the right file?"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        unreadable(&format!("line {line} is not UTF-8"), "save it in UTF-8")
+    })
+}
+
+/// Checks configuration text; `name` stands for the file in messages.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn from_text(name: &str, text: &str) -> Result<Loaded, Report> {
+    check_text(name, text, None, &ThisSystem)
+}
+
+fn check_text(name: &str, text: &str, workers: Option<Workers>, system: &dyn System) -> Result<Loaded, Report> {
+    let source = Arc::new(Source { name: name.to_owned(), text: text.to_owned() });
+    let mut report = Report::of(Arc::clone(&source));
+    let Some(mut file) = parse::parse(&source, &mut report) else {
+        report.sort();
+        return Err(report);
+    };
+    file.workers = workers.or(file.workers);
+    check::check(file, None, system, report)
+}
+
+/// Makes a configuration from the command line alone, with the defaults that a file has too.
+///
+/// # Errors
+/// Everything that is wrong with it; no `--backend` at all is.
+pub fn from_command_line(options: &Options) -> Result<Loaded, Report> {
+    command_line::check_options(options, &ThisSystem)
+}
+
+/// What a start uses: the file, with `--workers` above it, or the command line alone.
+///
+/// # Errors
+/// As [`load`] and [`from_command_line`]; `--listen`, `--backend` or `--mode` beside a file are an error too.
+pub fn gather(config: Option<&Path>, options: &Options) -> Result<Loaded, Report> {
+    let Some(path) = config else { return from_command_line(options) };
+    command_line::only_workers(options)?;
+    load_with(path, options.workers)
+}
+
+/// The effective configuration as TOML, every default filled in. Reads back as the same snapshot.
+#[must_use]
+pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
+    dump::dump(snapshot, process)
+}

@@ -1,0 +1,338 @@
+//! The connections the master still holds: its own copy of every client's socket, until the worker reports
+//! the connection finished.
+//!
+//! One [`Table`] per worker process; its index is the connection's id, which is also the index of the record
+//! in that worker's shared region. Nothing here makes system calls, and nothing reads a client's bytes.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
+use ipc::snapshot::ListenerId;
+
+/// Where a worker's own counters begin, in bytes since the connection was accepted.
+///
+/// A worker counts from 0 when it takes a connection up. Bytes carried to it in [`Task::Resume`] count as
+/// consumed by it, from 0 on, although its predecessor took them from the socket: so `consumed` is what all
+/// processes have taken from the socket, less the carried bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Base {
+    /// See the type.
+    pub consumed: u64,
+    /// What had been written to the socket.
+    pub written: u64,
+}
+
+/// One connection. `F` is the socket; tests put something countable in its place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Connection<F = OwnedFd> {
+    /// The master's copy of the socket.
+    pub fd: F,
+    /// The client's address; `None` on a Unix listener.
+    pub peer: Option<SocketAddr>,
+    /// Where it was accepted.
+    pub listener: ListenerId,
+    /// What the worker is told to do with it.
+    pub task: Task,
+    /// Where that worker's counters begin.
+    pub base: Base,
+    /// Workers that died over the request at `base.consumed`.
+    pub strikes: u8,
+}
+
+impl<F> Connection<F> {
+    /// One just accepted.
+    pub fn new(fd: F, peer: Option<SocketAddr>, listener: ListenerId) -> Connection<F> {
+        Connection { fd, peer, listener, task: Task::Serve, base: Base::default(), strikes: 0 }
+    }
+
+    fn carried_bytes(&self) -> usize {
+        match &self.task {
+            Task::Resume(bytes) => bytes.len(),
+            Task::Serve | Task::Fail | Task::Refuse => 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Place<F> {
+    Free,
+    Queued(Connection<F>),
+    Passed(Connection<F>),
+}
+
+/// Why a report of a finished connection was not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownId(pub u32);
+
+/// The connections of one worker process.
+///
+/// At most `capacity` are held. Each is queued (chosen for this worker, not yet sent) or passed (sent). Ids
+/// are reused last freed, first used, so that the records touched stay few.
+#[derive(Debug)]
+pub struct Table<F = OwnedFd> {
+    places: Vec<Place<F>>,
+    free: Vec<u32>,
+    queued: VecDeque<u32>,
+    carrying: Vec<u32>,
+    capacity: u32,
+    live: u32,
+    passed: u64,
+}
+
+impl<F> Table<F> {
+    /// An empty one for at most `capacity` connections.
+    pub fn new(capacity: u32) -> Table<F> {
+        Table {
+            places: Vec::new(),
+            free: Vec::new(),
+            queued: VecDeque::new(),
+            carrying: Vec::new(),
+            capacity,
+            live: 0,
+            passed: 0,
+        }
+    }
+
+    /// How many more connections fit.
+    pub fn room(&self) -> u32 {
+        self.capacity - self.live
+    }
+
+    /// How many are held.
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// How many are waiting to be sent.
+    pub fn queued(&self) -> usize {
+        self.queued.len()
+    }
+
+    /// How many have been sent in all.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// Takes a connection in and queues it to be sent, giving it its id; gives it back when the table is full.
+    ///
+    /// The large error is the connection itself, which must not get lost.
+    #[allow(clippy::result_large_err)]
+    pub fn enqueue(&mut self, connection: Connection<F>) -> Result<u32, Connection<F>> {
+        if self.live >= self.capacity {
+            return Err(connection);
+        }
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None => match u32::try_from(self.places.len()) {
+                Ok(id) => {
+                    self.places.push(Place::Free);
+                    id
+                }
+                Err(_) => return Err(connection),
+            },
+        };
+        if connection.carried_bytes() > 0 {
+            self.carrying.push(id);
+        }
+        self.live += 1;
+        self.places[id as usize] = Place::Queued(connection);
+        self.queued.push_back(id);
+        Ok(id)
+    }
+
+    /// The next connections to send, oldest first: at most `most`, and no more carried bytes than a message
+    /// may have. They stay queued until [`Table::mark_passed`].
+    pub fn next_batch(&self, most: usize) -> (Vec<Passed>, Vec<&F>) {
+        let mut bytes = 0;
+        let mut batch = (Vec::new(), Vec::new());
+        for &id in self.queued.iter().take(most) {
+            let Some(Place::Queued(connection)) = self.places.get(id as usize) else { continue };
+            bytes += connection.carried_bytes();
+            if bytes > MAX_CARRIED_BYTES && !batch.0.is_empty() {
+                break;
+            }
+            batch.0.push(Passed {
+                id,
+                listener: connection.listener,
+                peer: connection.peer,
+                task: connection.task.clone(),
+            });
+            batch.1.push(&connection.fd);
+        }
+        batch
+    }
+
+    /// The first `count` queued connections have been sent.
+    pub fn mark_passed(&mut self, count: usize) {
+        for id in self.queued.drain(..count.min(self.queued.len())) {
+            let place = &mut self.places[id as usize];
+            if let Place::Queued(connection) = std::mem::replace(place, Place::Free) {
+                *place = Place::Passed(connection);
+                self.passed += 1;
+            }
+        }
+    }
+
+    /// The worker says `id` is over. Its word counts only for a connection that it was sent.
+    pub fn finish(&mut self, id: u32) -> Result<Connection<F>, UnknownId> {
+        let place = self.places.get_mut(id as usize).ok_or(UnknownId(id))?;
+        match std::mem::replace(place, Place::Free) {
+            Place::Passed(connection) => {
+                self.live -= 1;
+                self.free.push(id);
+                Ok(connection)
+            }
+            other @ (Place::Free | Place::Queued(_)) => {
+                *place = other;
+                Err(UnknownId(id))
+            }
+        }
+    }
+
+    /// Drops copies of carried bytes whose connection the worker has taken up.
+    pub fn forget_carried(&mut self, taken_up: impl Fn(u32) -> bool) {
+        let places = &mut self.places;
+        self.carrying.retain(|&id| match places.get_mut(id as usize) {
+            Some(Place::Passed(connection)) if taken_up(id) => {
+                if connection.carried_bytes() > 0 {
+                    connection.task = Task::Serve;
+                }
+                false
+            }
+            Some(Place::Passed(_) | Place::Queued(_)) => true,
+            Some(Place::Free) | None => false,
+        });
+    }
+
+    /// Whether carried bytes are held for connections already sent or queued.
+    pub fn is_carrying(&self) -> bool {
+        !self.carrying.is_empty()
+    }
+
+    /// Empties the table after the worker's death: every connection with its id, and whether it was sent.
+    pub fn take_all(&mut self) -> Vec<(u32, bool, Connection<F>)> {
+        let places = std::mem::take(&mut self.places);
+        (self.free, self.queued, self.carrying, self.live) = Default::default();
+        (0u32..)
+            .zip(places)
+            .filter_map(|(id, place)| match place {
+                Place::Free => None,
+                Place::Queued(connection) => Some((id, false, connection)),
+                Place::Passed(connection) => Some((id, true, connection)),
+            })
+            .collect()
+    }
+}
+
+/// Live connections per client address, where the configuration bounds them.
+#[derive(Debug)]
+pub struct Addresses {
+    limit: Option<u32>,
+    // Keyed by what clients choose: the standard hasher resists flooding.
+    counts: HashMap<IpAddr, u32>,
+}
+
+impl Addresses {
+    /// Nobody is connected; at most `limit` from one address.
+    pub fn new(limit: Option<u32>) -> Addresses {
+        Addresses { limit, counts: HashMap::new() }
+    }
+
+    /// Counts a new connection, and says whether its address is within the limit.
+    pub fn enter(&mut self, peer: Option<SocketAddr>) -> bool {
+        let (Some(limit), Some(peer)) = (self.limit, peer) else { return true };
+        let count = self.counts.entry(peer.ip().to_canonical()).or_insert(0);
+        *count += 1;
+        *count <= limit
+    }
+
+    /// Counts a connection's end.
+    pub fn leave(&mut self, peer: Option<SocketAddr>) {
+        let (Some(_), Some(peer)) = (self.limit, peer) else { return };
+        let ip = peer.ip().to_canonical();
+        if let Some(count) = self.counts.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&ip);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(fd: u32) -> Connection<u32> {
+        Connection::new(fd, None, 0)
+    }
+
+    #[test]
+    fn ids_are_given_up_to_the_capacity_and_reused() {
+        let mut table = Table::new(2);
+        assert_eq!(table.enqueue(connection(10)), Ok(0));
+        assert_eq!(table.enqueue(connection(11)), Ok(1));
+        assert_eq!(table.enqueue(connection(12)).unwrap_err().fd, 12);
+        table.mark_passed(2);
+        assert_eq!(table.finish(0).unwrap().fd, 10);
+        assert_eq!(table.room(), 1);
+        assert_eq!(table.enqueue(connection(12)), Ok(0));
+    }
+
+    #[test]
+    fn a_report_counts_once_and_only_for_what_was_sent() {
+        let mut table = Table::new(4);
+        let id = table.enqueue(connection(1)).unwrap();
+        assert_eq!(table.finish(id), Err(UnknownId(id)));
+        table.mark_passed(1);
+        assert!(table.finish(id).is_ok());
+        assert_eq!(table.finish(id), Err(UnknownId(id)));
+        assert_eq!(table.finish(u32::MAX), Err(UnknownId(u32::MAX)));
+        assert_eq!((table.live(), table.passed()), (0, 1));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_descriptors_and_in_carried_bytes() {
+        let mut table = Table::new(10);
+        for fd in 0..5 {
+            let mut connection = connection(fd);
+            connection.task = Task::Resume(vec![0; MAX_CARRIED_BYTES / 2]);
+            table.enqueue(connection).unwrap();
+        }
+        let (passed, fds) = table.next_batch(10);
+        assert_eq!((passed.len(), fds), (2, vec![&0, &1]));
+        assert_eq!(table.next_batch(1).0.len(), 1);
+        table.mark_passed(2);
+        assert_eq!(table.next_batch(10).1, vec![&2, &3]);
+    }
+
+    #[test]
+    fn carried_bytes_are_kept_until_the_connection_is_taken_up() {
+        let mut table = Table::new(10);
+        let mut resumed = connection(1);
+        resumed.task = Task::Resume(b"GET".to_vec());
+        table.enqueue(resumed).unwrap();
+        table.forget_carried(|_| true);
+        assert!(table.is_carrying());
+        table.mark_passed(1);
+        table.forget_carried(|_| false);
+        assert!(table.is_carrying());
+        table.forget_carried(|_| true);
+        assert!(!table.is_carrying());
+        assert_eq!(table.take_all()[0].2.task, Task::Serve);
+    }
+
+    #[test]
+    fn addresses_are_counted_in_and_out() {
+        let mut addresses = Addresses::new(Some(2));
+        let peer = "192.0.2.1:1".parse().ok();
+        let mapped = "[::ffff:192.0.2.1]:2".parse().ok();
+        assert!(addresses.enter(peer) && addresses.enter(mapped) && !addresses.enter(peer));
+        assert!(addresses.enter("192.0.2.2:1".parse().ok()) && addresses.enter(None));
+        addresses.leave(peer);
+        addresses.leave(mapped);
+        assert!(addresses.enter(peer) && !addresses.enter(peer));
+    }
+}

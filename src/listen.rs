@@ -1,0 +1,242 @@
+//! Listening sockets: bound at the start, closed at the end. Accepts nothing itself.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use ipc::snapshot::{Address, Listener, ListenerId, Mode};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+/// One listening socket. A Unix listener removes its file when dropped, unless another has taken its place.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    /// Its index in the configuration.
+    pub id: ListenerId,
+    /// What is spoken on it.
+    pub mode: Mode,
+    /// Where it really is: with the port that the kernel chose for port 0.
+    pub address: Address,
+    /// Connections may be waiting: set by the loop, cleared when the queue was found empty.
+    pub ready: bool,
+    _file: Option<SocketFile>,
+}
+
+/// A socket in the file system, identified by its inode.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Ok(now) = rustix::fs::lstat(&self.path)
+            && (now.st_dev, now.st_ino) == (self.device, self.inode)
+        {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds `listener`. `permissions` are those of a Unix socket's file, where set.
+///
+/// # Errors
+/// What went wrong, in words for the operator, the address included.
+pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Result<Socket, String> {
+    let failed = |errno: Errno| format!("cannot listen on {}: {}", listener.bind, explain(&listener.bind, errno));
+    match &listener.bind {
+        Address::Inet(address) => {
+            let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+            let fd = socket(family).map_err(failed)?;
+            let bound = (|| {
+                sockopt::set_socket_reuseaddr(&fd, true)?;
+                if address.is_ipv6() {
+                    // `[::]` and `0.0.0.0` are two addresses, whatever net.ipv6.bindv6only says.
+                    sockopt::set_ipv6_v6only(&fd, true)?;
+                }
+                // Accepted sockets inherit both. Urgent bytes read in line keep the kernel's count of consumed
+                // bytes equal to the worker's.
+                sockopt::set_tcp_nodelay(&fd, true)?;
+                sockopt::set_socket_oobinline(&fd, true)?;
+                rustix::net::bind(&fd, address)?;
+                rustix::net::listen(&fd, backlog(listener))?;
+                rustix::net::getsockname(&fd)
+            })()
+            .map_err(failed)?;
+            let address = std::net::SocketAddr::try_from(bound).map_err(failed)?;
+            Ok(Socket { fd, id, mode: listener.mode, address: Address::Inet(address), ready: true, _file: None })
+        }
+        Address::Unix(path) => {
+            let name = SocketAddrUnix::new(path).map_err(failed)?;
+            remove_stale(path, &name).map_err(|reason| format!("cannot listen on {}: {reason}", listener.bind))?;
+            let fd = socket(AddressFamily::UNIX).map_err(failed)?;
+            let bound = (|| {
+                rustix::net::bind(&fd, &name)?;
+                let stat = rustix::fs::lstat(path)?;
+                let file = SocketFile { path: path.clone(), device: stat.st_dev, inode: stat.st_ino };
+                if let Some(bits) = permissions {
+                    rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(bits))?;
+                }
+                rustix::net::listen(&fd, backlog(listener))?;
+                Ok(file)
+            })()
+            .map_err(failed)?;
+            let address = listener.bind.clone();
+            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, _file: Some(bound) })
+        }
+    }
+}
+
+fn socket(family: AddressFamily) -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+fn backlog(listener: &Listener) -> i32 {
+    i32::try_from(listener.backlog).unwrap_or(i32::MAX)
+}
+
+fn explain(address: &Address, errno: Errno) -> String {
+    match errno {
+        Errno::ADDRINUSE => "another process is using this address; stop it, or choose another address with \
+                             `--listen` or `bind` in the configuration file"
+            .to_owned(),
+        Errno::ACCESS if matches!(address, Address::Inet(_)) => {
+            "permission denied; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE, or choose another \
+             address with `--listen` or `bind` in the configuration file"
+                .to_owned()
+        }
+        Errno::ADDRNOTAVAIL => "this host has no such address; choose another with `--listen` or `bind` in the \
+                                configuration file"
+            .to_owned(),
+        other => io::Error::from(other).to_string(),
+    }
+}
+
+/// Removes a socket that nobody listens on any more. Everything else at `path` stays and is an error.
+fn remove_stale(path: &Path, name: &SocketAddrUnix) -> Result<(), String> {
+    let stat = match rustix::fs::lstat(path) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(io::Error::from(errno).to_string()),
+    };
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
+        return Err("there is a file that is not a socket; move it away or choose another path".to_owned());
+    }
+    let probe = socket(AddressFamily::UNIX).map_err(|errno| io::Error::from(errno).to_string())?;
+    match rustix::net::connect(&probe, name) {
+        Err(Errno::CONNREFUSED) => {
+            std::fs::remove_file(path).map_err(|error| format!("removing the stale socket: {error}"))
+        }
+        Err(Errno::NOENT) => Ok(()),
+        Ok(()) | Err(Errno::AGAIN) => Err(explain(&Address::Unix(path.to_owned()), Errno::ADDRINUSE)),
+        Err(errno) => Err(format!("there is a socket that cannot be tried: {}", io::Error::from(errno))),
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipc::snapshot::Timeouts;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn listener(bind: Address) -> Listener {
+        let timeouts = Timeouts {
+            header_ms: 1,
+            idle_ms: 1,
+            body_ms: 1,
+            write_ms: 1,
+            connect_ms: 1,
+            response_ms: 1,
+            server_ms: 1,
+            tunnel_ms: 1,
+        };
+        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts }
+    }
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("pointsman-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_file(&path);
+            Scratch(path)
+        }
+
+        fn listener(&self) -> Listener {
+            listener(Address::Unix(self.0.clone()))
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn port_0_becomes_a_real_port_and_a_second_bind_names_the_settings() {
+        let first = bind(0, &listener(Address::Inet("127.0.0.1:0".parse().unwrap())), None).unwrap();
+        let Address::Inet(address) = first.address.clone() else { unreachable!() };
+        assert_ne!(address.port(), 0);
+        let error = bind(1, &listener(first.address.clone()), None).unwrap_err();
+        assert!(
+            error.contains(&address.to_string()) && error.contains("--listen") && error.contains("`bind`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_nodelay_and_inline_urgent_bytes() {
+        let socket = bind(0, &listener(Address::Inet("127.0.0.1:0".parse().unwrap())), None).unwrap();
+        let Address::Inet(address) = socket.address.clone() else { unreachable!() };
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let accepted = rustix::net::accept(&socket).unwrap();
+        assert!(sockopt::tcp_nodelay(&accepted).unwrap() && sockopt::socket_oobinline(&accepted).unwrap());
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_removed_at_the_end() {
+        let scratch = Scratch::new("stale");
+        drop(UnixListener::bind(&scratch.0).unwrap());
+        assert!(scratch.0.exists());
+        let socket = bind(0, &scratch.listener(), Some(0o600)).unwrap();
+        assert!(UnixStream::connect(&scratch.0).is_ok());
+        assert_eq!(rustix::fs::lstat(&scratch.0).unwrap().st_mode & 0o777, 0o600);
+        drop(socket);
+        assert!(!scratch.0.exists());
+    }
+
+    #[test]
+    fn a_live_unix_socket_and_a_plain_file_stay() {
+        let scratch = Scratch::new("live");
+        let live = UnixListener::bind(&scratch.0).unwrap();
+        assert!(bind(0, &scratch.listener(), None).unwrap_err().contains("another process"));
+        assert!(UnixStream::connect(&scratch.0).is_ok());
+        drop(live);
+        std::fs::remove_file(&scratch.0).unwrap();
+        std::fs::write(&scratch.0, "precious").unwrap();
+        assert!(bind(0, &scratch.listener(), None).unwrap_err().contains("not a socket"));
+        assert_eq!(std::fs::read(&scratch.0).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_that_took_our_place_stays() {
+        let scratch = Scratch::new("replaced");
+        let socket = bind(0, &scratch.listener(), None).unwrap();
+        // Made before ours is removed, so that it cannot get the same inode number.
+        let other = Scratch::new("replacing");
+        let _successor = UnixListener::bind(&other.0).unwrap();
+        std::fs::rename(&other.0, &scratch.0).unwrap();
+        drop(socket);
+        assert!(scratch.0.exists());
+    }
+}

@@ -1,0 +1,364 @@
+//! The master's loop, and the only owner of its state. It accepts connections, passes them to workers, keeps
+//! its copy of each until the worker reports it finished, and replaces workers that die. It never reads a
+//! byte from a client or a server.
+//!
+//! One turn: wait for events; hear the workers; deal with deaths and deadlines; find homes for connections
+//! whose worker died; accept; send each worker what it got, in as few messages as possible.
+
+use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use ipc::message::Layout;
+use ipc::snapshot::{LogTarget, Mode};
+use log::{error, info, warn};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::accept::{self, Accepted, Gate, Reserve};
+use crate::banner;
+use crate::config::Loaded;
+use crate::demo::Demo;
+use crate::dispatch::{Candidate, Chooser, Wait};
+use crate::keeper::{Addresses, Connection};
+use crate::listen::{self, Socket};
+use crate::privilege::{self, Identity};
+use crate::signals;
+use crate::supervise::{Equipment, Seat, Worker};
+
+mod lifecycle;
+mod passing;
+
+const SIGNALS: Token = Token(0);
+const DEMO: Token = Token(1);
+const LISTENERS: usize = 2;
+const WORKERS: usize = LISTENERS + (1 << 16);
+
+/// Buffers for unanswered requests in one worker's region, at most: they cost address space until used.
+const MAX_SLOTS: u32 = 65_536;
+
+/// How often copies of carried requests are looked over.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What the master is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    Running,
+    /// Nothing new is accepted; the workers finish what they have.
+    Draining,
+    /// The workers are being stopped.
+    Stopping,
+}
+
+/// The master process.
+pub struct Master {
+    poll: Poll,
+    signals: Signals,
+    sockets: Vec<Socket>,
+    next_socket: usize,
+    seats: Vec<Seat>,
+    chooser: Chooser,
+    candidates: Vec<Candidate>,
+    /// Connections that lost their worker: at most as many as the workers had.
+    homeless: VecDeque<Connection>,
+    addresses: Addresses,
+    gate: Gate,
+    reserve: Reserve,
+    /// Workers have connections under way and no room for more: look again then.
+    retry_at: Option<Instant>,
+    retry: Wait,
+    sweep_at: Option<Instant>,
+    config: Loaded,
+    sealed: OwnedFd,
+    access_log: Option<OwnedFd>,
+    identity: Identity,
+    layout: Layout,
+    batch: usize,
+    log_level: Option<String>,
+    demo: Option<Demo>,
+    course: Course,
+    announced: bool,
+}
+
+impl Master {
+    /// Binds every listener and prepares everything; workers start with [`Master::run`].
+    ///
+    /// # Errors
+    /// What cannot be had, in words for the operator.
+    pub fn start(config: Loaded, demo: Option<Demo>, log_level: Option<String>) -> Result<Master, String> {
+        let snapshot = &config.snapshot;
+        let identity = Identity::new(&config.process)?;
+        let nofile = privilege::raise_descriptor_limit();
+        let sockets = (0..)
+            .zip(&snapshot.listeners)
+            .map(|(id, listener)| {
+                let permissions = match &listener.bind {
+                    ipc::snapshot::Address::Unix(path) => config.process.unix_permissions.get(path).copied(),
+                    ipc::snapshot::Address::Inet(_) => None,
+                };
+                listen::bind(id, listener, permissions)
+            })
+            .collect::<Result<Vec<Socket>, String>>()?;
+        let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
+        let capacity =
+            privilege::capacity(nofile, snapshot.workers, sockets.len(), snapshot.limits.connections, relays);
+        if capacity.records < snapshot.limits.connections {
+            warn!(
+                "the limit of {nofile} open files allows {} connections for each of {} workers, not the {} configured; \
+                 raise it with `ulimit -n`, or LimitNOFILE= in systemd",
+                capacity.records, snapshot.workers, snapshot.limits.connections
+            );
+        }
+        let layout = Layout {
+            records: capacity.records,
+            slots: capacity.records.min(MAX_SLOTS),
+            slot_bytes: snapshot.slot_bytes(),
+        };
+        let internal = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+        let poll = Poll::new().map_err(internal("cannot make an epoll instance"))?;
+        let mut signals = signals::catch().map_err(internal("cannot catch signals"))?;
+        let registry = poll.registry();
+        let registered = internal("cannot watch descriptors");
+        registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(registered)?;
+        for socket in &sockets {
+            let token = Token(LISTENERS + usize::from(socket.id));
+            watch(&poll, socket.as_fd(), token, Interest::READABLE).map_err(registered)?;
+        }
+        if let Some(demo) = &demo {
+            watch(&poll, demo.pidfd(), DEMO, Interest::READABLE).map_err(registered)?;
+        }
+        let sealed = ipc::sealed::write(snapshot).map_err(internal("cannot make the workers' configuration"))?;
+        let access_log = open_access_log(&snapshot.access_log.to)?;
+        let now = Instant::now();
+        let mut master = Master {
+            poll,
+            signals,
+            sockets,
+            next_socket: 0,
+            seats: (0..snapshot.workers).map(|index| Seat::new(index, now)).collect(),
+            chooser: Chooser::new(snapshot.dispatch),
+            candidates: Vec::new(),
+            homeless: VecDeque::new(),
+            addresses: Addresses::new(snapshot.limits.connections_per_address),
+            gate: Gate::new(),
+            reserve: Reserve::default(),
+            retry_at: None,
+            retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
+            sweep_at: None,
+            sealed,
+            access_log,
+            identity,
+            layout,
+            batch: capacity.batch,
+            log_level,
+            demo,
+            course: Course::Running,
+            announced: false,
+            config,
+        };
+        master.reserve.fill();
+        for socket in &master.sockets {
+            let mode = match socket.mode {
+                Mode::Http => "http",
+                Mode::Tcp => "tcp",
+            };
+            info!("listening on {} ({mode})", socket.address);
+        }
+        Ok(master)
+    }
+
+    /// Runs until told to stop; then every worker has ended and every Unix socket is removed.
+    ///
+    /// # Errors
+    /// When waiting for events fails, which leaves nothing to be done.
+    pub fn run(mut self) -> Result<(), String> {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            self.fill_seats(Instant::now());
+            if self.is_over() {
+                self.demo = None;
+                info!("stopped");
+                return Ok(());
+            }
+            let timeout = self.timeout(Instant::now());
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("cannot wait for events: {error}")),
+            }
+            let now = Instant::now();
+            for event in &events {
+                self.note(event, now);
+            }
+            self.hear_workers(now);
+            self.keep_time(now);
+            self.measure();
+            self.rehome();
+            self.accept(now);
+            self.send(now);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.course != Course::Running && self.seats.iter().all(|seat| seat.worker.is_none())
+    }
+
+    fn note(&mut self, event: &mio::event::Event, now: Instant) {
+        match event.token() {
+            SIGNALS => {
+                for request in signals::pending(&mut self.signals) {
+                    self.obey(request, now);
+                }
+            }
+            DEMO => {
+                if let Some(end) = self.demo.as_mut().and_then(Demo::reap) {
+                    error!("the demo backends {end}; requests will be answered 502");
+                }
+            }
+            Token(token) if token < WORKERS => {
+                if let Some(socket) = self.sockets.get_mut(token - LISTENERS) {
+                    socket.ready = true;
+                }
+            }
+            Token(token) => {
+                let (seat, is_pidfd) = ((token - WORKERS) / 2, (token - WORKERS) % 2 == 1);
+                let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+                if is_pidfd {
+                    // An event left from the former worker of this seat finds the present one alive.
+                    if let Some(end) = worker.reap() {
+                        self.bury(seat, end, now);
+                    }
+                } else {
+                    worker.readable = true;
+                }
+            }
+        }
+    }
+
+    /// How long nothing needs to be done unless something happens.
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let gate = self.gate.closed_until(now);
+        let accepting = self.course == Course::Running && gate.is_none() && self.retry_at.is_none();
+        let more = accepting && self.homeless.is_empty() && self.has_room() && self.sockets.iter().any(|s| s.ready);
+        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.readable);
+        if more || unheard {
+            return Some(Duration::ZERO);
+        }
+        let seats = self.seats.iter().filter_map(|seat| match &seat.worker {
+            Some(worker) => worker.deadline(),
+            None => seat.start_at,
+        });
+        let next = seats.chain(gate).chain(self.retry_at).chain(self.sweep_at).min()?;
+        // Rounded up: epoll counts whole milliseconds, and waking early would mean waking again.
+        Some(next.saturating_duration_since(now) + Duration::from_micros(999))
+    }
+
+    fn has_room(&self) -> bool {
+        self.candidates.iter().any(|candidate| candidate.room > 0)
+    }
+
+    /// Accepts what waits, as far as there is room for it.
+    fn accept(&mut self, now: Instant) {
+        // Connections that have waited longer come first.
+        if self.course == Course::Stopping || !self.homeless.is_empty() || self.gate.closed_until(now).is_some() {
+            return;
+        }
+        let count = self.sockets.len();
+        let first = self.next_socket;
+        self.next_socket = (first + 1) % count.max(1);
+        for index in (first..count).chain(0..first) {
+            if self.sockets[index].ready && !self.accept_burst(index, now) {
+                return;
+            }
+        }
+    }
+
+    /// Accepts up to a burst from one listener; `false` when no more can be accepted at all.
+    fn accept_burst(&mut self, index: usize, now: Instant) -> bool {
+        for _ in 0..accept::BURST {
+            if !self.has_room() {
+                return false;
+            }
+            let socket = &mut self.sockets[index];
+            match accept::accept(&*socket) {
+                Accepted::Connection(fd, peer) => {
+                    self.gate.succeeded();
+                    let mut connection = Connection::new(fd, peer, socket.id);
+                    if !self.addresses.enter(peer) {
+                        connection.task = ipc::message::Task::Refuse;
+                    }
+                    self.give(connection);
+                }
+                Accepted::Empty => {
+                    socket.ready = false;
+                    return true;
+                }
+                Accepted::Exhausted(errno) => {
+                    self.gate.exhausted(now, errno);
+                    return false;
+                }
+                Accepted::Lost(errno) => {
+                    log::debug!("a connection on {} was lost: {}", socket.address, io::Error::from(errno));
+                }
+            }
+        }
+        true
+    }
+
+    fn watch_worker(poll: &Poll, seat: usize, worker: &Worker) -> io::Result<()> {
+        let token = WORKERS + 2 * seat;
+        // Not for writing: that would be an event for every message a worker takes. Credits keep the channel
+        // from being full, and a retry by the clock covers the rest.
+        watch(poll, worker.channel.as_fd(), Token(token), Interest::READABLE)?;
+        watch(poll, worker.pidfd(), Token(token + 1), Interest::READABLE)
+    }
+
+    fn equipment(&self) -> Equipment<'_> {
+        Equipment {
+            snapshot: self.sealed.as_fd(),
+            access_log: self.access_log.as_ref().map(AsFd::as_fd),
+            layout: self.layout,
+            identity: self.identity,
+            log_level: self.log_level.as_deref(),
+        }
+    }
+
+    fn announce(&mut self) {
+        if self.announced || !self.seats.iter().all(|seat| seat.worker.as_ref().is_some_and(Worker::is_ready)) {
+            return;
+        }
+        self.announced = true;
+        let pids: Vec<i32> =
+            self.seats.iter().filter_map(|seat| Some(seat.worker.as_ref()?.pid.as_raw_nonzero().get())).collect();
+        banner::print(&self.sockets, &pids, &self.config, self.demo.as_ref().map(|demo| demo.backends.as_slice()));
+    }
+}
+
+fn watch(poll: &Poll, fd: BorrowedFd<'_>, token: Token, interest: Interest) -> io::Result<()> {
+    poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+}
+
+fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
+    // Fails only for a descriptor that is not watched, which is what is wanted.
+    let _ = poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
+}
+
+fn open_access_log(target: &LogTarget) -> Result<Option<OwnedFd>, String> {
+    match target {
+        LogTarget::Off => Ok(None),
+        LogTarget::Stdout => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
+            .map(Some)
+            .map_err(|errno| format!("cannot use standard output for the access log: {}", io::Error::from(errno))),
+        LogTarget::File(path) => OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)
+            .map(|file| Some(file.into()))
+            .map_err(|error| format!("cannot open the access log {}: {error}", path.display())),
+    }
+}

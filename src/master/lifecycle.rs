@@ -1,0 +1,255 @@
+//! Beginning and end of workers and of the master itself: starts, deaths, deadlines, what signals ask for.
+//! Part of the master's loop; owns nothing.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use ipc::message::ToWorker;
+use ipc::snapshot::LogTarget;
+use log::{debug, error, info, warn};
+
+use super::{Course, Master, open_access_log, unwatch};
+use crate::signals::Request;
+use crate::supervise::{self, End, Errand, Seat, Stage, Worker};
+
+/// The most workers that signals can make.
+const MAX_WORKERS: u16 = 1024;
+
+/// How much longer than told a draining worker may take to exit.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Bursts accepted from every listener before it is closed for good.
+const LAST_BURSTS: usize = 64;
+
+impl Master {
+    /// Starts the workers that are due.
+    pub(super) fn fill_seats(&mut self, now: Instant) {
+        if self.course != Course::Running {
+            return;
+        }
+        for at in 0..self.seats.len() {
+            let seat = &self.seats[at];
+            if seat.worker.is_some() || seat.start_at.is_none_or(|start| start > now) {
+                continue;
+            }
+            let index = seat.index;
+            self.reserve.release();
+            let started = Worker::start(index, &self.equipment(), now);
+            let watched = started.and_then(|mut worker| match Master::watch_worker(&self.poll, at, &worker) {
+                Ok(()) => Ok(worker),
+                Err(error) => {
+                    worker.kill(now);
+                    supervise::wait(worker.pidfd());
+                    Err(error)
+                }
+            });
+            self.reserve.fill();
+            let seat = &mut self.seats[at];
+            seat.start_at = None;
+            match watched {
+                Ok(worker) => {
+                    debug!("worker {index} (pid {}) started", worker.pid);
+                    seat.worker = Some(worker);
+                }
+                Err(failed) => {
+                    let wait = seat.back_off.after_death(None).max(Duration::from_millis(100));
+                    error!("worker {index} cannot be started: {failed}; trying again in {} ms", wait.as_millis());
+                    seat.start_at = Some(now + wait);
+                }
+            }
+        }
+    }
+
+    /// A worker has ended and is reaped: its connections are taken over, and it is replaced when it is to be.
+    pub(super) fn bury(&mut self, at: usize, end: End, now: Instant) {
+        let Some(mut worker) = self.seats[at].worker.take() else { return };
+        unwatch(&self.poll, worker.channel.as_fd());
+        unwatch(&self.poll, worker.pidfd());
+        let seat = &mut self.seats[at];
+        let (index, pid) = (seat.index, worker.pid);
+        let was_draining = matches!(worker.stage, Stage::Draining { .. });
+        if self.course == Course::Running && seat.wanted {
+            let ready_for = worker.ready_since.map(|since| now.saturating_duration_since(since));
+            let wait = if was_draining { Duration::ZERO } else { seat.back_off.after_death(ready_for) };
+            seat.start_at = Some(now + wait);
+            if was_draining && end == End::Exited(0) {
+                info!("worker {index} (pid {pid}) finished; starting it again");
+            } else if wait.is_zero() {
+                warn!("worker {index} (pid {pid}) {end}; starting it again");
+            } else {
+                warn!("worker {index} (pid {pid}) {end}; starting it again in {} ms", wait.as_millis());
+            }
+        } else if self.course == Course::Stopping {
+            debug!("worker {index} (pid {pid}) {end}");
+        } else if was_draining && end == End::Exited(0) {
+            info!("worker {index} (pid {pid}) finished");
+        } else {
+            warn!("worker {index} (pid {pid}) {end} before it had finished");
+        }
+        self.take_over(index, &mut worker, now);
+    }
+
+    /// Does what is due by the clock.
+    pub(super) fn keep_time(&mut self, now: Instant) {
+        for seat in &mut self.seats {
+            let Some(worker) = seat.worker.as_mut() else { continue };
+            if worker.deadline().is_none_or(|deadline| deadline > now) {
+                continue;
+            }
+            let (index, pid) = (seat.index, worker.pid);
+            match worker.stage {
+                Stage::Starting { .. } => warn!("worker {index} (pid {pid}) did not become ready in time; killing it"),
+                Stage::Draining { .. } => warn!("worker {index} (pid {pid}) did not finish in time; killing it"),
+                Stage::Dying { .. } => debug!("worker {index} (pid {pid}) has not ended; killing it"),
+                Stage::Ready => continue,
+            }
+            worker.kill(now);
+        }
+        self.sweep(now);
+    }
+
+    /// Does what a signal asks for.
+    pub(super) fn obey(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Stop => self.stop(now),
+            Request::Drain => self.drain(now),
+            Request::ReopenLogs => self.reopen_logs(),
+            Request::MoreWorkers => self.more_workers(now),
+            Request::FewerWorkers => self.fewer_workers(now),
+            Request::Unsupported(what) => warn!("{what} is not supported yet; nothing changed"),
+        }
+    }
+
+    fn stop(&mut self, now: Instant) {
+        if self.course == Course::Stopping {
+            return;
+        }
+        info!("stopping");
+        self.course = Course::Stopping;
+        self.sockets.clear();
+        self.homeless.clear();
+        for seat in &mut self.seats {
+            seat.start_at = None;
+            if let Some(worker) = seat.worker.as_mut() {
+                worker.terminate(now);
+            }
+        }
+    }
+
+    /// The connections that already wait in the kernel's queues are still accepted: closing a listener resets
+    /// them.
+    fn drain(&mut self, now: Instant) {
+        if self.course != Course::Running {
+            return;
+        }
+        let timeout_ms = self.config.snapshot.shutdown_timeout_ms;
+        info!("stopping when the requests in progress are finished, in {timeout_ms} ms at the latest");
+        for socket in &mut self.sockets {
+            socket.ready = true;
+        }
+        self.measure();
+        self.rehome();
+        for _ in 0..LAST_BURSTS {
+            if !self.sockets.iter().any(|socket| socket.ready) || !self.has_room() {
+                break;
+            }
+            self.accept(now);
+        }
+        self.course = Course::Draining;
+        self.sockets.clear();
+        while let Some(connection) = self.homeless.pop_front() {
+            self.cut(connection);
+        }
+        for seat in &mut self.seats {
+            seat.start_at = None;
+            if let Some(worker) = seat.worker.as_mut() {
+                drain_worker(worker, timeout_ms, now);
+            }
+        }
+    }
+
+    fn reopen_logs(&mut self) {
+        let target = &self.config.snapshot.access_log.to;
+        if !matches!(target, LogTarget::File(_)) {
+            info!("no log file to open anew");
+            return;
+        }
+        match open_access_log(target) {
+            Ok(file) => self.access_log = file,
+            Err(reason) => {
+                error!("{reason}; the former file stays in use");
+                return;
+            }
+        }
+        let Some(log) = &self.access_log else { return };
+        for seat in &mut self.seats {
+            let Some(worker) = seat.worker.as_mut() else { continue };
+            match rustix::io::fcntl_dupfd_cloexec(log, 3) {
+                Ok(fd) => {
+                    worker.errands.retain(|errand| errand.message != ToWorker::OpenLog);
+                    let errand = Errand { message: ToWorker::OpenLog, fd: Some(fd), after_connections: false };
+                    worker.errands.push(errand);
+                }
+                Err(errno) => {
+                    let reason = std::io::Error::from(errno);
+                    error!("worker {}: cannot be given the new log file: {reason}", seat.index);
+                }
+            }
+        }
+        info!("log files opened anew");
+    }
+
+    fn more_workers(&mut self, now: Instant) {
+        if self.course != Course::Running {
+            return;
+        }
+        let count = u16::try_from(self.seats.len());
+        match (self.seats.iter_mut().find(|seat| !seat.wanted), count) {
+            (Some(seat), _) => {
+                seat.wanted = true;
+                if seat.worker.is_none() {
+                    seat.start_at = Some(now);
+                }
+            }
+            (None, Ok(index)) if index < MAX_WORKERS => self.seats.push(Seat::new(index, now)),
+            (None, _) => return warn!("there are {MAX_WORKERS} workers already, as many as there can be"),
+        }
+        info!("one worker more: {}", self.wanted());
+    }
+
+    fn fewer_workers(&mut self, now: Instant) {
+        if self.course != Course::Running {
+            return;
+        }
+        if self.wanted() == 1 {
+            return warn!("the last worker stays; SIGQUIT stops everything");
+        }
+        let timeout_ms = self.config.snapshot.shutdown_timeout_ms;
+        if let Some(seat) = self.seats.iter_mut().rfind(|seat| seat.wanted) {
+            seat.wanted = false;
+            seat.start_at = None;
+            if let Some(worker) = seat.worker.as_mut() {
+                drain_worker(worker, timeout_ms, now);
+            }
+        }
+        info!("one worker fewer: {}", self.wanted());
+    }
+
+    fn wanted(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.wanted).count()
+    }
+}
+
+fn drain_worker(worker: &mut Worker, timeout_ms: u32, now: Instant) {
+    match worker.stage {
+        // It has nothing yet that it could finish.
+        Stage::Starting { .. } => worker.terminate(now),
+        Stage::Ready => {
+            let deadline = now + Duration::from_millis(timeout_ms.into()) + DRAIN_GRACE;
+            worker.stage = Stage::Draining { deadline };
+            let message = ToWorker::Drain { timeout_ms };
+            worker.errands.push(Errand { message, fd: None, after_connections: true });
+        }
+        Stage::Draining { .. } | Stage::Dying { .. } => {}
+    }
+}

@@ -1,0 +1,324 @@
+//! The way of connections between the master and its workers: choosing, sending, hearing that they are over,
+//! and what becomes of them when a worker dies. Part of the master's loop; owns nothing.
+
+use std::time::Instant;
+
+use ipc::channel::{RecvError, SendError};
+use ipc::message::{Task, ToMaster, ToWorker};
+use ipc::shm;
+use ipc::snapshot::Mode;
+use ipc::state::{Image, Phase, Record};
+use ipc::tcp_info;
+use log::{error, info, warn};
+
+use super::{Course, Master, SWEEP};
+use crate::dispatch::Candidate;
+use crate::keeper::{Addresses, Connection};
+use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
+use crate::supervise::{Stage, Worker};
+
+/// Messages heard from one worker in one turn, so that a talkative one does not hold up the rest.
+const HEARD_PER_TURN: usize = 64;
+
+/// What a record holds before its connection is sent: nothing has been done yet.
+const PASSED: Image = Image { phase: Phase::Passed, slot: None, offset: 0, consumed: 0, written: 0 };
+
+/// What became of a dead worker's connections.
+#[derive(Debug, Default)]
+struct Tally {
+    passed_on: usize,
+    failed: usize,
+    cut: usize,
+}
+
+impl Master {
+    /// Looks how much each worker has and may get.
+    pub(super) fn measure(&mut self) {
+        let old: u32 = self.candidates.iter().map(|candidate| candidate.room).sum();
+        self.candidates.clear();
+        self.candidates.extend(self.seats.iter().map(|seat| match &seat.worker {
+            Some(worker) if worker.is_ready() => {
+                let (table, stats) = (&worker.table, worker.control.stats());
+                Candidate::new(table.passed(), table.queued(), table.room(), stats.taken.get(), stats.finished.get())
+            }
+            Some(_) | None => Candidate::default(),
+        }));
+        if old == 0 && self.has_room() {
+            self.retry.reset();
+        }
+    }
+
+    /// Gives a connection to a worker with room; without one it waits among the homeless.
+    pub(super) fn give(&mut self, connection: Connection) {
+        let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
+        let Some(worker) = worker else { return self.homeless.push_back(connection) };
+        match worker.table.enqueue(connection) {
+            Ok(id) => {
+                if let Some(record) = worker.control.record(id) {
+                    record.publish(&PASSED);
+                }
+            }
+            Err(connection) => self.homeless.push_back(connection),
+        }
+    }
+
+    /// Finds new workers for connections that lost theirs.
+    pub(super) fn rehome(&mut self) {
+        for _ in 0..self.homeless.len() {
+            if !self.has_room() {
+                return;
+            }
+            if let Some(connection) = self.homeless.pop_front() {
+                self.give(connection);
+            }
+        }
+    }
+
+    /// Sends every worker what is queued for it, and sees to it that whatever could not be done is tried again.
+    pub(super) fn send(&mut self, now: Instant) {
+        let mut stuck = false;
+        let mut carrying = false;
+        for seat in &mut self.seats {
+            let Some(worker) = seat.worker.as_mut() else { continue };
+            stuck |= !send_all(worker, seat.index, self.batch, now);
+            carrying |= worker.table.is_carrying();
+        }
+        // Room appears without an event when a worker takes connections up; its counters must be asked.
+        let waiting = !self.homeless.is_empty() || self.sockets.iter().any(|socket| socket.ready);
+        let under_way = || {
+            let ready = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).filter(|worker| worker.is_ready());
+            ready.into_iter().any(|worker| worker.table.passed() > worker.control.stats().taken.get())
+        };
+        self.retry_at = (stuck || waiting && !self.has_room() && under_way()).then(|| now + self.retry.next());
+        if carrying {
+            self.sweep_at.get_or_insert(now + SWEEP);
+        }
+    }
+
+    /// Drops copies of carried requests that workers have taken up.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        if self.sweep_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.sweep_at = None;
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            let control = &worker.control;
+            let image = |id| control.record(id).and_then(Record::read);
+            worker.table.forget_carried(|id| image(id).is_some_and(|image| image.phase != Phase::Passed));
+        }
+    }
+
+    /// Receives what workers have to say.
+    pub(super) fn hear_workers(&mut self, now: Instant) {
+        let mut became_ready = false;
+        for seat in &mut self.seats {
+            let Some(worker) = seat.worker.as_mut().filter(|worker| worker.readable) else { continue };
+            let before = worker.table.live();
+            became_ready |= hear(worker, seat.index, &mut self.addresses, now, HEARD_PER_TURN);
+            if worker.table.live() < before {
+                self.gate.freed();
+            }
+        }
+        if became_ready {
+            self.announce();
+        }
+    }
+
+    /// Takes back what a dead worker had. Reports of finished connections that it still sent come first.
+    pub(super) fn take_over(&mut self, index: u16, worker: &mut Worker, now: Instant) {
+        // A Ready among them comes too late. The kernel bounds what can be queued in the channel.
+        worker.stage = Stage::Dying { deadline: now };
+        worker.readable = true;
+        while worker.readable {
+            hear(worker, index, &mut self.addresses, now, HEARD_PER_TURN);
+        }
+        let mut tally = Tally::default();
+        for (id, was_sent, connection) in worker.table.take_all() {
+            let verdict = if was_sent { judge(worker, id, connection) } else { Verdict::Pass(connection) };
+            self.settle(verdict, &mut tally);
+        }
+        self.gate.freed();
+        if tally.passed_on + tally.failed + tally.cut > 0 {
+            info!(
+                "worker {index}: {} connections passed on, {} to be answered 502, {} cut",
+                tally.passed_on, tally.failed, tally.cut
+            );
+        }
+    }
+
+    fn settle(&mut self, verdict: Verdict, tally: &mut Tally) {
+        let is_relay = |connection: &Connection| {
+            self.config.snapshot.listeners.get(usize::from(connection.listener)).is_none_or(|l| l.mode == Mode::Tcp)
+        };
+        match verdict {
+            Verdict::Over(connection) => self.addresses.leave(connection.peer),
+            // There is no 502 in a byte stream.
+            Verdict::Pass(connection) if connection.task != Task::Fail || !is_relay(&connection) => {
+                if self.course != Course::Running {
+                    tally.cut += 1;
+                    return self.cut(connection);
+                }
+                if connection.task == Task::Fail {
+                    tally.failed += 1
+                } else {
+                    tally.passed_on += 1
+                }
+                self.homeless.push_back(connection);
+            }
+            Verdict::Pass(connection) | Verdict::Cut(connection) => {
+                tally.cut += 1;
+                self.cut(connection);
+            }
+        }
+    }
+
+    /// Ends a connection so that its client sees that something is missing: with a reset where there is one.
+    pub(super) fn cut(&mut self, connection: Connection) {
+        self.addresses.leave(connection.peer);
+        if connection.peer.is_some() {
+            // The worker's copies are gone with it, so that closing ours closes the connection.
+            let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+enum Verdict {
+    Pass(Connection),
+    Cut(Connection),
+    Over(Connection),
+}
+
+/// What becomes of one connection that its dead worker had been sent.
+fn judge(worker: &Worker, id: u32, mut connection: Connection) -> Verdict {
+    let image = worker.control.record(id).and_then(Record::read);
+    let counters = tcp_info::counters(&connection.fd).ok();
+    let remains = Remains { image, task: &connection.task, base: connection.base, counters };
+    let verdict =
+        remains.salvage(|slot, offset, len| shm::read_slot(&worker.region, &worker.layout, slot, offset, len));
+    let mut rebase = |carried| {
+        if let Some(counters) = &counters {
+            connection.base = salvage::successor_base(counters, carried);
+        }
+    };
+    match verdict {
+        Salvage::Again => {
+            if image.is_none_or(|image| image.phase != Phase::Passed) {
+                rebase(0);
+            }
+        }
+        Salvage::Serve => {
+            rebase(0);
+            connection.task = Task::Serve;
+            connection.strikes = 0;
+        }
+        Salvage::Resume(bytes) => {
+            connection.strikes = salvage::strikes(connection.strikes, image.as_ref());
+            if connection.strikes >= MAX_STRIKES {
+                rebase(0);
+                connection.task = Task::Fail;
+                match connection.peer {
+                    Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
+                    None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
+                }
+            } else {
+                rebase(bytes.len());
+                connection.task = Task::Resume(bytes);
+            }
+        }
+        Salvage::Fail => {
+            rebase(0);
+            connection.task = Task::Fail;
+        }
+        Salvage::Cut => return Verdict::Cut(connection),
+        Salvage::Done => return Verdict::Over(connection),
+    }
+    Verdict::Pass(connection)
+}
+
+/// Sends a worker all that is for it; `false` when its channel had no room.
+fn send_all(worker: &mut Worker, index: u16, batch: usize, now: Instant) -> bool {
+    if matches!(worker.stage, Stage::Starting { .. } | Stage::Dying { .. }) {
+        return true;
+    }
+    let sent = send_errands(worker, false)
+        .and_then(|()| {
+            while worker.table.queued() > 0 {
+                let (connections, fds) = worker.table.next_batch(batch);
+                let count = connections.len();
+                let fds: Vec<_> = fds.into_iter().map(std::os::fd::AsFd::as_fd).collect();
+                worker.channel.send(&ToWorker::Pass(connections), &fds)?;
+                worker.table.mark_passed(count);
+            }
+            Ok(())
+        })
+        .and_then(|()| send_errands(worker, true));
+    match sent {
+        Ok(()) => true,
+        Err(SendError::Full) => false,
+        // Its end shows at the pidfd.
+        Err(SendError::Closed) => {
+            worker.hung_up(now);
+            true
+        }
+        Err(failed @ (SendError::TooLarge | SendError::Io(_))) => {
+            error!("worker {index}: cannot send it connections: {failed}; killing it");
+            worker.kill(now);
+            true
+        }
+    }
+}
+
+fn send_errands(worker: &mut Worker, after_connections: bool) -> Result<(), SendError> {
+    while let Some(at) = worker.errands.iter().position(|errand| errand.after_connections == after_connections) {
+        let errand = &worker.errands[at];
+        let fds: Vec<_> = errand.fd.iter().map(std::os::fd::AsFd::as_fd).collect();
+        worker.channel.send(&errand.message, &fds)?;
+        worker.errands.remove(at);
+    }
+    Ok(())
+}
+
+/// Receives up to `most` messages; whether the worker has become ready.
+fn hear(worker: &mut Worker, index: u16, addresses: &mut Addresses, now: Instant, most: usize) -> bool {
+    let mut became_ready = false;
+    let mut fds = Vec::new();
+    for _ in 0..most {
+        match worker.channel.recv::<ToMaster>(&mut fds) {
+            Ok(ToMaster::Ready) => {
+                if matches!(worker.stage, Stage::Starting { .. }) {
+                    worker.stage = Stage::Ready;
+                    worker.ready_since = Some(now);
+                    became_ready = true;
+                    info!("worker {index} (pid {}) ready", worker.pid);
+                }
+            }
+            Ok(ToMaster::Finished(ids)) => {
+                let mut unknown = 0;
+                for id in ids {
+                    match worker.table.finish(id) {
+                        Ok(connection) => addresses.leave(connection.peer),
+                        Err(_) => unknown += 1,
+                    }
+                }
+                if unknown > 0 {
+                    warn!("worker {index} reported {unknown} connections finished that it does not have; ignored");
+                }
+            }
+            Err(RecvError::Empty) => {
+                worker.readable = false;
+                break;
+            }
+            Err(RecvError::Closed) => {
+                worker.hung_up(now);
+                break;
+            }
+            Err(failed @ (RecvError::Malformed(_) | RecvError::Io(_))) => {
+                warn!("worker {index} (pid {}): {failed}; killing it", worker.pid);
+                worker.readable = false;
+                worker.kill(now);
+                break;
+            }
+        }
+    }
+    became_ready
+}

@@ -1,0 +1,108 @@
+//! What the process may use: descriptors. Who the workers are: user and group.
+
+use ipc::message::MAX_FDS;
+use ipc::shm::MAX_RECORDS;
+use rustix::process::{Resource, Rlimit};
+
+use crate::config::ProcessSettings;
+
+/// Descriptors of a worker or the master that are no client's: its loop, channel, logs and the like, generously.
+const OVERHEAD: u64 = 48;
+
+/// Raises the limit of open files to what the kernel lets us, and returns it.
+pub fn raise_descriptor_limit() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(u64::MAX),
+    }
+}
+
+/// How much each worker can have under a limit of open files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Connections of one worker.
+    pub records: u32,
+    /// Connections sent in one message: a worker must have as many descriptors left, or it loses them.
+    pub batch: usize,
+}
+
+/// What the limit `nofile` allows for `workers` workers, each of which may have `wanted` connections.
+///
+/// The master holds one descriptor for each live connection of all workers. A worker holds two for a request
+/// (the client's and the server's) and six for a relay (two sockets and two pipes).
+pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: u32, relays: bool) -> Capacity {
+    let batch = (nofile / 8).clamp(1, MAX_FDS as u64);
+    let workers = u64::from(workers.max(1));
+    let master = nofile.saturating_sub(OVERHEAD + listeners as u64 + 4 * workers) / workers;
+    let worker = nofile.saturating_sub(OVERHEAD + batch) / if relays { 6 } else { 2 };
+    let records = master.min(worker).min(u64::from(wanted.min(MAX_RECORDS))).max(1);
+    Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
+}
+
+/// The user and group that workers are started as; `None` = the master's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// User number.
+    pub uid: Option<u32>,
+    /// Group number.
+    pub gid: Option<u32>,
+}
+
+impl Identity {
+    /// From the settings.
+    ///
+    /// # Errors
+    /// When the master is not root and so cannot start workers as somebody else.
+    pub fn new(process: &ProcessSettings) -> Result<Identity, String> {
+        let uid = process.user.as_ref().map(|user| user.uid);
+        let gid = process.group.as_ref().map(|group| group.gid).or(process.user.as_ref().map(|user| user.gid));
+        let foreign = uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw())
+            || gid.is_some_and(|gid| gid != rustix::process::getegid().as_raw());
+        if !foreign {
+            return Ok(Identity::default());
+        }
+        if !rustix::process::geteuid().is_root() {
+            let name = process.user.as_ref().map(|user| user.name.as_str());
+            let name = name.or(process.group.as_ref().map(|group| group.name.as_str())).unwrap_or("another user");
+            return Err(format!(
+                "cannot run workers as `{name}`: only root can; start as root, or take `user` and `group` out of the \
+                 configuration"
+            ));
+        }
+        Ok(Identity { uid, gid })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enough_descriptors_give_what_is_wanted() {
+        assert_eq!(capacity(1 << 20, 4, 2, 10_000, false), Capacity { records: 10_000, batch: MAX_FDS });
+        assert_eq!(capacity(u64::MAX, 1, 1, u32::MAX, false).records, MAX_RECORDS);
+    }
+
+    #[test]
+    fn the_masters_copies_and_the_workers_sockets_fit_the_limit() {
+        for nofile in [100, 256, 1024, 4096, 20_000] {
+            for workers in [1u16, 2, 4, 16] {
+                for relays in [false, true] {
+                    let Capacity { records, batch } = capacity(nofile, workers, 3, 100_000, relays);
+                    let (records, batch) = (u64::from(records), batch as u64);
+                    let each = if relays { 6 } else { 2 };
+                    assert!(records == 1 || records * u64::from(workers) + OVERHEAD <= nofile);
+                    assert!(records == 1 || records * each + batch + OVERHEAD <= nofile);
+                    assert!((1..=MAX_FDS as u64).contains(&batch));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_limits_still_give_one() {
+        assert_eq!(capacity(0, 1024, 9, 5, true), Capacity { records: 1, batch: 1 });
+    }
+}

@@ -1,0 +1,252 @@
+//! What becomes of a connection whose worker has died.
+//!
+//! The dead worker's record says where the connection stood when its current request began; the kernel's
+//! counters say how far it has come since. Whatever the record says is checked against the kernel and against
+//! bounds before it is used; where the two do not fit, the connection is cut. Decides only: nothing is
+//! written to or read from the socket.
+
+use std::io;
+
+use ipc::message::{MAX_CARRIED_BYTES, Task};
+use ipc::state::{Image, Phase};
+use ipc::tcp_info::Counters;
+
+use crate::keeper::Base;
+
+/// Deaths over one and the same request after which it is not run again.
+pub const MAX_STRIKES: u8 = 2;
+
+/// What is to be done with a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Salvage {
+    /// Not taken up by the dead worker: pass it on as it was.
+    Again,
+    /// Between two requests.
+    Serve,
+    /// A request, perhaps part of one, was read and nothing of it answered: these bytes.
+    Resume(Vec<u8>),
+    /// A request that must not be run twice, and nothing of it answered.
+    Fail,
+    /// Part of an answer is lost, or nobody can tell: reset, so that the client sees the truncation.
+    Cut,
+    /// Finished; only the report was missing.
+    Done,
+}
+
+/// The dead worker's view of a connection, and ours.
+#[derive(Debug)]
+pub struct Remains<'a> {
+    /// What the record holds; `None` when it holds no image.
+    pub image: Option<Image>,
+    /// What the worker was told to do.
+    pub task: &'a Task,
+    /// Where its counters began.
+    pub base: Base,
+    /// The kernel's counters; `None` when there are none (a Unix socket, a connection already reset).
+    pub counters: Option<Counters>,
+}
+
+impl Remains<'_> {
+    /// Decides. `read_slot(number, offset, len)` reads the dead worker's buffers.
+    pub fn salvage(&self, read_slot: impl FnOnce(u32, u32, usize) -> io::Result<Vec<u8>>) -> Salvage {
+        let Some(image) = self.image else { return Salvage::Cut };
+        match image.phase {
+            Phase::Passed => self.not_taken_up(),
+            Phase::Done => Salvage::Done,
+            Phase::Relay => Salvage::Cut,
+            Phase::Open | Phase::Committed => match self.unanswered(&image) {
+                None => Salvage::Cut,
+                Some(_) if matches!(self.task, Task::Fail | Task::Refuse) => Salvage::Again,
+                Some(_) if image.phase == Phase::Committed => Salvage::Fail,
+                Some(0) => Salvage::Serve,
+                Some(bytes) => match image.slot.zip(usize::try_from(bytes).ok().filter(|&n| n <= MAX_CARRIED_BYTES)) {
+                    Some((slot, len)) => read_slot(slot, image.offset, len).map_or(Salvage::Fail, Salvage::Resume),
+                    None => Salvage::Fail,
+                },
+            },
+        }
+    }
+
+    /// A worker publishes that it has taken a connection up before it touches the socket, so the kernel must
+    /// not have counted anything. Where the kernel does not count, the record has to do.
+    fn not_taken_up(&self) -> Salvage {
+        let Some(counters) = self.counters else { return Salvage::Again };
+        let carried = match self.task {
+            Task::Resume(bytes) => bytes.len() as u64,
+            Task::Serve | Task::Fail | Task::Refuse => 0,
+        };
+        let untouched =
+            counters.consumed == self.base.consumed.saturating_add(carried) && counters.written == self.base.written;
+        if untouched { Salvage::Again } else { Salvage::Cut }
+    }
+
+    /// Bytes read since the current request began; `None` when part of its answer has been written, part of
+    /// the answer before it has not, our direction is shut down, or the record contradicts the kernel.
+    fn unanswered(&self, image: &Image) -> Option<u64> {
+        let counters = self.counters?;
+        let begun = self.base.consumed.checked_add(image.consumed)?;
+        let written = self.base.written.checked_add(image.written)?;
+        if counters.shut_down || counters.written != written {
+            return None;
+        }
+        counters.consumed.checked_sub(begun)
+    }
+}
+
+/// Where a successor's counters begin, given the kernel's and the bytes it gets with the connection.
+pub fn successor_base(counters: &Counters, carried: usize) -> Base {
+    Base { consumed: counters.consumed.saturating_sub(carried as u64), written: counters.written }
+}
+
+/// Workers that have died over the request now unanswered: one more than before when it is the same request.
+pub fn strikes(before: u8, image: Option<&Image>) -> u8 {
+    let same = image.is_none_or(|image| image.consumed == 0);
+    if same { before.saturating_add(1) } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Base = Base { consumed: 100, written: 50 };
+
+    fn image(phase: Phase, consumed: u64, written: u64) -> Image {
+        Image { phase, slot: Some(3), offset: 7, consumed, written }
+    }
+
+    fn counters(consumed: u64, written: u64) -> Counters {
+        Counters { consumed, written, peer_closed: false, shut_down: false }
+    }
+
+    fn salvage(image: Image, counters: Option<Counters>) -> Salvage {
+        Remains { image: Some(image), task: &Task::Serve, base: BASE, counters }.salvage(|slot, offset, len| {
+            assert_eq!((slot, offset), (3, 7));
+            Ok(vec![b'x'; len])
+        })
+    }
+
+    #[test]
+    fn a_connection_between_requests_is_served_on() {
+        assert_eq!(salvage(image(Phase::Open, 20, 30), Some(counters(120, 80))), Salvage::Serve);
+    }
+
+    #[test]
+    fn an_unanswered_request_goes_along() {
+        assert_eq!(salvage(image(Phase::Open, 20, 30), Some(counters(124, 80))), Salvage::Resume(vec![b'x'; 4]));
+    }
+
+    #[test]
+    fn an_answer_begun_or_one_before_it_not_all_written_is_cut() {
+        for phase in [Phase::Open, Phase::Committed] {
+            assert_eq!(salvage(image(phase, 20, 30), Some(counters(124, 81))), Salvage::Cut);
+            assert_eq!(salvage(image(phase, 20, 30), Some(counters(124, 79))), Salvage::Cut);
+        }
+    }
+
+    #[test]
+    fn a_committed_request_fails_and_a_relay_is_cut() {
+        assert_eq!(salvage(image(Phase::Committed, 20, 30), Some(counters(124, 80))), Salvage::Fail);
+        assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Cut);
+    }
+
+    #[test]
+    fn what_the_buffer_cannot_hold_fails() {
+        let long = MAX_CARRIED_BYTES as u64 + 1;
+        assert_eq!(salvage(image(Phase::Open, 20, 30), Some(counters(120 + long, 80))), Salvage::Fail);
+        let mut bare = image(Phase::Open, 20, 30);
+        bare.slot = None;
+        assert_eq!(salvage(bare, Some(counters(121, 80))), Salvage::Fail);
+        let remains = Remains {
+            image: Some(image(Phase::Open, 20, 30)),
+            task: &Task::Serve,
+            base: BASE,
+            counters: Some(counters(121, 80)),
+        };
+        assert_eq!(remains.salvage(|_, _, _| Err(io::ErrorKind::InvalidData.into())), Salvage::Fail);
+    }
+
+    #[test]
+    fn a_record_that_contradicts_the_kernel_is_cut() {
+        assert_eq!(salvage(image(Phase::Open, 21, 30), Some(counters(120, 80))), Salvage::Cut);
+        assert_eq!(salvage(image(Phase::Open, u64::MAX, 30), Some(counters(120, 80))), Salvage::Cut);
+        assert_eq!(salvage(image(Phase::Open, 20, u64::MAX), Some(counters(120, 80))), Salvage::Cut);
+        let remains = Remains { image: None, task: &Task::Serve, base: BASE, counters: Some(counters(100, 50)) };
+        assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Cut);
+    }
+
+    #[test]
+    fn a_connection_not_taken_up_goes_on_as_it_was_if_the_kernel_agrees() {
+        assert_eq!(salvage(image(Phase::Passed, 0, 0), Some(counters(100, 50))), Salvage::Again);
+        assert_eq!(salvage(image(Phase::Passed, 0, 0), None), Salvage::Again);
+        assert_eq!(salvage(image(Phase::Passed, 0, 0), Some(counters(101, 50))), Salvage::Cut);
+        let task = Task::Resume(b"GET".to_vec());
+        let with = |consumed| Remains {
+            image: Some(image(Phase::Passed, 0, 0)),
+            task: &task,
+            base: BASE,
+            counters: Some(counters(consumed, 50)),
+        };
+        assert_eq!(with(103).salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);
+        assert_eq!(with(100).salvage(|_, _, _| Ok(Vec::new())), Salvage::Cut);
+    }
+
+    #[test]
+    fn a_refusal_is_repeated_as_a_refusal() {
+        for task in [Task::Fail, Task::Refuse] {
+            let remains = Remains {
+                image: Some(image(Phase::Open, 0, 0)),
+                task: &task,
+                base: BASE,
+                counters: Some(counters(140, 50)),
+            };
+            assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);
+        }
+    }
+
+    #[test]
+    fn without_counters_an_open_connection_is_cut() {
+        assert_eq!(salvage(image(Phase::Open, 0, 0), None), Salvage::Cut);
+        let shut = Counters { shut_down: true, ..counters(120, 80) };
+        assert_eq!(salvage(image(Phase::Open, 20, 30), Some(shut)), Salvage::Cut);
+    }
+
+    #[test]
+    fn the_successors_counters_fit_what_it_gets() {
+        let kernel = counters(124, 80);
+        let base = successor_base(&kernel, 4);
+        assert_eq!(base, Base { consumed: 120, written: 80 });
+        // It takes the request up and dies at once: the same four bytes are unanswered.
+        let remains =
+            Remains { image: Some(image(Phase::Open, 0, 0)), task: &Task::Serve, base, counters: Some(kernel) };
+        assert_eq!(remains.salvage(|_, _, len| Ok(vec![0; len])), Salvage::Resume(vec![0; 4]));
+    }
+
+    #[test]
+    fn deaths_over_another_request_are_not_added_up() {
+        assert_eq!(strikes(1, Some(&image(Phase::Open, 0, 0))), 2);
+        assert_eq!(strikes(1, Some(&image(Phase::Open, 10, 10))), 1);
+        assert_eq!(strikes(u8::MAX, None), u8::MAX);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_record_makes_more_bytes_unanswered_than_were_read(
+            phase in 0usize..5, slot: Option<u32>, offset: u32, consumed: u64, written: u64, read: u32, wrote: u32,
+        ) {
+            let phase = [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done][phase];
+            let remains = Remains {
+                image: Some(Image { phase, slot, offset, consumed, written }),
+                task: &Task::Serve,
+                base: Base::default(),
+                counters: Some(counters(read.into(), wrote.into())),
+            };
+            let verdict = remains.salvage(|_, _, len| {
+                assert!(len as u64 <= u64::from(read) && len <= MAX_CARRIED_BYTES);
+                Ok(vec![0; len])
+            });
+            if let Salvage::Resume(bytes) = verdict {
+                proptest::prop_assert!(!bytes.is_empty() && phase == Phase::Open);
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Worker processes: starting them, the `Hello`/`Ready` handshake, how they ended, when to start the next.
+//!
+//! A worker is this program again, by fork and exec, with one end of its channel as standard input. Its death
+//! is seen through a pidfd. What becomes of its connections is not decided here.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ipc::channel::{Channel, SendError};
+use ipc::message::{Layout, ToWorker, VERSION};
+use ipc::shm::{self, Control};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+
+use crate::keeper::Table;
+use crate::privilege::Identity;
+use crate::signals;
+
+/// How long a worker may take from its start to `Ready`.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A worker that dies sooner than this after `Ready` has died quickly.
+pub const QUICK: Duration = Duration::from_secs(1);
+
+/// Where a worker process stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Started, not yet ready.
+    Starting {
+        /// Killed if not ready by then.
+        deadline: Instant,
+    },
+    /// Takes connections.
+    Ready,
+    /// Finishes what it has, then exits.
+    Draining {
+        /// Killed if still there by then.
+        deadline: Instant,
+    },
+    /// Killed, or told to die: its end is only awaited.
+    Dying {
+        /// Killed with SIGKILL if still there by then.
+        deadline: Instant,
+    },
+}
+
+/// A log or a drain that a worker must be told of when its channel has room.
+#[derive(Debug)]
+pub struct Errand {
+    /// What to say.
+    pub message: ToWorker,
+    /// The descriptor that goes with it.
+    pub fd: Option<OwnedFd>,
+    /// Not before every connection queued for the worker has been sent.
+    pub after_connections: bool,
+}
+
+/// One running worker process and what the master shares with it.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its process.
+    pub pid: Pid,
+    pidfd: OwnedFd,
+    /// Our end of its channel.
+    pub channel: Channel,
+    /// Its shared region.
+    pub region: OwnedFd,
+    /// How that is laid out.
+    pub layout: Layout,
+    /// The counters and records in it.
+    pub control: Control,
+    /// Its connections.
+    pub table: Table,
+    /// Where it stands.
+    pub stage: Stage,
+    /// When it became ready.
+    pub ready_since: Option<Instant>,
+    /// Messages that wait for room in the channel; the loop keeps them few.
+    pub errands: Vec<Errand>,
+    /// The channel may hold messages from the worker.
+    pub readable: bool,
+}
+
+/// What every worker gets at its start.
+#[derive(Debug)]
+pub struct Equipment<'a> {
+    /// The sealed configuration.
+    pub snapshot: BorrowedFd<'a>,
+    /// Where the access log goes, when there is one.
+    pub access_log: Option<BorrowedFd<'a>>,
+    /// Its shared region's layout.
+    pub layout: Layout,
+    /// Whom it runs as.
+    pub identity: Identity,
+    /// The log level, as `RUST_LOG` has it, when the command line sets one.
+    pub log_level: Option<&'a str>,
+}
+
+impl Worker {
+    /// Starts worker `index` and sends it its `Hello`.
+    ///
+    /// # Errors
+    /// When the process, memory or descriptors cannot be had.
+    pub fn start(index: u16, equipment: &Equipment<'_>, now: Instant) -> io::Result<Worker> {
+        let region = shm::create(&equipment.layout)?;
+        let control = Control::map(&region, &equipment.layout)?;
+        let (mut channel, theirs) = Channel::pair()?;
+        let hello = ToWorker::Hello { version: VERSION, index, layout: equipment.layout };
+        let mut fds = vec![equipment.snapshot, region.as_fd()];
+        fds.extend(equipment.access_log);
+        // The end not yet given to anybody queues it: if the child starts at all, it finds it.
+        channel.send(&hello, &fds).map_err(|error| match error {
+            SendError::Io(error) => error,
+            SendError::Full | SendError::Closed | SendError::TooLarge => io::Error::other(error.to_string()),
+        })?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("master").arg("worker").arg(index.to_string()).stdin(Stdio::from(theirs));
+        if let Some(level) = equipment.log_level {
+            command.env(crate::LOG_LEVEL_VARIABLE, level);
+        }
+        if let Some(gid) = equipment.identity.gid {
+            command.gid(gid);
+        }
+        if let Some(uid) = equipment.identity.uid {
+            command.uid(uid);
+        }
+        let child = command.spawn()?;
+        let (pid, pidfd) = adopt(child)?;
+        Ok(Worker {
+            pid,
+            pidfd,
+            channel,
+            region,
+            layout: equipment.layout,
+            control,
+            table: Table::new(equipment.layout.records),
+            stage: Stage::Starting { deadline: now + READY_TIMEOUT },
+            ready_since: None,
+            errands: Vec::new(),
+            readable: true,
+        })
+    }
+
+    /// Its pidfd, readable when it has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether it may be given connections.
+    pub fn is_ready(&self) -> bool {
+        self.stage == Stage::Ready
+    }
+
+    /// When something must be done about it although nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Ready => None,
+            Stage::Starting { deadline } | Stage::Draining { deadline } | Stage::Dying { deadline } => Some(deadline),
+        }
+    }
+
+    /// Kills it at once. Its end shows at the pidfd.
+    pub fn kill(&mut self, now: Instant) {
+        self.signal(Signal::KILL);
+        self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
+    }
+
+    /// Asks it to stop, and kills it a second later.
+    pub fn terminate(&mut self, now: Instant) {
+        self.signal(Signal::TERM);
+        self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Fails only when the process has ended, which the pidfd reports.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// It has closed its channel: it is about to end, and is killed if it does not.
+    pub fn hung_up(&mut self, now: Instant) {
+        self.readable = false;
+        if matches!(self.stage, Stage::Starting { .. } | Stage::Ready) {
+            self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
+        }
+    }
+
+    /// How it ended, if it has; the process is gone from the system then.
+    pub fn reap(&self) -> Option<End> {
+        reap(self.pidfd.as_fd())
+    }
+}
+
+/// A pidfd for a child. The child cannot be reaped by anybody else meanwhile, so its number is still its own.
+fn adopt(child: std::process::Child) -> io::Result<(Pid, OwnedFd)> {
+    let pid = Pid::from_child(&child);
+    match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => Ok((pid, pidfd)),
+        Err(errno) => {
+            let mut child = child;
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(errno.into())
+        }
+    }
+}
+
+/// Waits for the end of a child that has been killed, which takes no longer than the kernel needs.
+pub fn wait(pidfd: BorrowedFd<'_>) {
+    while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {}
+}
+
+/// How the process behind `pidfd`, a child of ours, ended, if it has.
+pub fn reap(pidfd: BorrowedFd<'_>) -> Option<End> {
+    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => End::Exited(code),
+            (None, Some(signal)) => End::Killed(signal),
+            (None, None) => End::Unknown,
+        }),
+        Ok(None) | Err(rustix::io::Errno::INTR) => None,
+        // Not a child of ours any more: nothing can be learnt, but it must not be waited for.
+        Err(_) => Some(End::Unknown),
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            End::Exited(code) => write!(f, "exited with status {code}"),
+            End::Killed(signal) => write!(f, "killed by {}", signals::name(signal)),
+            End::Unknown => f.write_str("ended in an unknown way"),
+        }
+    }
+}
+
+/// How long to wait before a worker is started again.
+///
+/// Not at all, as a rule: a worker that had been ready for [`QUICK`] is replaced at once, and so is one that
+/// died quickly for the first few times in a row. Then the wait doubles from 100 ms to 10 s.
+#[derive(Debug, Default)]
+pub struct BackOff {
+    quick_deaths: u32,
+}
+
+impl BackOff {
+    const AT_ONCE: u32 = 3;
+    const FIRST: Duration = Duration::from_millis(100);
+    const LAST: Duration = Duration::from_secs(10);
+
+    /// The wait after a death; `ready_for` is how long the worker had been ready, if it ever was.
+    pub fn after_death(&mut self, ready_for: Option<Duration>) -> Duration {
+        if ready_for.is_some_and(|time| time >= QUICK) {
+            self.quick_deaths = 0;
+            return Duration::ZERO;
+        }
+        self.quick_deaths = self.quick_deaths.saturating_add(1);
+        match self.quick_deaths.checked_sub(Self::AT_ONCE + 1) {
+            None => Duration::ZERO,
+            Some(doublings) => (Self::FIRST * 2u32.pow(doublings.min(7))).min(Self::LAST),
+        }
+    }
+}
+
+/// A worker's number, with the process that has it now, if any.
+#[derive(Debug)]
+pub struct Seat {
+    /// The number.
+    pub index: u16,
+    /// The process.
+    pub worker: Option<Worker>,
+    /// When the next process is to be started, if it is.
+    pub start_at: Option<Instant>,
+    /// Whether a process that ends is to be followed by another.
+    pub wanted: bool,
+    /// How long to wait then.
+    pub back_off: BackOff,
+}
+
+impl Seat {
+    /// An empty one, to be filled now.
+    pub fn new(index: u16, now: Instant) -> Seat {
+        Seat { index, worker: None, start_at: Some(now), wanted: true, back_off: BackOff::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_deaths_back_off_and_a_long_life_forgives_them() {
+        let mut back_off = BackOff::default();
+        let waits: Vec<u128> = (0..12).map(|_| back_off.after_death(None).as_millis()).collect();
+        assert_eq!(waits, [0, 0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(back_off.after_death(Some(Duration::from_millis(999))), BackOff::LAST);
+        assert_eq!(back_off.after_death(Some(QUICK)), Duration::ZERO);
+        assert_eq!(back_off.after_death(None), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_childs_end_is_told_with_signal_or_status() {
+        for (script, wanted) in [("exit 3", "exited with status 3"), ("kill -KILL $$", "killed by SIGKILL")] {
+            let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+            let (_, pidfd) = adopt(child).unwrap();
+            let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+            let timeout = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+            assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1);
+            assert_eq!(reap(pidfd.as_fd()).unwrap().to_string(), wanted);
+            assert_eq!(reap(pidfd.as_fd()), Some(End::Unknown));
+        }
+    }
+}

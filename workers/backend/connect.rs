@@ -1,0 +1,46 @@
+//! Opening a connection to a server.
+
+use std::os::fd::OwnedFd;
+
+use ipc::snapshot::Address;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::io::socket::Socket;
+
+/// A socket on its way to the server.
+#[derive(Debug)]
+pub struct Connecting {
+    /// The socket.
+    pub socket: Socket,
+    /// Whether the connection already stands.
+    pub done: bool,
+}
+
+/// Begins to connect to `address` without waiting.
+///
+/// # Errors
+/// What the kernel answers at once: no descriptor, no route, refused (Unix), queue full (Unix: `AGAIN`).
+pub fn open(address: &Address) -> Result<Connecting, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (fd, result): (OwnedFd, _) = match address {
+        Address::Inet(addr) => {
+            let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+            // Heads and bodies are written as they come; waiting for more would only delay them.
+            rustix::net::sockopt::set_tcp_nodelay(&fd, true)?;
+            let result = rustix::net::connect(&fd, addr);
+            (fd, result)
+        }
+        Address::Unix(path) => {
+            let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            let result = rustix::net::connect(&fd, &SocketAddrUnix::new(path.as_path())?);
+            (fd, result)
+        }
+    };
+    match result {
+        Ok(()) => Ok(Connecting { socket: Socket::new(fd), done: true }),
+        Err(Errno::INPROGRESS) => Ok(Connecting { socket: Socket::new(fd), done: false }),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,8 @@
+//! The servers that requests and connections are relayed to.
+
+pub mod connect;
+pub mod health;
+pub mod pool;
+pub mod upstream;
+
+pub use upstream::{Upstream, UpstreamState};

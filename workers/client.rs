@@ -1,0 +1,223 @@
+//! One client connection: its socket, the bytes read and not yet answered, and what it is doing.
+//!
+//! It keeps the connection's record in shared memory true at every instant, so that after this process's death
+//! the master can tell what to do with it. It knows no protocol.
+
+use std::net::SocketAddr;
+
+use ipc::shm::{Arena, Slot};
+use ipc::snapshot::ListenerId;
+use ipc::state::{Image, Phase};
+
+use crate::ctx::Ctx;
+use crate::exchange::Exchange;
+use crate::io::socket::{Io, Socket};
+use crate::relay::Relay;
+use crate::slab::Key;
+
+/// What a client connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientState {
+    /// Between requests, or within a request head.
+    Idle,
+    /// A request is being served.
+    Exchange(Key<Exchange>),
+    /// Bytes are being relayed.
+    Relay(Key<Relay>),
+    /// The last answer has been sent; what still comes is read and dropped, so that closing does not reset the
+    /// connection before the client has read it (RFC 9112 section 9.6). Counts the bytes still tolerated.
+    Lingering(u32),
+}
+
+/// A buffer of the arena with the bytes in it.
+#[derive(Debug)]
+pub struct Input {
+    slot: Slot,
+    /// Where the first byte not yet answered lies.
+    pub start: usize,
+    /// Where the bytes end.
+    pub end: usize,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Client {
+    /// Its socket.
+    pub socket: Socket,
+    /// The master's number for it, the index of its record.
+    pub id: u32,
+    /// Where it was accepted.
+    pub listener: ListenerId,
+    /// Its address; `None` on a Unix listener.
+    pub peer: Option<SocketAddr>,
+    /// What it is doing.
+    pub state: ClientState,
+    /// Bytes read and not yet answered; `None` while there are none.
+    pub input: Option<Input>,
+    /// When the first byte of the present request head came; 0 = none has.
+    pub head_since_ms: u64,
+    /// The socket's count of bytes sent when the present request began.
+    written_before: u64,
+}
+
+impl Client {
+    /// A connection just taken up.
+    #[must_use]
+    pub fn new(socket: Socket, id: u32, listener: ListenerId, peer: Option<SocketAddr>) -> Client {
+        Client {
+            socket,
+            id,
+            listener,
+            peer,
+            state: ClientState::Idle,
+            input: None,
+            head_since_ms: 0,
+            written_before: 0,
+        }
+    }
+
+    /// Takes over bytes that a former worker had read. They count as read by this one.
+    ///
+    /// Fails (and leaves the connection as it was) when there is no buffer for them.
+    #[must_use]
+    pub fn resume(&mut self, bytes: &[u8], cx: &mut Ctx) -> bool {
+        let Some(mut slot) = cx.arena.take() else { return false };
+        let Some(space) = cx.arena.bytes_mut(&mut slot).get_mut(..bytes.len()) else {
+            cx.arena.put(slot);
+            return false;
+        };
+        space.copy_from_slice(bytes);
+        self.socket.bytes_in = bytes.len() as u64;
+        self.input = Some(Input { slot, start: 0, end: bytes.len() });
+        self.publish(Phase::Open, cx);
+        true
+    }
+
+    /// Publishes where the connection stands: everything before the first unanswered byte is done with.
+    pub fn publish(&self, phase: Phase, cx: &Ctx) {
+        let Some(record) = cx.control.record(self.id) else { return };
+        let (slot, start, end) = match &self.input {
+            Some(input) => (Some(input.slot.number()), input.start, input.end),
+            None => (None, 0, 0),
+        };
+        record.publish(&Image {
+            phase,
+            slot,
+            offset: u32::try_from(start).unwrap_or(0),
+            consumed: self.socket.bytes_in - (end - start) as u64,
+            written: self.written_before,
+        });
+    }
+
+    /// The bytes read and not yet answered.
+    #[must_use]
+    pub fn unanswered<'a>(&'a self, arena: &Arena) -> &'a [u8] {
+        self.input.as_ref().map_or(&[], |input| &arena.bytes(&input.slot)[input.start..input.end])
+    }
+
+    /// The slot's bytes from `from` to the end of what was read.
+    #[must_use]
+    pub fn input_from<'a>(&'a self, from: usize, arena: &Arena) -> &'a [u8] {
+        self.input.as_ref().map_or(&[], |input| arena.bytes(&input.slot).get(from..input.end).unwrap_or(&[]))
+    }
+
+    /// Reads more into the slot behind what is there, taking one first if need be. `Io::Moved(0)` never comes;
+    /// `None` means there is no room: the slot is full, or there is no slot to be had.
+    pub fn read_more(&mut self, cx: &mut Ctx) -> Option<Io> {
+        if self.input.is_none() {
+            if !self.socket.is_readable() {
+                return Some(Io::Blocked);
+            }
+            let slot = cx.arena.take()?;
+            self.input = Some(Input { slot, start: 0, end: 0 });
+            // Before the bytes arrive: a death right after the read must find them.
+            self.publish(Phase::Open, cx);
+        }
+        let input = self.input.as_mut()?;
+        let space = &mut cx.arena.bytes_mut(&mut input.slot)[input.end..];
+        if space.is_empty() {
+            return None;
+        }
+        let io = self.socket.recv(space);
+        if let Io::Moved(n) = io {
+            input.end += n;
+        }
+        Some(io)
+    }
+
+    /// Everything before slot position `upto` has been answered. Gives the slot back when nothing is left.
+    pub fn answered(&mut self, upto: usize, cx: &mut Ctx) {
+        self.head_since_ms = 0;
+        self.written_before = self.socket.bytes_out;
+        let Some(mut input) = self.input.take() else {
+            self.publish(Phase::Open, cx);
+            return;
+        };
+        input.start = upto.min(input.end);
+        if input.start == input.end {
+            self.publish(Phase::Open, cx);
+            cx.arena.put(input.slot);
+            return;
+        }
+        self.input = Some(input);
+        self.publish(Phase::Open, cx);
+    }
+
+    /// Puts `bytes`, read beyond the end of a body, into the slot at `at`, as the beginning of the next request.
+    ///
+    /// False when they do not fit.
+    #[must_use]
+    pub fn put_back(&mut self, at: usize, bytes: &[u8], cx: &Ctx) -> bool {
+        let Some(input) = self.input.as_mut() else { return false };
+        let Some(space) = cx.arena.bytes_mut(&mut input.slot).get_mut(at..at + bytes.len()) else { return false };
+        space.copy_from_slice(bytes);
+        input.end = at + bytes.len();
+        true
+    }
+
+    /// Bytes sent to the client since the present request began.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.socket.bytes_out - self.written_before
+    }
+
+    /// Gives the slot back, whatever it holds.
+    pub fn release_input(&mut self, cx: &mut Ctx) {
+        if let Some(input) = self.input.take() {
+            cx.arena.put(input.slot);
+        }
+    }
+
+    /// Moves what is unanswered to the beginning of a slot, to make room behind it. Into another slot, so that
+    /// the record's former image stays true until the new one is published. False when no slot is free.
+    #[must_use]
+    pub fn compact(&mut self, cx: &mut Ctx) -> bool {
+        let Some(input) = self.input.take() else { return true };
+        if input.start == 0 {
+            self.input = Some(input);
+            return true;
+        }
+        let Some(mut slot) = cx.arena.take() else {
+            self.input = Some(input);
+            return false;
+        };
+        let bytes = &cx.arena.bytes(&input.slot)[input.start..input.end];
+        cx.arena.bytes_mut(&mut slot)[..bytes.len()].copy_from_slice(bytes);
+        self.input = Some(Input { slot, start: 0, end: input.end - input.start });
+        self.publish(Phase::Open, cx);
+        cx.arena.put(input.slot);
+        true
+    }
+
+    /// How many bytes the slot holds from position `from` on.
+    #[must_use]
+    pub fn slot_room(&self, from: usize, cx: &Ctx) -> usize {
+        self.input.as_ref().map_or(0, |input| cx.arena.bytes(&input.slot).len().saturating_sub(from))
+    }
+
+    /// Whether the slot has no room behind what is there.
+    #[must_use]
+    pub fn is_full(&self, cx: &Ctx) -> bool {
+        self.input.as_ref().is_some_and(|input| input.end == cx.arena.bytes(&input.slot).len())
+    }
+}

@@ -1,0 +1,260 @@
+//! What every connection of a worker shares: the configuration, buffers, clock, timers, pools and the log.
+//!
+//! It owns no connection. Functions that serve one get it as `&mut Ctx` beside the connection itself.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ipc::shm::{Arena, Control};
+use ipc::snapshot::{Address, Snapshot};
+use mio::{Interest, Registry, Token, unix::SourceFd};
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::access_log::AccessLog;
+use crate::backend::pool::Pools;
+use crate::buffer::Buffers;
+use crate::client::Client;
+use crate::date::DateCache;
+use crate::exchange::Exchange;
+use crate::io::socket::Socket;
+use crate::io::splice::Pipes;
+use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
+use crate::relay::Relay;
+use crate::route::Router;
+use crate::slab::Key;
+use crate::timers::{Armed, Timers};
+
+/// Bytes read from a socket at a time. One buffer serves all connections of the worker.
+pub const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// One configuration, compiled. Requests in progress keep the one they began with.
+#[derive(Debug)]
+pub struct Site {
+    /// As checked by the master.
+    pub snapshot: Snapshot,
+    /// Its routes.
+    pub router: Router,
+    /// Each listener's address, for requests that name no host.
+    pub listener_names: Vec<String>,
+}
+
+impl Site {
+    /// Compiles a snapshot.
+    #[must_use]
+    pub fn new(snapshot: Snapshot) -> Site {
+        let name = |bind: &Address| match bind {
+            Address::Inet(addr) => addr.to_string(),
+            Address::Unix(_) => "localhost".to_owned(),
+        };
+        Site {
+            router: Router::new(&snapshot.routes),
+            listener_names: snapshot.listeners.iter().map(|listener| name(&listener.bind)).collect(),
+            snapshot,
+        }
+    }
+}
+
+/// Something to go on with before the next wait for events: its readiness is known, no event would come.
+#[derive(Debug, Clone, Copy)]
+pub enum Work {
+    /// Look for the next request.
+    Client(Key<Client>),
+    /// It used up its share of a turn.
+    Exchange(Key<Exchange>),
+    /// It used up its share of a turn.
+    Relay(Key<Relay>),
+}
+
+/// The worker's clock, read once per turn of the loop.
+#[derive(Debug)]
+pub struct Clock {
+    /// Microseconds of the monotonic clock.
+    pub now_us: u64,
+    /// Milliseconds of the same.
+    pub now_ms: u64,
+    /// Milliseconds since 1970, advanced by the monotonic clock and set right once a second.
+    pub unix_ms: u64,
+    wall_read_ms: u64,
+    wall_ms: u64,
+}
+
+impl Clock {
+    /// Reads both clocks.
+    #[must_use]
+    pub fn new() -> Clock {
+        let mut clock = Clock { now_us: 0, now_ms: 0, unix_ms: 0, wall_read_ms: 0, wall_ms: 0 };
+        clock.read();
+        clock
+    }
+
+    /// Reads the clock anew.
+    pub fn read(&mut self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        self.now_us = seconds * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000;
+        self.now_ms = self.now_us / 1000;
+        if self.wall_read_ms == 0 || self.now_ms >= self.wall_read_ms + 1000 {
+            let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+            self.wall_ms = u64::try_from(wall).unwrap_or(0);
+            self.wall_read_ms = self.now_ms;
+        }
+        self.unix_ms = self.wall_ms + (self.now_ms - self.wall_read_ms);
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock::new()
+    }
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Ctx {
+    /// The worker's number, from 0.
+    pub index: u16,
+    /// Its process id.
+    pub pid: u32,
+    /// The present configuration.
+    pub site: Rc<Site>,
+    /// Bounds of heads under it.
+    pub head_limits: HeadLimits,
+    /// Server choice and kept connections, by group.
+    pub pools: Pools,
+    /// Counters and connection records shared with the master.
+    pub control: Control,
+    /// Buffers for requests not yet answered, readable by the master after this process's death.
+    pub arena: Arena,
+    /// Where sockets are registered.
+    pub registry: Registry,
+    /// All time limits.
+    pub timers: Timers,
+    /// The clock.
+    pub clock: Clock,
+    /// The clock as text.
+    pub date: DateCache,
+    /// What was last read from any socket.
+    pub scratch: Box<[u8]>,
+    /// What is about to be written to any socket.
+    pub out: Vec<u8>,
+    /// The request head last parsed.
+    pub request: RequestHead,
+    /// The response head last parsed.
+    pub response: ResponseHead,
+    /// Buffers for stuck bytes.
+    pub buffers: Buffers,
+    /// Pipes for splicing.
+    pub pipes: Pipes,
+    /// The access log, if there is one.
+    pub log: Option<AccessLog>,
+    /// To be gone on with in this turn.
+    pub work: VecDeque<Work>,
+    /// Connections closed and not yet reported to the master.
+    pub finished: Vec<u32>,
+    /// When the first of them was closed.
+    pub finished_since_ms: u64,
+    /// Whether the worker finishes what it has and takes nothing new.
+    pub draining: bool,
+}
+
+/// Token kinds, in the two bits that a key leaves free.
+const KIND_SHIFT: u32 = 62;
+const KIND_CLIENT: u64 = 0;
+const KIND_UPSTREAM: u64 = 1;
+
+/// Whose event or timer it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A client connection.
+    Client(Key<Client>),
+    /// A connection to a server.
+    Upstream(Key<crate::backend::Upstream>),
+}
+
+impl Owner {
+    /// As a number for epoll and the timer wheel.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        match self {
+            Owner::Client(key) => key.to_bits() | KIND_CLIENT << KIND_SHIFT,
+            Owner::Upstream(key) => key.to_bits() | KIND_UPSTREAM << KIND_SHIFT,
+        }
+    }
+
+    /// Back again; `None` for the numbers of other things.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Option<Owner> {
+        let key = bits & ((1 << KIND_SHIFT) - 1);
+        match bits >> KIND_SHIFT {
+            KIND_CLIENT => Some(Owner::Client(Key::from_bits(key))),
+            KIND_UPSTREAM => Some(Owner::Upstream(Key::from_bits(key))),
+            _ => None,
+        }
+    }
+}
+
+impl Ctx {
+    /// Registers a socket for both directions, once for its life.
+    ///
+    /// # Errors
+    /// When the kernel has no room for it.
+    pub fn register(&self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
+        #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
+        let token = Token(owner.to_bits() as usize);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), token, interest)?;
+        socket.registered = true;
+        Ok(())
+    }
+
+    /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.
+    fn deregister(&self, socket: &mut Socket) {
+        if socket.registered {
+            socket.registered = false;
+            // Fails only for a descriptor that is not registered.
+            let _ = self.registry.deregister(&mut SourceFd(&socket.as_fd().as_raw_fd()));
+        }
+    }
+
+    /// Sets a socket's time limit to `due_ms` (absolute). Usually only a store: the wheel's entry follows lazily.
+    pub fn arm(&mut self, socket: &mut Socket, owner: Owner, due_ms: u64) {
+        let deadline = &mut socket.deadline;
+        deadline.due_ms = due_ms;
+        if due_ms != u64::MAX {
+            deadline.armed = Some(self.timers.rearm(owner.to_bits(), deadline.armed, due_ms));
+        }
+    }
+
+    /// A wheel entry has fired. Whether the socket's time limit has really passed; if not, the entry is put where
+    /// it belongs now.
+    pub fn is_due(&mut self, socket: &mut Socket, owner: Owner, fired: Armed) -> bool {
+        if socket.deadline.armed != Some(fired) {
+            return false;
+        }
+        socket.deadline.armed = None;
+        let due_ms = socket.deadline.due_ms;
+        if due_ms > self.clock.now_ms {
+            self.arm(socket, owner, due_ms);
+            return false;
+        }
+        true
+    }
+
+    /// Takes a socket out of epoll and the timer wheel, before it is closed.
+    pub fn forget(&mut self, socket: &mut Socket) {
+        self.deregister(socket);
+        if let Some(armed) = socket.deadline.armed.take() {
+            self.timers.cancel(armed);
+        }
+    }
+
+    /// A client connection is closed here; the master is told in a batch.
+    pub fn report_finished(&mut self, id: u32) {
+        if self.finished.is_empty() {
+            self.finished_since_ms = self.clock.now_ms;
+        }
+        self.finished.push(id);
+        self.control.stats().finished.add(1);
+    }
+}

@@ -1,0 +1,144 @@
+//! From a parsed request head to an exchange: the checks that need no server, and the route.
+
+use std::rc::Rc;
+
+use ipc::snapshot::GroupId;
+
+use crate::buffer::Pending;
+use crate::client::Client;
+use crate::ctx::Ctx;
+use crate::exchange::rewrite;
+use crate::exchange::transfer::{Outgoing, Transfer};
+use crate::exchange::wait::Wait;
+use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Times};
+use crate::proto::h1::body::BodyReader;
+use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Version};
+use crate::slab::Key;
+
+impl Exchange {
+    /// An exchange with `client` about nothing yet: what is known of its request must be put in, or it is answered
+    /// as it stands (a head that could not be parsed) and the connection ends.
+    #[must_use]
+    pub fn new(key: Key<Client>, client: &Client, cx: &Ctx) -> Exchange {
+        let at = client.input.as_ref().map_or((0, 0), |input| (input.start, input.end));
+        let site = Rc::clone(&cx.site);
+        let timeouts = site.snapshot.listeners[usize::from(client.listener)].timeouts;
+        Exchange {
+            client: key,
+            upstream: None,
+            site,
+            group: None,
+            server: None,
+            tried: Vec::new(),
+            timeouts,
+            method: Method::Other,
+            version: Version::Http11,
+            head: at,
+            body_at: at.1,
+            replayable: true,
+            client_keep_alive: false,
+            trailers_wanted: false,
+            upgrade: None,
+            request_body: Transfer::none(),
+            request_side: RequestSide::Sending,
+            to_server: Pending::default(),
+            response_body: Transfer::none(),
+            response_side: ResponseSide::Head,
+            to_client: Pending::default(),
+            interim: 0,
+            spliced: None,
+            server_keep_alive: true,
+            close: true,
+            status: 0,
+            head_bytes_out: 0,
+            reason: None,
+            log: LogSpans::default(),
+            times: Times { began_us: cx.clock.now_us, ..Times::default() },
+            client_wait: Wait::default(),
+            server_wait: Wait::default(),
+            fresh_only: false,
+            last_problem: None,
+        }
+    }
+
+    /// Takes over what `cx.request` says of the head that is the first `length` unanswered bytes, and decides which
+    /// group serves it.
+    ///
+    /// # Errors
+    /// The answer, when it is ours to give.
+    pub fn admit(&mut self, length: usize, client: &Client, cx: &Ctx) -> Result<GroupId, Problem> {
+        let head = &cx.request;
+        self.head.1 = self.head.0 + length;
+        self.body_at = self.head.1;
+        self.close = false;
+        self.take_head(head, cx);
+        let bytes = client.input_from(self.head.0, &cx.arena);
+        self.client_keep_alive = head.keep_alive;
+        if self.method == Method::Connect {
+            return Err(Problem::new(405, "CONNECT is not enabled here"));
+        }
+        if self.method == Method::Trace && head.framing != BodyFraming::None {
+            self.close = true;
+            return Err(Problem::new(400, "a TRACE request must not have a body"));
+        }
+        if rewrite::ends_here(head) {
+            return Err(Problem::new(200, "Max-Forwards was 0"));
+        }
+        if let (BodyFraming::Length(n), Some(most)) = (head.framing, self.site.snapshot.limits.body_bytes)
+            && n > most
+        {
+            self.close = true;
+            return Err(Problem::new(413, "the request body is larger than limits.body"));
+        }
+        let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
+        let group = listener.to.or_else(|| {
+            let host = head.host_name.map_or(&b""[..], |span| span.of(bytes));
+            self.site.router.find(host, head.target.path(bytes))
+        });
+        let Some(group) = group else {
+            return Err(Problem::new(404, "no route matches"));
+        };
+        self.group = Some(group);
+        if let Some(settings) = self.site.snapshot.groups.get(usize::from(group)) {
+            self.timeouts = self.timeouts.with(&settings.timeouts);
+        }
+        Ok(group)
+    }
+
+    /// Takes over what the head says.
+    pub fn take_head(&mut self, head: &RequestHead, cx: &Ctx) {
+        self.method = head.method;
+        self.version = head.version;
+        self.trailers_wanted = head.te_trailers;
+        self.upgrade = head.upgrade;
+        let (reader, outgoing) = match head.framing {
+            BodyFraming::None | BodyFraming::Length(_) => (BodyReader::from(head.framing), Outgoing::Plain),
+            // Servers did not ask for trailers, and some merge them with the fields: they end here.
+            BodyFraming::Chunked => (BodyReader::from(head.framing), Outgoing::Chunked { trailers: false }),
+        };
+        self.request_body = Transfer::new(reader, outgoing);
+        self.request_side = RequestSide::Sending;
+        if cx.log.is_some() {
+            self.log = LogSpans { method: Some(head.method_text), target: Some(head.target.text), host: head.host };
+        }
+    }
+
+    /// Makes the exchange ready to send its request once more, from its first byte. Only while it is replayable.
+    pub fn rewind(&mut self, client: &Client, cx: &mut Ctx) {
+        let bytes = client.input_from(self.head.0, &cx.arena);
+        let length = self.head.1 - self.head.0;
+        // It was parsed before, from the same bytes.
+        if !matches!(cx.request.parse(&bytes[..length], &cx.head_limits), Ok(Some(n)) if n == length) {
+            self.replayable = false;
+            return;
+        }
+        self.body_at = self.head.1;
+        self.to_server.clear(&mut cx.buffers);
+        self.server_keep_alive = true;
+        self.close = false;
+        self.server_wait = Wait::default();
+        let head = std::mem::take(&mut cx.request);
+        self.take_head(&head, cx);
+        cx.request = head;
+    }
+}

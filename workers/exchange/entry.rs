@@ -1,0 +1,50 @@
+//! What the access log says of an exchange.
+
+use ipc::snapshot::Mode;
+
+use crate::access_log::Entry;
+use crate::client::Client;
+use crate::ctx::Clock;
+use crate::exchange::Exchange;
+use crate::proto::h1::head::{Span, Version};
+
+impl Exchange {
+    /// Its line in the access log, but for the reason. `head` is the request's head as received.
+    #[must_use]
+    pub fn log_entry<'a>(&'a self, client: &Client, head: &'a [u8], clock: &Clock, worker: u16) -> Entry<'a> {
+        let text = |span: Option<Span>| span.map(|span| span.of(head)).filter(|text| !text.is_empty());
+        let settings = self.group.and_then(|group| self.site.snapshot.groups.get(usize::from(group)));
+        let server = settings.zip(self.server).and_then(|(group, server)| group.servers.get(usize::from(server)));
+        let method = text(self.log.method);
+        let version = match self.version {
+            Version::Http10 => &b"HTTP/1.0"[..],
+            Version::Http11 => b"HTTP/1.1",
+        };
+        Entry {
+            client: client.peer,
+            method,
+            target: text(self.log.target),
+            version: method.map(|_| version),
+            host: text(self.log.host),
+            referer: method.and_then(|_| field(head, b"referer")),
+            user_agent: method.and_then(|_| field(head, b"user-agent")),
+            status: (self.status != 0).then_some(self.status),
+            bytes_out: client.written().saturating_sub(self.head_bytes_out()),
+            bytes_in: self.body_bytes_in(),
+            backend: server.map(|server| server.name.as_str()),
+            connect_us: self.times.connected_us.checked_sub(self.times.connect_us).filter(|&us| us > 0),
+            first_byte_us: self.times.first_us.checked_sub(self.times.began_us),
+            total_us: Some(clock.now_us.saturating_sub(self.times.began_us)),
+            retries: self.retries(),
+            ..Entry::new(Mode::Http, clock.unix_ms, worker)
+        }
+    }
+}
+
+/// The value of the first field called `name` (lower case) in a head that was parsed before.
+fn field<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    head.split(|&byte| byte == b'\n').skip(1).find_map(|line| {
+        let (start, rest) = line.split_at_checked(name.len())?;
+        (start.eq_ignore_ascii_case(name) && rest.first() == Some(&b':')).then(|| rest[1..].trim_ascii())
+    })
+}

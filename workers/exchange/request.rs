@@ -1,0 +1,208 @@
+//! The request's way to the server: head first, then the body as it comes.
+
+use ipc::state::Phase;
+
+use crate::backend::Upstream;
+use crate::client::Client;
+use crate::ctx::Ctx;
+use crate::exchange::rewrite::{self, RequestContext};
+use crate::exchange::{Exchange, Failure, Problem, Reason, RequestSide, Step, send_or_keep, send_pending};
+use crate::io::socket::Io;
+use crate::proto::h1::body::BodyError;
+
+/// Body bytes moved in one turn at most, so that one upload does not hold up the others.
+const TURN_BYTES: usize = 256 * 1024;
+
+/// The server's connection broke before anything of the response came.
+pub(super) const BROKEN: Problem = Problem::new(502, "the server closed the connection before answering");
+
+impl Exchange {
+    /// Writes the head for the server, and what has already come of the body behind it. The connection may still
+    /// be on its way: the first write is tried at once all the same, since on a fast network it stands by now.
+    pub fn begin_request(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Step {
+        if !self.method.is_idempotent() {
+            // From here on a server may see it: a successor must not run it again.
+            client.publish(Phase::Committed, cx);
+        }
+        let worker_pid = self
+            .group
+            .and_then(|group| self.site.snapshot.groups.get(usize::from(group)))
+            .filter(|group| group.worker_header)
+            .map(|_| cx.pid);
+        let peer = client.peer.map(|addr| addr.ip().to_canonical());
+        let trusted = peer.is_some_and(|ip| self.site.snapshot.trusted_proxies.iter().any(|net| net.contains(ip)));
+        let context = RequestContext {
+            peer,
+            peer_trusted: trusted,
+            scheme: "http",
+            worker_pid,
+            default_host: self.site.listener_names[usize::from(client.listener)].as_bytes(),
+        };
+        cx.out.clear();
+        let bytes = client.input_from(self.head.0, &cx.arena);
+        rewrite::request(&mut cx.out, &bytes[..self.head.1 - self.head.0], &cx.request, &context);
+        let body = client.input_from(self.body_at, &cx.arena);
+        let direct = match self.request_body.feed(body, &mut cx.out) {
+            Ok(fed) => {
+                let direct = self.body_at + fed.direct.start..self.body_at + fed.direct.end;
+                self.body_at += fed.used;
+                direct
+            }
+            Err(error) => return Step::Reply(body_problem(error)),
+        };
+        if let Some(step) = self.check_body_limit() {
+            return step;
+        }
+        let direct = &client.input_from(0, &cx.arena)[direct];
+        match send_or_keep(&mut upstream.socket, &mut self.to_server, &cx.out, direct, &mut cx.buffers) {
+            Ok(()) => {
+                if self.to_server.is_empty() && upstream.connecting {
+                    self.connected(upstream, cx);
+                }
+                Step::Wait
+            }
+            Err(_) if upstream.connecting => Step::Retry(Failure { problem: super::wait::UNREACHABLE, sent: false }),
+            // Nothing was taken, so nothing was seen.
+            Err(_) => Step::Retry(Failure { problem: BROKEN, sent: false }),
+        }
+    }
+
+    /// The server's connection stands.
+    pub fn connected(&mut self, upstream: &mut Upstream, cx: &Ctx) {
+        upstream.connecting = false;
+        self.times.connected_us = cx.clock.now_us;
+    }
+
+    /// Moves the request on; `Some` when something other than waiting must follow.
+    pub(super) fn pump_request(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Option<Step> {
+        if self.request_side != RequestSide::Sending {
+            return None;
+        }
+        let mut moved = 0;
+        loop {
+            match send_pending(&mut upstream.socket, &mut self.to_server, &mut cx.buffers) {
+                Ok(true) => {
+                    if upstream.connecting && upstream.socket.bytes_out > 0 {
+                        self.connected(upstream, cx);
+                    }
+                }
+                Ok(false) => return None,
+                Err(_) => return self.refused(upstream, cx),
+            }
+            if self.request_body.is_done() {
+                self.request_side = RequestSide::Sent { at_ms: cx.clock.now_ms };
+                return None;
+            }
+            if moved >= TURN_BYTES {
+                return Some(Step::Again);
+            }
+            match self.move_body(client, upstream, cx) {
+                Ok(0) => return None,
+                Ok(n) => moved += n,
+                Err(step) => return Some(step),
+            }
+        }
+    }
+
+    /// Reads and sends a stretch of the body; 0 when none is there.
+    fn move_body(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Result<usize, Step> {
+        cx.out.clear();
+        if self.replayable && client.is_full(cx) {
+            // The slot cannot hold all of it: from here on what has been sent is forgotten, and a successor
+            // could not send it again.
+            self.replayable = false;
+            client.publish(Phase::Committed, cx);
+        }
+        if self.replayable || !client.input_from(self.body_at, &cx.arena).is_empty() {
+            if client.input_from(self.body_at, &cx.arena).is_empty() {
+                match client.read_more(cx) {
+                    Some(Io::Moved(_)) => {}
+                    Some(Io::Blocked) | None => return Ok(0),
+                    Some(Io::Eof | Io::Broken(_)) => return Err(self.body_cut_short()),
+                }
+            }
+            let body = client.input_from(self.body_at, &cx.arena);
+            let fed = self.request_body.feed(body, &mut cx.out).map_err(|e| self.body_error(e))?;
+            if let Some(step) = self.check_body_limit() {
+                return Err(step);
+            }
+            self.body_at += fed.used;
+            let direct = &body[fed.direct];
+            match send_or_keep(&mut upstream.socket, &mut self.to_server, &cx.out, direct, &mut cx.buffers) {
+                Ok(()) => return Ok(fed.used),
+                Err(_) => return self.refused(upstream, cx).map_or(Ok(0), Err),
+            }
+        }
+        let room = self.read_room(client, cx);
+        let n = match client.socket.recv(&mut cx.scratch[..room]) {
+            Io::Moved(n) => n,
+            Io::Blocked => return Ok(0),
+            Io::Eof | Io::Broken(_) => return Err(self.body_cut_short()),
+        };
+        let fed = self.request_body.feed(&cx.scratch[..n], &mut cx.out).map_err(|e| self.body_error(e))?;
+        if let Some(step) = self.check_body_limit() {
+            return Err(step);
+        }
+        if fed.used < n {
+            // The beginning of the next request. It fits, by the choice of `room`.
+            let rest = cx.scratch[fed.used..n].to_vec();
+            if !client.put_back(self.head.1, &rest, cx) {
+                self.close = true;
+            }
+            self.body_at = self.head.1;
+        } else if self.request_body.is_done() {
+            // Nothing is left over.
+            self.body_at = usize::MAX;
+        }
+        match send_or_keep(&mut upstream.socket, &mut self.to_server, &cx.out, &cx.scratch[fed.direct], &mut cx.buffers)
+        {
+            Ok(()) => Ok(n),
+            Err(_) => self.refused(upstream, cx).map_or(Ok(0), Err),
+        }
+    }
+
+    /// How much may be read from the client past the slot, so that what follows the body, if anything does, fits
+    /// into the slot behind the head.
+    fn read_room(&self, client: &Client, cx: &Ctx) -> usize {
+        match self.request_body.spliceable() {
+            Some(remaining) => usize::try_from(remaining).unwrap_or(usize::MAX).min(cx.scratch.len()),
+            None => client.slot_room(self.head.1, cx).min(cx.scratch.len()),
+        }
+    }
+
+    /// The server closed or reset its connection while the request was being sent. It may have answered before.
+    fn refused(&mut self, upstream: &Upstream, cx: &Ctx) -> Option<Step> {
+        if upstream.connecting {
+            return Some(Step::Retry(Failure { problem: super::wait::UNREACHABLE, sent: false }));
+        }
+        self.request_side = RequestSide::Refused { at_ms: cx.clock.now_ms };
+        self.server_keep_alive = false;
+        self.close = true;
+        None
+    }
+
+    fn check_body_limit(&self) -> Option<Step> {
+        let limit = self.site.snapshot.limits.body_bytes?;
+        if self.request_body.bytes() <= limit {
+            return None;
+        }
+        Some(self.failed(Problem::new(413, "the request body is larger than limits.body")))
+    }
+
+    fn body_error(&self, error: BodyError) -> Step {
+        self.failed(body_problem(error))
+    }
+
+    fn body_cut_short(&self) -> Step {
+        self.failed(Problem::new(400, "the client closed the connection within the request body"))
+    }
+
+    /// Answers so if nothing has been answered yet, and cuts the connection otherwise.
+    pub(super) fn failed(&self, problem: Problem) -> Step {
+        if self.is_unanswered() { Step::Reply(problem) } else { Step::Cut(problem.reason) }
+    }
+}
+
+fn body_problem(error: BodyError) -> Problem {
+    Problem { status: 400, reason: Reason::RequestBody(error) }
+}

@@ -1,0 +1,3 @@
+//! Protocol cores without I/O: bytes in, events out. Nothing here knows a socket, a clock or a file.
+
+pub mod h1;

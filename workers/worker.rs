@@ -1,0 +1,528 @@
+//! The worker's loop, and the only owner of its connections.
+//!
+//! One turn: wait for events, carry each out as far as it goes, then timers, then what had used up its share, and
+//! at the end the reports to the master and the log. Nothing in a turn blocks.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use ipc::channel::{Channel, RecvError, SendError};
+use ipc::message::{Passed, Task, ToMaster, ToWorker};
+use ipc::snapshot::Mode;
+use log::{debug, error, info, warn};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::access_log::AccessLog;
+use crate::backend::{Upstream, UpstreamState, upstream};
+use crate::client::{Client, ClientState};
+use crate::ctx::{Ctx, Owner, Work};
+use crate::exchange::{Exchange, Problem, Reason, Step};
+use crate::io::socket::{Io, Socket};
+use crate::relay::Relay;
+use crate::slab::{Key, Slab};
+use crate::timers::Armed;
+
+const CHANNEL: Token = Token(usize::MAX);
+/// Events taken in one turn at most.
+const EVENTS: usize = 512;
+/// Messages taken from the master in one turn at most.
+const MESSAGES: usize = 16;
+/// Finished connections are reported when so many have come together,
+const REPORT_CONNECTIONS: usize = 64;
+/// or when the first of them has waited so long.
+const REPORT_MS: u64 = 20;
+/// Bytes read and dropped from a client that is being let go, and for how long.
+const LINGER_BYTES: u32 = 1024 * 1024;
+const LINGER_MS: u64 = 5000;
+
+/// How the worker's life ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was drained: every connection is finished.
+    Drained,
+    /// The master is gone.
+    MasterGone,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Worker {
+    poll: Poll,
+    channel: Channel,
+    /// Client connections.
+    pub(crate) clients: Slab<Client>,
+    /// Connections to servers.
+    pub(crate) upstreams: Slab<Upstream>,
+    /// Requests being served.
+    pub(crate) exchanges: Slab<Exchange>,
+    /// Relays.
+    pub(crate) relays: Slab<Relay>,
+    /// What they share.
+    pub(crate) cx: Ctx,
+    /// When draining must be over.
+    drain_until_ms: u64,
+}
+
+impl Worker {
+    /// A worker that has its configuration and has told the master so.
+    ///
+    /// # Errors
+    /// When the channel cannot be watched or the master is gone.
+    pub fn new(poll: Poll, mut channel: Channel, cx: Ctx) -> io::Result<Worker> {
+        let fd = channel.as_fd().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
+        channel.send(&ToMaster::Ready, &[]).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Worker {
+            poll,
+            channel,
+            clients: Slab::new(),
+            upstreams: Slab::new(),
+            exchanges: Slab::new(),
+            relays: Slab::new(),
+            cx,
+            drain_until_ms: u64::MAX,
+        })
+    }
+
+    /// Runs until drained, or until the master is gone.
+    ///
+    /// # Errors
+    /// When events cannot be waited for, or the master's messages are malformed.
+    pub fn run(&mut self) -> io::Result<End> {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut due = Vec::new();
+        // A message may have come before the channel was watched.
+        let mut channel_ready = true;
+        loop {
+            self.wait(&mut events, channel_ready)?;
+            self.cx.clock.read();
+            self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
+            for event in &events {
+                match (event.token(), Owner::from_bits(event.token().0 as u64)) {
+                    (CHANNEL, _) => channel_ready = true,
+                    (_, Some(Owner::Client(key))) => {
+                        if let Some(client) = self.clients.get_mut(key) {
+                            client.socket.on_event(event);
+                            self.on_client(key);
+                        }
+                    }
+                    (_, Some(Owner::Upstream(key))) => {
+                        if let Some(upstream) = self.upstreams.get_mut(key) {
+                            upstream.socket.on_event(event);
+                            self.on_upstream(key);
+                        }
+                    }
+                    (_, None) => {}
+                }
+            }
+            if channel_ready {
+                match self.on_channel()? {
+                    Some(more) => channel_ready = more,
+                    None => return Ok(End::MasterGone),
+                }
+            }
+            self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
+            for (token, armed) in due.drain(..) {
+                self.on_timer(token, armed);
+            }
+            for _ in 0..self.cx.work.len() {
+                match self.cx.work.pop_front() {
+                    Some(Work::Client(key)) => self.serve_client(key),
+                    Some(Work::Exchange(key)) => self.drive(key),
+                    Some(Work::Relay(key)) => self.drive_relay(key),
+                    None => {}
+                }
+            }
+            self.report();
+            if let Some(log) = &mut self.cx.log
+                && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
+            {
+                log.flush(self.cx.clock.now_ms);
+            }
+            if self.cx.draining && (self.clients.is_empty() || self.cx.clock.now_ms >= self.drain_until_ms) {
+                self.end_drain();
+                return Ok(End::Drained);
+            }
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events, more: bool) -> io::Result<()> {
+        let now_ms = self.cx.clock.now_ms;
+        let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
+        let drain = self.cx.draining.then_some(self.drain_until_ms);
+        let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
+        let deadlines = [self.cx.timers.next_deadline(), log, report, drain];
+        let timeout = if more || !self.cx.work.is_empty() {
+            Some(Duration::ZERO)
+        } else {
+            // One millisecond more than the difference, since the clock's milliseconds are rounded down.
+            deadlines.into_iter().flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
+        };
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Takes messages from the master. `Some(true)` when more may be there, `None` when the master is gone.
+    fn on_channel(&mut self) -> io::Result<Option<bool>> {
+        let mut fds = Vec::new();
+        for _ in 0..MESSAGES {
+            match self.channel.recv::<ToWorker>(&mut fds) {
+                Ok(message) => self.on_message(message, &mut fds)?,
+                Err(RecvError::Empty) => return Ok(Some(false)),
+                Err(RecvError::Closed) => return Ok(None),
+                Err(RecvError::Malformed(what)) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("a message from the master: {what}"),
+                    ));
+                }
+                Err(RecvError::Io(error)) => return Err(error),
+            }
+        }
+        Ok(Some(true))
+    }
+
+    fn on_message(&mut self, message: ToWorker, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+        match message {
+            ToWorker::Pass(passed) if passed.len() == fds.len() => {
+                for (passed, fd) in passed.into_iter().zip(fds.drain(..)) {
+                    self.take_up(passed, fd);
+                }
+            }
+            ToWorker::OpenLog if fds.len() == 1 => {
+                if let (Some(fd), Some(log)) = (fds.pop(), &mut self.cx.log) {
+                    log.replace(fd, self.cx.clock.now_ms);
+                }
+            }
+            ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms),
+            ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a message from the master makes no sense here",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up a connection that the master passes.
+    fn take_up(&mut self, passed: Passed, fd: OwnedFd) {
+        self.cx.control.stats().taken.add(1);
+        let Some(listener) = self.cx.site.snapshot.listeners.get(usize::from(passed.listener)) else {
+            error!("the master passed a connection of a listener that does not exist");
+            return self.cx.report_finished(passed.id);
+        };
+        let (mode, to) = (listener.mode, listener.to);
+        let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
+        let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.publish(ipc::state::Phase::Open, &self.cx);
+        if let Err(error) = self.cx.register(&mut client.socket, Owner::Client(key)) {
+            warn!("cannot watch a client's connection: {error}");
+            return self.close_client(key);
+        }
+        match (passed.task, mode, to) {
+            (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
+            (_, Mode::Tcp, _) => {
+                client.socket.reset();
+                self.close_client(key);
+            }
+            (Task::Serve, Mode::Http, _) => self.serve_client(key),
+            (Task::Resume(bytes), Mode::Http, _) => {
+                if client.resume(&bytes, &mut self.cx) {
+                    self.serve_client(key);
+                } else {
+                    self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
+                }
+            }
+            (Task::Fail, Mode::Http, _) => {
+                self.answer(key, Problem::new(502, "the worker that served the request died"));
+            }
+            (Task::Refuse, Mode::Http, _) => {
+                self.answer(key, Problem::new(503, "the client has too many connections"));
+            }
+        }
+    }
+
+    fn on_client(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        match client.state {
+            ClientState::Idle => self.serve_client(key),
+            ClientState::Exchange(exchange) => self.drive(exchange),
+            ClientState::Relay(relay) => self.drive_relay(relay),
+            ClientState::Lingering(_) => self.drop_input(key),
+        }
+    }
+
+    fn on_upstream(&mut self, key: Key<Upstream>) {
+        let Some(upstream) = self.upstreams.get_mut(key) else { return };
+        match upstream.state {
+            UpstreamState::Idle => {
+                // Nothing may come on it: it has ended, or answers what was not asked.
+                if upstream.socket.is_readable() || upstream.socket.is_gone() {
+                    self.close_upstream(key);
+                }
+            }
+            UpstreamState::Exchange(exchange) => self.drive(exchange),
+            UpstreamState::Relay(relay) => self.on_relay_upstream(relay, key),
+        }
+    }
+
+    fn on_timer(&mut self, token: u64, armed: Armed) {
+        match Owner::from_bits(token) {
+            Some(Owner::Client(key)) => {
+                let Some(client) = self.clients.get_mut(key) else { return };
+                if self.cx.is_due(&mut client.socket, Owner::Client(key), armed) {
+                    self.on_client_timeout(key);
+                }
+            }
+            Some(Owner::Upstream(key)) => {
+                let Some(upstream) = self.upstreams.get_mut(key) else { return };
+                if self.cx.is_due(&mut upstream.socket, Owner::Upstream(key), armed) {
+                    self.on_upstream_timeout(key);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn on_client_timeout(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        match client.state {
+            ClientState::Idle if client.input.is_some() => {
+                self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
+            }
+            ClientState::Idle | ClientState::Lingering(_) => self.close_client(key),
+            ClientState::Exchange(exchange_key) => {
+                let Some(exchange) = self.exchanges.get_mut(exchange_key) else { return };
+                let step = exchange.on_client_timeout(client, &mut self.cx);
+                self.carry_out(exchange_key, step);
+            }
+            ClientState::Relay(relay) => {
+                self.end_relay(relay, Some(Reason::Text("nothing moved for longer than the tunnel timeout")))
+            }
+        }
+    }
+
+    fn on_upstream_timeout(&mut self, key: Key<Upstream>) {
+        let Some(upstream) = self.upstreams.get_mut(key) else { return };
+        match upstream.state {
+            UpstreamState::Idle => self.close_upstream(key),
+            UpstreamState::Exchange(exchange_key) => {
+                let Some(exchange) = self.exchanges.get_mut(exchange_key) else { return };
+                let step = exchange.on_server_timeout();
+                self.carry_out(exchange_key, step);
+            }
+            UpstreamState::Relay(relay) => self.relay_connect_failed(relay),
+        }
+    }
+
+    /// Reads a client's next request and begins to serve it.
+    pub(crate) fn serve_client(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.state != ClientState::Idle {
+            return;
+        }
+        loop {
+            if client.input.is_some() {
+                let bytes = client.unanswered(&self.cx.arena);
+                match self.cx.request.parse(bytes, &self.cx.head_limits) {
+                    Ok(Some(length)) => return self.begin_exchange(key, length),
+                    Ok(None) => {}
+                    Err(error) => {
+                        return self
+                            .answer(key, Problem { status: error.status(), reason: Reason::RequestHead(error) });
+                    }
+                }
+            }
+            match client.read_more(&mut self.cx) {
+                Some(Io::Moved(_)) => {
+                    if client.head_since_ms == 0 {
+                        client.head_since_ms = self.cx.clock.now_ms;
+                    }
+                }
+                Some(Io::Blocked) => return self.wait_idle(key),
+                Some(Io::Eof | Io::Broken(_)) => {
+                    if client.unanswered(&self.cx.arena).is_empty() {
+                        return self.close_client(key);
+                    }
+                    return self
+                        .answer(key, Problem::new(400, "the client closed the connection within the request head"));
+                }
+                // The slot's end is reached: what is there begins further on, or the head would have been refused.
+                None if client.is_full(&self.cx) && client.compact(&mut self.cx) => {}
+                None => {
+                    warn!("no buffer is free for a request");
+                    return self.close_client(key);
+                }
+            }
+        }
+    }
+
+    /// Nothing can be read from a client between requests, or within a head: sets the time limit for it.
+    pub(crate) fn wait_idle(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.input.as_ref().is_some_and(|input| input.start == input.end) {
+            client.answered(usize::MAX, &mut self.cx);
+        }
+        let timeouts = &self.cx.site.snapshot.listeners[usize::from(client.listener)].timeouts;
+        let due_ms = if client.input.is_some() {
+            if client.head_since_ms == 0 {
+                client.head_since_ms = self.cx.clock.now_ms;
+            }
+            client.head_since_ms + u64::from(timeouts.header_ms)
+        } else if self.cx.draining {
+            return self.close_client(key);
+        } else {
+            self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
+        };
+        self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
+    }
+
+    /// Serves the request whose head, in `cx.request`, is the first `length` unanswered bytes.
+    fn begin_exchange(&mut self, client_key: Key<Client>, length: usize) {
+        let Some(client) = self.clients.get_mut(client_key) else { return };
+        let mut exchange = Exchange::new(client_key, client, &self.cx);
+        let admitted = exchange.admit(length, client, &self.cx);
+        self.cx.control.stats().requests.add(1);
+        let Some(key) = self.add_exchange(client_key, exchange) else { return };
+        let step = match admitted {
+            Ok(_) => self.assign(key),
+            Err(problem) => Step::Reply(problem),
+        };
+        self.carry_out(key, step);
+    }
+
+    /// Answers whatever the client has sent with an error, and ends the connection.
+    fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
+        let Some(client) = self.clients.get(client_key) else { return };
+        let exchange = Exchange::new(client_key, client, &self.cx);
+        let Some(key) = self.add_exchange(client_key, exchange) else { return };
+        self.carry_out(key, Step::Reply(problem));
+    }
+
+    fn add_exchange(&mut self, client_key: Key<Client>, exchange: Exchange) -> Option<Key<Exchange>> {
+        let Ok(key) = self.exchanges.insert(exchange) else {
+            self.close_client(client_key);
+            return None;
+        };
+        if let Some(client) = self.clients.get_mut(client_key) {
+            client.state = ClientState::Exchange(key);
+            client.socket.deadline.due_ms = u64::MAX;
+        }
+        self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
+        Some(key)
+    }
+
+    /// Lets a client go that may still be sending: everything is said, what still comes is dropped.
+    pub(crate) fn linger(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.release_input(&mut self.cx);
+        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.socket.shutdown_write();
+        client.state = ClientState::Lingering(LINGER_BYTES);
+        let due_ms = self.cx.clock.now_ms + LINGER_MS;
+        self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
+        self.drop_input(key);
+    }
+
+    fn drop_input(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let ClientState::Lingering(mut left) = client.state else { return };
+        loop {
+            match client.socket.recv(&mut self.cx.scratch) {
+                Io::Moved(n) => left = left.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX)),
+                Io::Blocked => break,
+                Io::Eof | Io::Broken(_) => left = 0,
+            }
+            if left == 0 {
+                return self.close_client(key);
+            }
+        }
+        client.state = ClientState::Lingering(left);
+    }
+
+    /// Ends a client's connection: out of epoll, shut down for every holder, closed, reported.
+    pub(crate) fn close_client(&mut self, key: Key<Client>) {
+        let Some(mut client) = self.clients.remove(key) else { return };
+        client.release_input(&mut self.cx);
+        self.cx.forget(&mut client.socket);
+        client.socket.shutdown_both();
+        client.publish(ipc::state::Phase::Done, &self.cx);
+        self.cx.report_finished(client.id);
+    }
+
+    /// Ends a connection to a server.
+    pub(crate) fn close_upstream(&mut self, key: Key<Upstream>) {
+        upstream::close(&mut self.upstreams, key, &mut self.cx);
+    }
+
+    /// Tells the master which connections are finished, in batches.
+    fn report(&mut self) {
+        if self.cx.finished.is_empty() {
+            return;
+        }
+        let waited_ms = self.cx.clock.now_ms - self.cx.finished_since_ms;
+        if self.cx.finished.len() < REPORT_CONNECTIONS && waited_ms < REPORT_MS && !self.cx.draining {
+            return;
+        }
+        let ids = std::mem::take(&mut self.cx.finished);
+        // A record holds far more numbers than this; the rest goes in the next turn.
+        const MOST: usize = 8192;
+        let now = &ids[..ids.len().min(MOST)];
+        match self.channel.send(&ToMaster::Finished(now.to_vec()), &[]) {
+            Ok(()) => self.cx.finished = ids[now.len()..].to_vec(),
+            Err(SendError::Full) => {
+                self.cx.finished = ids;
+                self.cx.finished_since_ms = self.cx.clock.now_ms;
+            }
+            // The master's end is noticed as the channel's end of file.
+            Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
+                debug!("cannot report: {error}")
+            }
+        }
+    }
+
+    fn begin_drain(&mut self, timeout_ms: u32) {
+        info!("finishing {} connections", self.clients.len());
+        self.cx.draining = true;
+        self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        for key in self.cx.pools.take_all_idle() {
+            self.close_upstream(key);
+        }
+        let idle: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.state == ClientState::Idle && client.input.is_none())
+            .map(|(key, _)| key)
+            .collect();
+        for key in idle {
+            // A request that is already here is served; without one this closes the connection.
+            self.serve_client(key);
+        }
+        for (_, exchange) in self.exchanges.iter_mut() {
+            exchange.close_client();
+        }
+    }
+
+    fn end_drain(&mut self) {
+        if !self.clients.is_empty() {
+            warn!("cutting {} connections that did not finish in time", self.clients.len());
+        }
+        let keys: Vec<_> = self.clients.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(client) = self.clients.get_mut(key) {
+                client.socket.reset();
+            }
+            self.close_client(key);
+        }
+        self.report();
+        if let Some(log) = &mut self.cx.log {
+            log.flush(self.cx.clock.now_ms);
+        }
+    }
+}
