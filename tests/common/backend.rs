@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt, socket, sockopt,
 };
 
-use super::client::{describe, reset};
+use super::client::reset;
 use super::h1::{Broken, Request, Wire};
 use super::{DEADLINE, dawdle};
 
@@ -27,7 +27,6 @@ pub struct Records {
     open: AtomicUsize,
     heads: AtomicUsize,
     requests: Mutex<Vec<Request>>,
-    partial: Mutex<Vec<String>>,
     violations: Mutex<Vec<String>>,
     streams: Mutex<HashMap<usize, TcpStream>>,
     stopping: AtomicBool,
@@ -195,11 +194,6 @@ impl Backend {
         std::mem::take(&mut *self.records.requests.lock().unwrap())
     }
 
-    /// Requests that were cut before their end, since the last call.
-    pub fn take_partial(&self) -> Vec<String> {
-        std::mem::take(&mut *self.records.partial.lock().unwrap())
-    }
-
     /// What was not strictly HTTP/1, since the last call; nothing taken here fails the test later.
     pub fn take_violations(&self) -> Vec<String> {
         std::mem::take(&mut *self.records.violations.lock().unwrap())
@@ -253,7 +247,7 @@ impl Drop for Backend {
 }
 
 /// One step of a scripted backend.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Act {
     /// Read a whole request.
     Request,
@@ -272,8 +266,6 @@ pub enum Act {
     Hang,
     /// Wait until the test opens the gate.
     Gate,
-    /// Start again.
-    Again,
 }
 
 impl Act {
@@ -304,10 +296,7 @@ impl Conn {
         let head = head.map_or(String::new(), |request| format!("{} ... ", request.summary()));
         match read {
             Ok(read) => return Some(read),
-            Err(Broken::End) => {}
-            Err(broken @ (Broken::Cut(_) | Broken::Reset(_) | Broken::Late(_))) => {
-                self.records.partial.lock().unwrap().push(head + &describe(&broken));
-            }
+            Err(Broken::End | Broken::Cut(_) | Broken::Reset(_) | Broken::Late(_)) => {}
             Err(Broken::Violation(what)) => self.records.violations.lock().unwrap().push(head + &what),
         }
         None
@@ -339,40 +328,36 @@ impl Conn {
     }
 
     pub fn play(&mut self, script: &[Act]) {
-        'again: loop {
-            for act in script {
-                match act {
-                    Act::Request => {
-                        if self.request().is_none() {
-                            return;
-                        }
+        for act in script {
+            match act {
+                Act::Request => {
+                    if self.request().is_none() {
+                        return;
                     }
-                    Act::Head => {
-                        if self.head().is_none() {
-                            return;
-                        }
-                    }
-                    Act::Send(bytes) => self.send(bytes),
-                    Act::Drip(total, piece, pause) => {
-                        let bytes = super::pattern_bytes(*total);
-                        for piece in bytes.chunks(*piece) {
-                            if self.wire.send(piece).is_err() {
-                                return;
-                            }
-                            dawdle(*pause);
-                        }
-                    }
-                    Act::Close => return,
-                    Act::Reset => return self.reset(),
-                    Act::HalfClose => {
-                        let _ = self.wire.stream.shutdown(Shutdown::Write);
-                    }
-                    Act::Hang => self.hang(),
-                    Act::Gate => self.records.gate.pass(),
-                    Act::Again => continue 'again,
                 }
+                Act::Head => {
+                    if self.head().is_none() {
+                        return;
+                    }
+                }
+                Act::Send(bytes) => self.send(bytes),
+                Act::Drip(total, piece, pause) => {
+                    let bytes = super::pattern_bytes(*total);
+                    for piece in bytes.chunks(*piece) {
+                        if self.wire.send(piece).is_err() {
+                            return;
+                        }
+                        dawdle(*pause);
+                    }
+                }
+                Act::Close => return,
+                Act::Reset => return self.reset(),
+                Act::HalfClose => {
+                    let _ = self.wire.stream.shutdown(Shutdown::Write);
+                }
+                Act::Hang => self.hang(),
+                Act::Gate => self.records.gate.pass(),
             }
-            return;
         }
     }
 }

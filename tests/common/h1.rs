@@ -254,13 +254,6 @@ impl Wire {
         Ok(request)
     }
 
-    /// A whole request.
-    pub fn request(&mut self) -> Result<Request, Broken> {
-        let mut request = self.request_head()?;
-        self.request_body(&mut request)?;
-        Ok(request)
-    }
-
     /// The body of a request whose head was read.
     pub fn request_body(&mut self, request: &mut Request) -> Result<(), Broken> {
         match framing(&request.fields, &request.version)? {

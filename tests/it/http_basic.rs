@@ -546,7 +546,7 @@ fn forwarded_fields_of_a_trusted_proxy_are_appended_to() {
 fn target_and_fields_arrive_as_sent() {
     let backend = Backend::ok();
     let proxy = Launch::http(&[backend.addr]).start();
-    let target = "/a//b/%2e%2E/%00/c;p=1/..?x=%20&y[]=*&&z=~'(),!$@:/?";
+    let target = "/a//b/%2e%2E/c;p=1/..?x=%20&y[]=*&&z=~'(),!$@:/?";
     let mut client = Client::connect(proxy.addr());
     let response = client.ask(
         [
@@ -720,9 +720,8 @@ fn client_gone_while_waiting_frees_everything() {
         let mut client = Client::connect(proxy.addr());
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         wait_until("the request reaches the backend", || backend.requests().len() == n);
-        if n % 2 == 0 {
-            client.reset();
-        }
+        // Not by an orderly close: whoever only ends its sending may be waiting for the answer.
+        client.reset();
     }
     wait_until("the connections to the backend are given up", || backend.open() == 0);
     proxy.assert_no_leaks(&before, 0);

@@ -90,7 +90,7 @@ fn dripped_head_is_given_up() {
     let backend = Backend::ok();
     let conf = Conf::http(&[backend.addr])
         .tables("[limits]\nmin_rate = \"1KiB\"")
-        .tables("[timeouts]\nheader = \"60s\"\nbody = \"60s\"\nidle = \"60s\"");
+        .tables("[timeouts]\nheader = \"1s\"\nbody = \"1s\"\nidle = \"60s\"");
     let proxy = conf.start();
     let mut client = Client::connect(proxy.addr());
     client.send("GET / HTTP/1.1\r\nHost: a\r\nX: ");
@@ -103,7 +103,7 @@ fn dripped_body_is_given_up() {
     let backend = Backend::ok();
     let conf = Conf::http(&[backend.addr])
         .tables("[limits]\nmin_rate = \"1KiB\"")
-        .tables("[timeouts]\nheader = \"60s\"\nbody = \"60s\"\nidle = \"60s\"");
+        .tables("[timeouts]\nheader = \"1s\"\nbody = \"1s\"\nidle = \"60s\"");
     let proxy = conf.start();
     let mut client = Client::connect(proxy.addr());
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
@@ -139,7 +139,7 @@ fn dripping_reader_is_given_up() {
     ]);
     let conf = Conf::http(&[backend.addr])
         .tables("[limits]\nmin_rate = \"100KiB\"")
-        .tables("[timeouts]\nwrite = \"60s\"\nserver = \"60s\"");
+        .tables("[timeouts]\nwrite = \"1s\"\nserver = \"60s\"");
     let proxy = conf.start();
     let mut client = Client::connect_narrow(proxy.addr());
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::common::backend::{Act, Backend, response};
@@ -360,6 +360,19 @@ fn term_and_int_stop_at_once() {
         proxy.check_end(Some(signal));
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         assert!(client.try_response().is_err());
+    }
+}
+
+#[test]
+fn interrupt_of_the_whole_process_group_is_an_orderly_stop() {
+    // What a terminal does on ^C, and `timeout` with TERM: every process gets the signal, not the master alone.
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut proxy = Launch::new(&["--listen", "127.0.0.1:0"]).own_group().start();
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+        killpg(proxy.pid, signal).unwrap();
+        proxy.check_end(None);
+        let log = proxy.text();
+        assert!(!log.contains("starting it again"), "{log}");
     }
 }
 
