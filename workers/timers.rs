@@ -8,7 +8,7 @@
 //! connection; when the entry fires before that field's time, the connection is armed again for it.
 //! [`Timers::rearm`] is that rule: it touches the wheel only when the deadline comes nearer.
 //!
-//! The wheel has [`LEVELS`] levels of 64 slots. A slot of level `l` spans 64^l ticks; an entry lies in the level of
+//! The wheel has six levels of 64 slots. A slot of level `l` spans 64^l ticks; an entry lies in the level of
 //! the highest base-64 digit in which its tick differs from the present one, and moves down a level when the
 //! present reaches its slot: at most five times, for a minute's deadline once. Arming, disarming and firing take
 //! constant time and allocate only while the number of entries reaches a new maximum.

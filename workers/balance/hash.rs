@@ -97,25 +97,40 @@ impl ConsistentHash {
     }
 
     pub(super) fn pick(&self, source: u64, allowed: impl Fn(ServerId) -> bool) -> Option<ServerId> {
-        let left = self.contenders.iter().filter(|contender| allowed(contender.id));
-        // The first of a race of exponential variates, each with its weight as the rate, is each contender with a
-        // probability in proportion to its weight. With equal weights the logarithm changes nothing in the order.
-        let first = if self.uniform {
-            left.max_by_key(|contender| mix(source ^ contender.salt))
-        } else {
-            left.map(|contender| (contender, arrival(source, contender)))
-                .min_by(|a, b| a.1.total_cmp(&b.1))
-                .map(|(contender, _)| contender)
-        };
-        first.map(|contender| contender.id)
+        if self.uniform { self.pick_uniform(source, allowed) } else { self.pick_weighted(source, allowed) }
     }
-}
 
-/// An exponential variate with the contender's weight as its rate.
-fn arrival(source: u64, contender: &Contender) -> f64 {
-    // 53 bits, which an f64 holds exactly; above 0 and at most 1.
-    let uniform = ((mix(source ^ contender.salt) >> 11) + 1) as f64 / (1u64 << 53) as f64;
-    -uniform.ln() / f64::from(contender.weight)
+    /// With equal weights the highest number wins, as it would below.
+    fn pick_uniform(&self, source: u64, allowed: impl Fn(ServerId) -> bool) -> Option<ServerId> {
+        let mut best: Option<(u64, ServerId)> = None;
+        for &Contender { id, salt, .. } in &self.contenders {
+            let number = mix(source ^ salt);
+            if best.is_none_or(|(best, _)| number > best) && allowed(id) {
+                best = Some((number, id));
+            }
+        }
+        best.map(|(_, id)| id)
+    }
+
+    /// Each contender's time is an exponential variate with its weight as the rate; the first to arrive is each of
+    /// them with a probability in proportion to its weight.
+    fn pick_weighted(&self, source: u64, allowed: impl Fn(ServerId) -> bool) -> Option<ServerId> {
+        let mut first: Option<(f64, ServerId)> = None;
+        for &Contender { id, weight, salt } in &self.contenders {
+            // 53 bits, which an f64 holds exactly; above 0 and at most 1.
+            let uniform = ((mix(source ^ salt) >> 11) + 1) as f64 / (1u64 << 53) as f64;
+            let weight = f64::from(weight);
+            // -ln(x) >= 1 - x: nearly all are known to come later without their logarithm.
+            if first.is_some_and(|(first, _)| 1.0 - uniform > first * weight) {
+                continue;
+            }
+            let arrival = -uniform.ln() / weight;
+            if first.is_none_or(|(first, _)| arrival < first) && allowed(id) {
+                first = Some((arrival, id));
+            }
+        }
+        first.map(|(_, id)| id)
+    }
 }
 
 /// FNV-1a, finished by [`mix`]. Its input is configuration, so nobody can aim at collisions.

@@ -18,9 +18,9 @@ impl LeastConnections {
 
     pub(super) fn pick(&mut self, servers: &[Server], allowed: impl Fn(ServerId) -> bool) -> Option<ServerId> {
         let mut least: Option<&Server> = None;
-        for id in self.turns.ids().filter(|&id| allowed(id)) {
+        for id in self.turns.ids() {
             let server = &servers[usize::from(id)];
-            if least.is_none_or(|least| load_is_less(server, least)) {
+            if least.is_none_or(|least| load_is_less(server, least)) && allowed(id) {
                 least = Some(server);
                 if server.active == 0 {
                     break;
