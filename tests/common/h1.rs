@@ -23,6 +23,19 @@ pub enum Broken {
     Violation(String),
 }
 
+impl Broken {
+    /// With `before` in front of what had arrived.
+    fn after(self, before: &[u8]) -> Broken {
+        match self {
+            Broken::Cut(rest) => Broken::Cut([before, &rest].concat()),
+            Broken::Reset(rest) => Broken::Reset([before, &rest].concat()),
+            Broken::Late(rest) => Broken::Late([before, &rest].concat()),
+            Broken::End => Broken::End,
+            Broken::Violation(what) => Broken::Violation(what),
+        }
+    }
+}
+
 fn violation<T>(what: impl Into<String>) -> Result<T, Broken> {
     Err(Broken::Violation(what.into()))
 }
@@ -154,13 +167,14 @@ impl Wire {
                     self.buffer.extend_from_slice(&chunk[..count]);
                     return Ok(count > 0);
                 }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {}
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                Err(error) => {
+                    let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+                    let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+                    if gone.contains(&error.kind()) {
                         return Err(Broken::Reset(self.buffer.clone()));
                     }
-                    _ => panic!("read: {error}"),
-                },
+                    assert!(again.contains(&error.kind()), "read: {error}");
+                }
             }
         }
     }
@@ -200,13 +214,8 @@ impl Wire {
     fn block(&mut self) -> Result<(Vec<Vec<u8>>, Vec<u8>), Broken> {
         let (mut lines, mut raw) = (Vec::new(), Vec::new());
         loop {
-            let line = match self.line() {
-                // What came before belongs to the cut message too.
-                Err(Broken::Cut(rest)) => return Err(Broken::Cut([raw, rest].concat())),
-                Err(Broken::Reset(rest)) => return Err(Broken::Reset([raw, rest].concat())),
-                Err(Broken::Late(rest)) => return Err(Broken::Late([raw, rest].concat())),
-                other => other?,
-            };
+            // What came before belongs to the cut message too.
+            let line = self.line().map_err(|broken| broken.after(&raw))?;
             raw.extend_from_slice(&line);
             raw.extend_from_slice(b"\r\n");
             if line.is_empty() {
@@ -283,12 +292,8 @@ impl Wire {
                 (false, Some(Body::Chunked)) => self.chunked().map(|(body, t)| (Framing::Chunked, body, t)),
                 (false, None) => self.rest().map(|body| (Framing::Close, body, Fields::default())),
             };
-            (response.framing, response.body, response.trailers) = read.map_err(|broken| match broken {
-                Broken::Cut(rest) => Broken::Cut([&response.head[..], &rest].concat()),
-                Broken::Reset(rest) => Broken::Reset([&response.head[..], &rest].concat()),
-                Broken::Late(rest) => Broken::Late([&response.head[..], &rest].concat()),
-                other => other,
-            })?;
+            (response.framing, response.body, response.trailers) =
+                read.map_err(|broken| broken.after(&response.head))?;
             return Ok(response);
         }
     }
@@ -328,25 +333,19 @@ impl Wire {
 
     fn chunked(&mut self) -> Result<(Vec<u8>, Fields), Broken> {
         let mut body = Vec::new();
-        let cut = |broken: Broken, body: &[u8]| match broken {
-            Broken::Cut(rest) => Broken::Cut([body, &rest].concat()),
-            Broken::Reset(rest) => Broken::Reset([body, &rest].concat()),
-            Broken::Late(rest) => Broken::Late([body, &rest].concat()),
-            other => other,
-        };
         loop {
-            let line = latin1(&self.line().map_err(|broken| cut(broken, &body))?);
+            let line = latin1(&self.line().map_err(|broken| broken.after(&body))?);
             let hex = !line.is_empty() && line.len() <= 16 && line.bytes().all(|b| b.is_ascii_hexdigit());
             if !hex {
                 return violation(format!("chunk size {line:?}"));
             }
             let size = usize::from_str_radix(&line, 16).unwrap();
             if size == 0 {
-                let (lines, _) = self.block().map_err(|broken| cut(broken, &body))?;
+                let (lines, _) = self.block().map_err(|broken| broken.after(&body))?;
                 return Ok((body, fields(&lines)?));
             }
-            body.extend(self.take(size).map_err(|broken| cut(broken, &body))?);
-            if self.take(2).map_err(|broken| cut(broken, &body))? != b"\r\n" {
+            body.extend(self.take(size).map_err(|broken| broken.after(&body))?);
+            if self.take(2).map_err(|broken| broken.after(&body))? != b"\r\n" {
                 return violation("no CRLF after a chunk");
             }
         }

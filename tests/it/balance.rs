@@ -44,7 +44,9 @@ fn round_robin_is_smooth() {
     let proxy = weighted("round-robin", &backends, &[5, 1, 1]);
     let mut client = Client::connect(proxy.addr());
     let order: String = (0..14).map(|_| client.get("/").text()).collect();
-    assert_eq!(order, "aabacaaaabacaa", "as nginx does it");
+    // As nginx does it; where in the cycle a worker begins is its own.
+    let cycle = "aabacaa".repeat(3);
+    assert!(cycle.contains(&order), "{order}");
 }
 
 #[test]

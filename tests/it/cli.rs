@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
 use crate::common::proxy::{Conf, Launch};
-use crate::common::{TempDir, wait_for};
+use crate::common::{TempDir, wait_for, wait_until};
 
 /// Runs the binary with these arguments only.
 fn run(args: &[&str]) -> (i32, String, String) {
@@ -245,4 +245,35 @@ fn unix_backend_is_reached() {
     let proxy = Conf::http(&[]).server(format!("\"unix:{}\"", path.display())).start();
     assert_eq!(get(proxy.addr(), "/").text(), "unix");
     assert_eq!(get(proxy.addr(), "/").text(), "unix");
+}
+
+#[test]
+fn unix_listener_has_the_permissions_configured() {
+    use std::os::unix::fs::PermissionsExt;
+    let backend = Backend::ok();
+    let dir = TempDir::new();
+    let path = dir.join("front.sock");
+    let proxy = Conf::http(&[backend.addr])
+        .listen(&format!("bind = \"unix:{}\"\npermissions = \"0600\"", path.display()))
+        .start();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(get(proxy.addr(), "/").text(), "ok");
+}
+
+#[test]
+fn ipv6_listener_serves() {
+    let backend = Backend::ok();
+    let proxy = Launch::http(&[backend.addr]).arg("--listen").arg("[::1]:0").start();
+    let (_, line) = proxy.wait_for_log(&["listening on [::1]:"]);
+    let addr = line.split("listening on ").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    assert_eq!(get(&crate::common::proxy::Addr::Inet(addr), "/").text(), "ok");
+    assert_eq!(backend.only_request().fields.get("x-forwarded-for"), Some("::1"));
+}
+
+#[test]
+fn log_level_is_obeyed() {
+    let backend = Backend::ok();
+    let proxy = Launch::http(&[backend.addr]).arg("--log-level").arg("debug").start();
+    get(proxy.addr(), "/");
+    wait_until("something is logged at debug level", || proxy.text().contains("DEBUG"));
 }

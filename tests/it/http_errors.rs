@@ -221,6 +221,19 @@ fn unsafe_request_is_sent_once_when_the_backend_dies() {
 }
 
 #[test]
+fn group_without_a_resolved_server_is_503_and_the_others_serve() {
+    let backend = Backend::ok();
+    let conf = Conf::http(&[backend.addr])
+        .tables("[backends.lost]\nservers = [\"no-such-host.invalid:80\"]\n[[route]]\npath = \"/lost\"\nto = \"lost\"");
+    let proxy = conf.start();
+    let mut client = Client::connect(proxy.addr());
+    let response = client.get("/lost");
+    assert_own(&response, 503);
+    assert_eq!(client.get("/").status, 200);
+    assert!(proxy.text().contains("no-such-host.invalid"), "{}", proxy.text());
+}
+
+#[test]
 fn silent_backend_is_504() {
     let backend = Backend::silent();
     let proxy = Conf::http(&[backend.addr]).tables("[timeouts]\nresponse = \"300ms\"").start();

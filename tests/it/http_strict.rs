@@ -6,7 +6,7 @@
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, describe};
-use crate::common::proxy::{Conf, Proxy};
+use crate::common::proxy::{Conf, Launch, Proxy};
 
 /// What must come of a row.
 enum Want {
@@ -150,6 +150,24 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+#[test]
+fn a_plain_byte_pipe_fails_these_rows() {
+    // The proof that this bench notices: relayed byte for byte, the backend itself has to refuse.
+    let backend = Backend::ok();
+    let proxy = Launch::tcp(&[backend.addr]).workers(1).start();
+    let bench = Bench { backend, proxy };
+    for row in [
+        bad("length with chunked", "6.1", &post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n")),
+        bad("two lengths", "6.3", &post("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!")),
+        bad("bare LF", "2.2", "GET / HTTP/1.1\nHost: a\n\n"),
+        bad("chunk size with a sign", "7.1", &chunked("+5\r\nhello\r\n0\r\n\r\n")),
+        bad("host that is a list", "3.2", &host("Host: a, b\r\n")),
+    ] {
+        assert!(bench.try_row(&row).is_err(), "{} passed", row.name);
+    }
+    assert!(bench.try_row(&good("a sound request", "3", &get(""), &["GET /"])).is_ok());
 }
 
 fn method(summary: &str) -> &str {

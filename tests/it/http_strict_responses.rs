@@ -223,7 +223,7 @@ fn heads() {
         row("blank before the colon", "5.1", &with("X : a"), Want::BadOr("ok")),
         row("folded", "5.2", &with("X: a\r\n b"), Want::BadOr("ok")),
         bad("too large", "9110 section 5.4", &with(&format!("X: {}", "x".repeat(300_000)))),
-        bad("too many fields", "9110 section 5.4", &with(&"X: a\r\n".repeat(5_000).trim_end().to_owned())),
+        bad("too many fields", "9110 section 5.4", &with("X: a\r\n".repeat(5_000).trim_end())),
         bad("never ends", "8", &format!("HTTP/1.1 200 OK\r\n{}", "X: a\r\n".repeat(100_000))),
     ]);
 }
@@ -454,8 +454,11 @@ fn bytes_on_an_idle_pooled_connection_are_no_answer() {
     let backend = Backend::serve(|conn| {
         while conn.request().is_some() {
             conn.send(&response("right"));
-            conn.gate().pass();
-            conn.send(&response("unasked"));
+            // The first connection only: on one in use nobody can tell these bytes from an answer.
+            if conn.number == 0 {
+                conn.gate().pass();
+                conn.send(&response("unasked"));
+            }
         }
     });
     let proxy = Conf::http(&[backend.addr]).launch().workers(1).start();

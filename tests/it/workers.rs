@@ -1,5 +1,6 @@
 //! The processes: signals, respawn, more and fewer workers, stopping, and what clients see meanwhile: nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -9,7 +10,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::common::backend::{Act, Backend, response};
-use crate::common::client::{Client, describe, get};
+use crate::common::client::{Client, End, describe, get};
 use crate::common::proxy::{Addr, Conf, Launch, Proxy, alive};
 use crate::common::{dawdle, wait_for, wait_until};
 
@@ -32,13 +33,15 @@ fn gated() -> Backend {
 /// Clients that send requests without a break until told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
+    /// Answers, by client.
+    done: Arc<Vec<AtomicUsize>>,
     threads: Vec<thread::JoinHandle<Result<(), String>>>,
 }
 
 impl Load {
     fn start(addr: &Addr, clients: usize, fresh: bool) -> Load {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let done: Arc<Vec<AtomicUsize>> = Arc::new((0..clients).map(|_| AtomicUsize::new(0)).collect());
         let threads = (0..clients)
             .map(|n| {
                 let (addr, stop, done) = (addr.clone(), Arc::clone(&stop), Arc::clone(&done));
@@ -58,7 +61,7 @@ impl Load {
                         if answer.status != 200 || answer.fields.get("x-target") != Some(&target) {
                             return Err(format!("{target}: {answer:?}"));
                         }
-                        done.fetch_add(1, Ordering::SeqCst);
+                        done[n].fetch_add(1, Ordering::SeqCst);
                     }
                     Ok(())
                 })
@@ -67,16 +70,27 @@ impl Load {
         Load { stop, done, threads }
     }
 
-    fn done(&self) -> usize {
-        self.done.load(Ordering::SeqCst)
+    fn done(&self) -> Vec<usize> {
+        self.done.iter().map(|done| done.load(Ordering::SeqCst)).collect()
     }
 
+    /// Waits until every client has had another two answers, those that have failed aside.
+    #[track_caller]
+    fn flow(&self) {
+        let before = self.done();
+        wait_until("requests flow", || {
+            let now = self.done();
+            (0..now.len()).all(|n| now[n] > before[n] + 1 || self.threads[n].is_finished())
+        });
+    }
+
+    /// Stops and gives the number of answers; panics when a client failed.
     #[track_caller]
     fn finish(self) -> usize {
         self.stop.store(true, Ordering::SeqCst);
         let failed: Vec<String> = self.threads.into_iter().filter_map(|thread| thread.join().unwrap().err()).collect();
         assert!(failed.is_empty(), "{} clients failed: {failed:#?}", failed.len());
-        self.done.load(Ordering::SeqCst)
+        self.done.iter().map(|done| done.load(Ordering::SeqCst)).sum()
     }
 }
 
@@ -259,6 +273,20 @@ fn response_in_progress_is_cut_visibly() {
 }
 
 #[test]
+fn response_in_progress_whose_end_is_the_close_is_reset() {
+    // An HTTP/1.0 client takes an orderly end for a whole body.
+    let backend = Backend::scripted(vec![Act::Request, Act::send("HTTP/1.1 200 OK\r\n\r\nhello"), Act::Hang]);
+    let proxy = Launch::http(&[backend.addr]).workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    client.wire.begin();
+    client.wire.response_head().unwrap();
+    assert_eq!(client.wire.take(5).unwrap(), b"hello");
+    kill_all(&proxy);
+    assert_eq!(client.end(), End::Reset);
+}
+
+#[test]
 fn kills_under_load_cost_nothing() {
     for fresh in [false, true] {
         let backend = Backend::echo();
@@ -266,8 +294,8 @@ fn kills_under_load_cost_nothing() {
         let load = Load::start(proxy.addr(), 8, fresh);
         for round in 0..15 {
             let workers = proxy.wait_for_workers(2);
-            let before = load.done();
-            wait_until("requests flow", || load.done() > before + 20 || load.threads.iter().any(|t| t.is_finished()));
+            // Each kill meets other requests: one that two workers died over may be refused.
+            load.flow();
             kill(workers[round % 2], Signal::SIGKILL).unwrap();
             wait_until("the worker is gone", || !alive(workers[round % 2]));
         }
@@ -316,8 +344,7 @@ fn ttin_and_ttou_change_the_number_of_workers() {
     ] {
         proxy.signal(signal);
         proxy.wait_for_workers(count);
-        let before = load.done();
-        wait_until("requests flow", || load.done() > before + 20 || load.threads.iter().any(|t| t.is_finished()));
+        load.flow();
     }
     load.finish();
 }
@@ -346,6 +373,69 @@ fn connections_spread_evenly_over_the_workers() {
     let each: Vec<usize> = now.0.iter().zip(&before.0).skip(1).map(|(now, before)| now - before).collect();
     // 20 clients, and between none and a few pooled connections to the backend.
     assert!(each.iter().all(|&count| (19..=24).contains(&count)), "{each:?}");
+}
+
+#[test]
+fn round_robin_dispatch_takes_the_workers_in_turn() {
+    let backend = Backend::ok();
+    let conf = Conf::http(&[backend.addr]).top("dispatch = \"round-robin\"").group("worker_header = true");
+    let proxy = conf.launch().workers(3).start();
+    for _ in 0..30 {
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+    }
+    let counts = served_by(&backend);
+    assert_eq!(counts.len(), 3, "{counts:?}");
+    assert!(counts.values().all(|&count| count == 10), "{counts:?}");
+}
+
+/// How many requests each worker sent, by the field that names it.
+fn served_by(backend: &Backend) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for request in backend.requests() {
+        let worker = request.fields.get("x-pointsman-worker").expect("worker_header is set").to_owned();
+        *counts.entry(worker).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn worker_header_names_the_worker_and_cannot_be_forged() {
+    let backend = Backend::ok();
+    let proxy = Conf::http(&[backend.addr]).group("worker_header = true").launch().workers(2).start();
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Pointsman-Worker: 1\r\n\r\n";
+    assert_eq!(Client::connect(proxy.addr()).ask(request).status, 200);
+    let workers: Vec<String> = proxy.workers().iter().map(ToString::to_string).collect();
+    let counts = served_by(&backend);
+    assert!(counts.keys().all(|pid| workers.contains(pid)), "{counts:?}, not {workers:?}");
+}
+
+#[test]
+fn workers_run_as_the_user_configured() {
+    let backend = Backend::ok();
+    let conf = Conf::http(&[backend.addr]).top("user = \"nobody\"");
+    if !nix::unistd::Uid::effective().is_root() {
+        let output = conf.launch().run();
+        assert!(!output.status.success(), "only root can change the user");
+        return;
+    }
+    let proxy = conf.start();
+    assert_eq!(get(proxy.addr(), "/").status, 200);
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    for worker in proxy.workers() {
+        let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+        for (name, id) in [("Uid:", nobody.uid.as_raw()), ("Gid:", nobody.gid.as_raw())] {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            assert!(line.split_whitespace().skip(1).all(|number| number == id.to_string()), "{line}");
+        }
+        let groups = status.lines().find(|line| line.starts_with("Groups:")).unwrap();
+        let kept = groups.split_whitespace().skip(1).any(|group| group == "0");
+        assert!(!kept, "the master's own groups are kept: {groups}");
+    }
+    // And again after a death.
+    let mut proxy = proxy;
+    kill_all(&proxy);
+    proxy.wait_for_workers(2);
+    assert_eq!(get(proxy.addr(), "/").status, 200);
 }
 
 #[test]
