@@ -24,8 +24,6 @@ use std::io as stdio;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ipc::channel::{Channel, RecvError};
 use ipc::message::{ToWorker, VERSION};
@@ -51,7 +49,6 @@ pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
 }
 
 fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
-    ignore_signals_of_the_master()?;
     let mut channel = Channel::from_fd(channel);
     let poll = Poll::new()?;
     let (message, mut fds) = first_message(&mut channel)?;
@@ -127,13 +124,4 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             _ => {}
         }
     }
-}
-
-/// Signals that a terminal or an operator sends to the whole group are the master's to act on.
-fn ignore_signals_of_the_master() -> stdio::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
-    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2] {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
-    }
-    Ok(())
 }

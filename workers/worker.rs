@@ -89,6 +89,14 @@ impl Worker {
     /// # Errors
     /// When events cannot be waited for, or the master's messages are malformed.
     pub fn run(&mut self) -> io::Result<End> {
+        let end = self.turn_until_the_end();
+        if let Some(log) = &mut self.cx.log {
+            log.flush(self.cx.clock.now_ms);
+        }
+        end
+    }
+
+    fn turn_until_the_end(&mut self) -> io::Result<End> {
         let mut events = Events::with_capacity(EVENTS);
         let mut due = Vec::new();
         // A message may have come before the channel was watched.
