@@ -41,6 +41,8 @@ use crate::worker::{End, Worker};
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     match start(channel, index).and_then(|mut worker| worker.run()) {
         Ok(End::Drained | End::MasterGone) => ExitCode::SUCCESS,
+        // It was stopped before this worker had begun.
+        Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error}");
             ExitCode::FAILURE
@@ -103,6 +105,10 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     Worker::new(poll, cx)
 }
 
+fn master_is_gone() -> stdio::Error {
+    stdio::Error::new(stdio::ErrorKind::ConnectionAborted, "the master is gone")
+}
+
 /// Waits for the master's greeting.
 fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>)> {
     let mut poll = Poll::new()?;
@@ -115,7 +121,8 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             Ok(message) => return Ok((message, fds)),
             Err(RecvError::Empty) => {}
             Err(RecvError::Io(error)) => return Err(error),
-            Err(error @ (RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
+            Err(RecvError::Closed) => return Err(master_is_gone()),
+            Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
                 return Err(stdio::Error::other(format!("no greeting from the master: {error}")));
             }
         }

@@ -72,7 +72,10 @@ impl Worker {
     pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
-        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| io::Error::other(error.to_string()))?;
+        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| match error {
+            SendError::Closed => crate::master_is_gone(),
+            SendError::Full | SendError::TooLarge | SendError::Io(_) => io::Error::other(error.to_string()),
+        })?;
         Ok(Worker {
             poll,
             clients: Slab::new(),
