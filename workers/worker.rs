@@ -242,10 +242,6 @@ impl Worker {
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
-        if let Err(error) = self.cx.register(&mut client.socket, Owner::Client(key)) {
-            warn!("cannot watch a client's connection: {error}");
-            return self.close_client(key);
-        }
         match (passed.task, mode, to) {
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
@@ -402,6 +398,10 @@ impl Worker {
         } else {
             self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
         };
+        self.cx.watch(&mut client.socket, Owner::Client(key));
+        if client.socket.is_gone() {
+            return self.close_client(key);
+        }
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
     }
 
@@ -448,6 +448,7 @@ impl Worker {
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
+        self.cx.watch(&mut client.socket, Owner::Client(key));
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
         self.drop_input(key);
     }
