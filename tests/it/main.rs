@@ -18,6 +18,7 @@ mod http_strict_responses;
 mod limits;
 mod logs;
 mod memory;
+mod random;
 mod real_clients;
 mod tcp;
 mod timeouts;
