@@ -44,6 +44,7 @@ fn connections_of_one_address_are_bounded() {
     let response = fourth.get("/");
     assert_eq!((response.status, response.closes()), (503, true), "{response:?}");
     fourth.end();
+    drop(fourth);
     // Another address is not touched, and a place given back is free again.
     assert_eq!(Client::connect_from("127.0.0.6", proxy.addr()).get("/").status, 200);
     clients.pop();

@@ -10,6 +10,7 @@ mod common;
 
 mod balance;
 mod cli;
+mod continuity;
 mod http_basic;
 mod http_errors;
 mod http_semantics;

@@ -290,16 +290,16 @@ fn response_in_progress_whose_end_is_the_close_is_reset() {
 fn kills_under_load_cost_nothing() {
     for fresh in [false, true] {
         let backend = Backend::echo();
-        let mut proxy = Launch::http(&[backend.addr]).workers(2).start();
+        let mut proxy = Launch::http(&[backend.addr]).workers(4).start();
         let load = Load::start(proxy.addr(), 8, fresh);
-        for round in 0..15 {
-            let workers = proxy.wait_for_workers(2);
+        for round in 0..16 {
+            let workers = proxy.wait_for_workers(4);
             // Each kill meets other requests: one that two workers died over may be refused.
             load.flow();
-            kill(workers[round % 2], Signal::SIGKILL).unwrap();
-            wait_until("the worker is gone", || !alive(workers[round % 2]));
+            kill(workers[round % 4], Signal::SIGKILL).unwrap();
+            wait_until("the worker is gone", || !alive(workers[round % 4]));
         }
-        proxy.wait_for_workers(2);
+        proxy.wait_for_workers(4);
         assert!(load.finish() > 100);
     }
 }
