@@ -23,6 +23,7 @@ use crate::io::socket::Socket;
 use crate::io::splice::{Pipe, Pipes};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
 use crate::relay::Relay;
+use crate::room::{Descriptors, GivenWay};
 use crate::route::Router;
 use crate::slab::Key;
 use crate::timers::{Armed, Timers};
@@ -150,6 +151,12 @@ pub struct Ctx {
     pub buffers: Buffers,
     /// Pipes for splicing.
     pub pipes: Pipes,
+    /// How many descriptors there may be.
+    pub descriptors: Descriptors,
+    /// Sockets registered with epoll.
+    pub sockets: usize,
+    /// What was closed to make room, to be warned of.
+    pub given_way: GivenWay,
     /// The access log, if there is one.
     pub log: Option<AccessLog>,
     /// To be gone on with in this turn.
@@ -209,19 +216,21 @@ impl Ctx {
     ///
     /// # Errors
     /// When the kernel has no room for it.
-    pub fn register(&self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
+    pub fn register(&mut self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
         #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
         let token = Token(owner.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), token, interest)?;
         socket.registered = true;
+        self.sockets += 1;
         Ok(())
     }
 
     /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.
-    fn deregister(&self, socket: &mut Socket) {
+    fn deregister(&mut self, socket: &mut Socket) {
         if socket.registered {
             socket.registered = false;
+            self.sockets -= 1;
             // Fails only for a descriptor that is not registered.
             let _ = self.registry.deregister(&mut SourceFd(&socket.as_fd().as_raw_fd()));
         }
@@ -264,6 +273,9 @@ impl Ctx {
         if let Some(pipe) = self.pipes.take() {
             return Some(pipe);
         }
+        if self.descriptors_left() < 2 {
+            return None;
+        }
         let pipe = self.pipes.make().ok()?;
         // Before a byte goes in: a death right after that must find the master with its copy.
         let told = match pipe.number() {
@@ -275,6 +287,11 @@ impl Ctx {
         }
         self.pipes.discard(pipe);
         None
+    }
+
+    /// Has the master told of finished connections at the end of this turn: it waits for their room.
+    pub fn report_at_once(&mut self) {
+        self.finished_since_ms = 0;
     }
 
     /// A client connection is closed here; the master is told in a batch.

@@ -11,6 +11,7 @@ mod common;
 mod balance;
 mod cli;
 mod continuity;
+mod hostile;
 mod http_basic;
 mod http_errors;
 mod http_semantics;
