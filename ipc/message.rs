@@ -35,6 +35,11 @@ pub enum ToWorker {
     Pass(Vec<Passed>),
     /// Write the access log to this descriptor from now on.
     OpenLog,
+    /// Close the connections that have been idle longest: somebody waits who cannot be accepted.
+    GiveWay {
+        /// So many of them.
+        connections: u32,
+    },
     /// Turn the loop once, so that the heartbeat moves.
     Ping,
     /// Take nothing new, finish the requests in progress, exit with 0.

@@ -283,8 +283,8 @@ pub struct Limits {
     pub head_fields: u16,
     /// A request body in bytes; `None` = no bound.
     pub body_bytes: Option<u64>,
-    /// Client connections of one worker, 1 to 1,000,000.
-    pub connections: u32,
+    /// Client connections of one worker, 1 to 1,000,000; `None` = as many as the limit of open files allows.
+    pub connections: Option<u32>,
     /// Client connections from one IP address, over all workers; `None` = no bound.
     pub connections_per_address: Option<u32>,
     /// Bytes per second below which a client that is waited for is given up (averaged); 0 = no minimum.

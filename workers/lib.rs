@@ -14,6 +14,7 @@ pub mod exchange;
 pub mod io;
 pub mod proto;
 pub mod relay;
+pub mod room;
 pub mod route;
 pub mod slab;
 pub mod timers;
@@ -92,6 +93,9 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         response: proto::h1::head::ResponseHead::default(),
         buffers: buffer::Buffers::default(),
         pipes: io::splice::Pipes::default(),
+        descriptors: room::Descriptors::new(descriptor_limit()),
+        sockets: 0,
+        given_way: room::GivenWay::default(),
         log: log_fd.map(|fd| access_log::AccessLog::new(fd, snapshot.access_log.format)),
         work: VecDeque::new(),
         finished: Vec::new(),
@@ -103,6 +107,10 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         site: Rc::new(Site::new(snapshot)),
     };
     Worker::new(poll, cx)
+}
+
+fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 fn master_is_gone() -> stdio::Error {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{Passed, Task, ToMaster, ToWorker};
+use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::Mode;
 use log::{debug, error, warn};
 use mio::unix::SourceFd;
@@ -105,7 +105,8 @@ impl Worker {
         // A message may have come before the channel was watched.
         let mut channel_ready = true;
         loop {
-            self.wait(&mut events, channel_ready)?;
+            let more = channel_ready && self.cx.can_receive();
+            self.wait(&mut events, more)?;
             self.cx.clock.read();
             self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
             for event in &events {
@@ -126,7 +127,7 @@ impl Worker {
                     (_, None) => {}
                 }
             }
-            if channel_ready {
+            if channel_ready && self.can_receive() {
                 match self.on_channel()? {
                     Some(more) => channel_ready = more,
                     None => return Ok(End::MasterGone),
@@ -147,6 +148,7 @@ impl Worker {
             self.hand_over_relays();
             self.report();
             self.report_given_back();
+            self.cx.warn_of_shortage();
             if let Some(log) = &mut self.cx.log
                 && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
             {
@@ -164,7 +166,7 @@ impl Worker {
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let deadlines = [self.cx.timers.next_deadline(), log, report, drain];
+        let deadlines = [self.cx.timers.next_deadline(), log, report, drain, self.cx.given_way.due_ms()];
         let timeout = if !self.cx.given_back.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
@@ -183,6 +185,9 @@ impl Worker {
     fn on_channel(&mut self) -> io::Result<Option<bool>> {
         let mut fds = Vec::new();
         for _ in 0..MESSAGES {
+            if !self.can_receive() {
+                return Ok(Some(true));
+            }
             match self.cx.channel.recv::<ToWorker>(&mut fds) {
                 Ok(message) => self.on_message(message, &mut fds)?,
                 Err(RecvError::Empty) => return Ok(Some(false)),
@@ -201,6 +206,15 @@ impl Worker {
         Ok(Some(true))
     }
 
+    /// Whether there are descriptors for a message from the master, if need be after closing what is idle. If not,
+    /// the message waits until something ends.
+    fn can_receive(&mut self) -> bool {
+        if !self.cx.can_receive() {
+            self.free_descriptors(MAX_FDS);
+        }
+        self.cx.can_receive()
+    }
+
     fn on_message(&mut self, message: ToWorker, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
         match message {
             ToWorker::Pass(passed) if passed.iter().map(|one| one.task.descriptors()).sum::<usize>() == fds.len() => {
@@ -215,6 +229,9 @@ impl Worker {
                 if let (Some(fd), Some(log)) = (fds.pop(), &mut self.cx.log) {
                     log.replace(fd, self.cx.clock.now_ms);
                 }
+            }
+            ToWorker::GiveWay { connections } => {
+                self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
             ToWorker::Ping => {}
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
@@ -238,6 +255,7 @@ impl Worker {
         let (mode, to) = (listener.mode, listener.to);
         let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
+        self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);

@@ -46,7 +46,7 @@ const DEFAULT_LIMITS: Limits = Limits {
     head_bytes: 16 * 1024,
     head_fields: 100,
     body_bytes: None,
-    connections: 10_000,
+    connections: None,
     connections_per_address: None,
     min_rate_bytes: 256,
 };

@@ -239,7 +239,7 @@ impl Parser {
             head_bytes: small(section.size("head", 1 << 10..=256 << 10, false, report)),
             head_fields: section.integer("fields", 8..=1000, report).value(),
             body_bytes: section.size("body", 0..=u64::MAX, true, report).value(),
-            connections: section.integer("connections", 1..=1_000_000, report).value(),
+            connections: section.integer_or("connections", 1..=1_000_000, "auto", None, Some, report).value(),
             connections_per_address: section
                 .integer_or("connections_per_address", 1..=u32::MAX, "none", None, Some, report)
                 .value(),

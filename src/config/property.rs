@@ -131,7 +131,7 @@ fn limits() -> impl Strategy<Value = Limits> {
         1024..=262_144u32,
         8..=1000u16,
         option::of(any::<u64>()),
-        1..=1_000_000u32,
+        option::of(1..=1_000_000u32),
         option::of(1..=u32::MAX),
         any::<u32>(),
     );

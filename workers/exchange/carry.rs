@@ -15,6 +15,7 @@ use crate::client::ClientState;
 use crate::ctx::{Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
+use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -77,7 +78,9 @@ impl Worker {
 
     /// Gives the exchange a kept connection, or a new one to the next server that can be connected to.
     fn attach_upstream(&mut self, key: Key<Exchange>) -> Result<(), Step> {
-        let Some(exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
+        self.make_room();
+        let mut made_room = false;
+        let Some(mut exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
         let Some(group) = exchange.group else { return Err(Step::Reply(NO_SERVER)) };
         let site = std::rc::Rc::clone(&exchange.site);
         let Some(settings) = site.snapshot.groups.get(usize::from(group)) else { return Err(Step::Reply(NO_SERVER)) };
@@ -121,6 +124,17 @@ impl Worker {
                     exchange.upstream = Some(upstream);
                     self.cx.pools.balance(group).began(server);
                     return Ok(());
+                }
+                // None of the server's doing.
+                Err(errno) if is_shortage(errno) => {
+                    if made_room || self.free_descriptors(room::BATCH) == 0 {
+                        return Err(Step::Reply(Problem::new(503, "the worker has no descriptor for a connection")));
+                    }
+                    made_room = true;
+                    exchange = match self.exchanges.get_mut(key) {
+                        Some(exchange) => exchange,
+                        None => return Err(Step::Wait),
+                    };
                 }
                 Err(errno) => {
                     debug!(

@@ -15,9 +15,9 @@ use crate::ctx::Owner;
 use crate::exchange::carry::{report_failure, report_success, source_of};
 use crate::exchange::{CLIENT_GONE, MAX_TRIES, Reason};
 use crate::io::socket::Socket;
-use crate::io::splice::Pipe;
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
+use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -112,9 +112,9 @@ impl Worker {
         for (flow, fd) in
             [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)
         {
-            match Pipe::inherited(fd) {
+            match self.cx.pipes.inherit(fd) {
                 Ok((pipe, held @ 1..)) => flow.pipe = Some((pipe, held)),
-                Ok((_, 0)) => {}
+                Ok((pipe, 0)) => self.cx.pipes.discard(pipe),
                 Err(errno) => warn!("what came as a pipe of a former worker is none: {errno}"),
             }
         }
@@ -146,7 +146,9 @@ impl Worker {
 
     /// Connects to the next server; ends the relay when there is none.
     fn connect_relay(&mut self, key: Key<Relay>, group: GroupId) {
-        let Some(relay) = self.relays.get_mut(key) else { return };
+        self.make_room();
+        let mut made_room = false;
+        let Some(mut relay) = self.relays.get_mut(key) else { return };
         let site = Rc::clone(&self.cx.site);
         let settings = &site.snapshot.groups[usize::from(group)];
         let source = source_of(self.clients.get(relay.client).and_then(|client| client.peer));
@@ -157,6 +159,18 @@ impl Worker {
             relay.server = Some(ServerRef { group, server });
             let connecting = match connect::open(&settings.servers[usize::from(server)].address) {
                 Ok(connecting) => connecting,
+                // None of the server's doing.
+                Err(errno) if is_shortage(errno) => {
+                    if made_room || self.free_descriptors(room::BATCH) == 0 {
+                        break;
+                    }
+                    made_room = true;
+                    relay = match self.relays.get_mut(key) {
+                        Some(relay) => relay,
+                        None => return,
+                    };
+                    continue;
+                }
                 Err(errno) => {
                     debug!("{}: cannot connect: {errno}", settings.servers[usize::from(server)].name);
                     relay.tried.push(server);
