@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::ListenerId;
+use crate::snapshot::{GroupId, ListenerId};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
 pub const VERSION: u16 = 1;
@@ -31,7 +31,7 @@ pub enum ToWorker {
         /// How the shared region is laid out.
         layout: Layout,
     },
-    /// Connections to serve, one descriptor each, in this order.
+    /// Connections to serve, in this order, each with as many descriptors as [`Task::descriptors`] says.
     Pass(Vec<Passed>),
     /// Write the access log to this descriptor from now on.
     OpenLog,
@@ -49,6 +49,32 @@ pub enum ToMaster {
     Ready,
     /// These connections are over: deregistered, shut down and closed here. The master drops its copies.
     Finished(Vec<u32>),
+    /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
+    /// order. With copies of both the master can have the relay gone on with elsewhere.
+    Relaying(Vec<Relaying>),
+    /// Pipe `number` is in use from now on. Descriptor: its reading end, which replaces the former one.
+    Pipe {
+        /// Below [`crate::state::MAX_PIPES`].
+        number: u16,
+    },
+}
+
+/// One relay in use, as the worker reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relaying {
+    /// The client's connection.
+    pub id: u32,
+    /// The server it is relayed to.
+    pub server: Option<ServerRef>,
+}
+
+/// A server, by its place in the snapshot both sides have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRef {
+    /// Its group.
+    pub group: GroupId,
+    /// Its place there.
+    pub server: u16,
 }
 
 /// How the shared region of one worker is laid out; both sides derive every offset from it.
@@ -86,4 +112,25 @@ pub enum Task {
     Fail,
     /// Its client has too many connections: answer 503 and close (TCP: close).
     Refuse,
+    /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, and
+    /// the reading end of a pipe for each direction in which bytes were under way, to the server first.
+    Relay {
+        /// The server, if it is still configured.
+        server: Option<ServerRef>,
+        /// A pipe with bytes for the server comes with it.
+        to_server: bool,
+        /// A pipe with bytes for the client comes with it.
+        to_client: bool,
+    },
+}
+
+impl Task {
+    /// Descriptors that travel with it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => 1,
+            Task::Relay { to_server, to_client, .. } => 2 + usize::from(*to_server) + usize::from(*to_client),
+        }
+    }
 }

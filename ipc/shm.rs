@@ -1,7 +1,7 @@
 //! The shared region of one worker: a sealed-size memory file that the master makes and both sides map.
 //!
 //! ```text
-//! page 0        WorkerStats
+//! page 0        WorkerStats, then a PipeOwner for each pipe
 //! page 1 …      one Record per connection
 //! then          slots: buffers for requests not yet answered
 //! ```
@@ -18,11 +18,14 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::message::Layout;
-use crate::state::Record;
+use crate::state::{MAX_PIPES, PipeOwner, Record};
 use crate::stats::WorkerStats;
 
 const PAGE: usize = 4096;
-const _: () = assert!(size_of::<WorkerStats>() <= PAGE && size_of::<Record>() == 64);
+/// Where the pipes' owners begin.
+const OWNERS: usize = 2048;
+const _: () = assert!(size_of::<WorkerStats>() <= OWNERS && size_of::<Record>() == 64);
+const _: () = assert!(OWNERS + MAX_PIPES as usize * size_of::<PipeOwner>() <= PAGE);
 
 /// The most connections, and so records, one worker may be laid out for.
 pub const MAX_RECORDS: u32 = 1_000_000;
@@ -114,6 +117,16 @@ impl Control {
         // SAFETY: the first page is mapped as long as `self` lives, is aligned, zeroed at birth, and holds
         // only atomics, for which every bit pattern is valid and shared access is sound.
         unsafe { self.mapping.base.cast::<WorkerStats>().as_ref() }
+    }
+
+    /// Whose bytes pipe `number` holds; `None` from [`MAX_PIPES`] on.
+    #[must_use]
+    pub fn pipe_owner(&self, number: u16) -> Option<&PipeOwner> {
+        if number >= MAX_PIPES {
+            return None;
+        }
+        // SAFETY: within the first page by the check above; otherwise as in `stats`.
+        Some(unsafe { self.mapping.base.add(OWNERS).cast::<PipeOwner>().add(usize::from(number)).as_ref() })
     }
 
     /// The record of connection `id`; `None` beyond the layout.
@@ -259,6 +272,9 @@ mod tests {
         worker.record(99).unwrap().publish(&image);
         assert_eq!(master.record(99).unwrap().read(), Some(image));
         assert!(master.record(100).is_none());
+        worker.pipe_owner(255).unwrap().set(Some((7, crate::state::Direction::ToClient)));
+        assert_eq!(master.pipe_owner(255).unwrap().get(), Some((7, crate::state::Direction::ToClient)));
+        assert!(master.pipe_owner(256).is_none());
     }
 
     #[test]

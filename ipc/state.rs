@@ -2,13 +2,18 @@
 //!
 //! A worker publishes with plain stores; there is no lock that a killed process could leave held. A record
 //! holds two images and the number of the valid one: the writer fills the other image and then flips the
-//! number in a single store, so that a death between any two instructions leaves one whole image.
+//! number in a single store, so that a death between any two instructions leaves one whole image. The image
+//! before it stays readable until the next one is begun.
+//!
+//! Before the last bytes of an answer are written, the writer publishes where the connection will stand once
+//! they are. The kernel's count of written bytes then tells which of the two images holds: with all of the
+//! answer written the new one, with none of it the one before.
 //!
 //! The images do not count bytes as they flow. They say where the connection stood when the current request
 //! began; how far it has come since is read from the kernel's own counters (`TCP_INFO`, `SIOCINQ`,
 //! `SIOCOUTQ`), which a kill cannot make wrong.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// What a worker is doing with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,15 +25,19 @@ pub enum Phase {
     Open = 1,
     /// As `Open`, but part of the request is no longer there or must not be run twice.
     Committed = 2,
-    /// A byte relay: no request to repeat.
+    /// A byte relay all of whose bytes under way lie in the kernel, in objects the master holds too: it can be
+    /// gone on with elsewhere.
     Relay = 3,
     /// Finished here.
     Done = 4,
+    /// A byte relay with bytes under way in the worker's own memory, or a server's connection that the master does
+    /// not hold: it ends with the worker.
+    Captive = 5,
 }
 
 impl Phase {
     fn from_bits(bits: u64) -> Option<Phase> {
-        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done]
+        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done, Phase::Captive]
             .into_iter()
             .find(|&phase| phase as u64 == bits)
     }
@@ -67,10 +76,16 @@ pub struct Record {
 
 const NO_SLOT: u64 = u32::MAX as u64;
 
+/// In `valid`, beside the image's number: the other image is being written, or never was.
+const OTHER_TORN: u32 = 2;
+
 impl Record {
     /// Publishes `image`. Only the process that owns the connection may call this.
     pub fn publish(&self, image: &Image) {
-        let next = (self.valid.load(Ordering::Relaxed) & 1) ^ 1;
+        let current = self.valid.load(Ordering::Relaxed) & 1;
+        let next = current ^ 1;
+        self.valid.store(current | OTHER_TORN, Ordering::Relaxed);
+        fence(Ordering::Release);
         let cell = &self.cells[next as usize];
         let slot = image.slot.map_or(NO_SLOT, u64::from);
         cell.word
@@ -83,22 +98,98 @@ impl Record {
     /// The last image published; `None` if the memory holds none.
     #[must_use]
     pub fn read(&self) -> Option<Image> {
-        let cell = self.cells.get(self.valid.load(Ordering::Acquire) as usize)?;
-        let word = cell.word.load(Ordering::Relaxed);
+        let valid = self.valid.load(Ordering::Acquire);
+        if valid > 1 | OTHER_TORN {
+            return None;
+        }
+        self.cells[(valid & 1) as usize].read()
+    }
+
+    /// The image published before the last one; `None` if it has been overwritten, or the memory holds none.
+    #[must_use]
+    pub fn read_former(&self) -> Option<Image> {
+        let valid = self.valid.load(Ordering::Acquire);
+        if valid > 1 {
+            return None;
+        }
+        self.cells[(valid ^ 1) as usize].read()
+    }
+}
+
+impl Cell {
+    fn read(&self) -> Option<Image> {
+        let word = self.word.load(Ordering::Relaxed);
         let slot = word >> 32;
         Some(Image {
             phase: Phase::from_bits(word & 0xff)?,
             slot: u32::try_from(slot).ok().filter(|_| slot != NO_SLOT),
             offset: u32::try_from(word >> 8 & 0x00ff_ffff).unwrap_or(0),
-            consumed: cell.consumed.load(Ordering::Relaxed),
-            written: cell.written.load(Ordering::Relaxed),
+            consumed: self.consumed.load(Ordering::Relaxed),
+            written: self.written.load(Ordering::Relaxed),
         })
+    }
+}
+
+/// Pipes of one worker that the master knows, at most. Each holds up to 256 KiB of kernel memory while in use; the
+/// kernel lets an unprivileged user have 64 MiB of it.
+pub const MAX_PIPES: u16 = 256;
+
+/// The way bytes go in a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the server.
+    ToServer,
+    /// From the server to the client.
+    ToClient,
+}
+
+/// Whose bytes a pipe holds: a word for each pipe of a worker, written before the first byte goes in and after the
+/// last has come out.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct PipeOwner(AtomicU64);
+
+impl PipeOwner {
+    /// The pipe is about to hold bytes of connection `id`; `None` = it holds nothing that matters.
+    pub fn set(&self, owner: Option<(u32, Direction)>) {
+        let word = match owner {
+            None => 0,
+            Some((id, Direction::ToServer)) => 1 | u64::from(id) << 32,
+            Some((id, Direction::ToClient)) => 2 | u64::from(id) << 32,
+        };
+        self.0.store(word, Ordering::Release);
+    }
+
+    /// Whose bytes it holds; `None` also for a word that means nothing.
+    #[must_use]
+    pub fn get(&self) -> Option<(u32, Direction)> {
+        let word = self.0.load(Ordering::Acquire);
+        let direction = match word & 0xffff_ffff {
+            1 => Direction::ToServer,
+            2 => Direction::ToClient,
+            _ => return None,
+        };
+        u32::try_from(word >> 32).ok().map(|id| (id, direction))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_has_the_owner_it_was_given() {
+        let owner = PipeOwner::default();
+        assert_eq!(owner.get(), None);
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            owner.set(Some((u32::MAX, direction)));
+            assert_eq!(owner.get(), Some((u32::MAX, direction)));
+        }
+        owner.0.store(3 | 7 << 32, Ordering::Relaxed);
+        assert_eq!(owner.get(), None);
+        owner.set(None);
+        assert_eq!(owner.get(), None);
+    }
 
     #[test]
     fn what_is_published_is_read() {
@@ -117,10 +208,24 @@ mod tests {
         let record = Record::default();
         let image = Image { phase: Phase::Open, slot: Some(1), offset: 2, consumed: 3, written: 4 };
         record.publish(&image);
-        let other = 1 ^ record.valid.load(Ordering::Relaxed) as usize;
+        let current = record.valid.load(Ordering::Relaxed);
+        let other = 1 ^ current as usize;
+        record.valid.store(current | OTHER_TORN, Ordering::Relaxed);
         record.cells[other].word.store(u64::MAX, Ordering::Relaxed);
         record.cells[other].consumed.store(99, Ordering::Relaxed);
         assert_eq!(record.read(), Some(image));
+        assert_eq!(record.read_former(), None);
+    }
+
+    #[test]
+    fn the_image_before_the_last_can_be_read_too() {
+        let record = Record::default();
+        let image = |written| Image { phase: Phase::Open, slot: Some(1), offset: 2, consumed: 3, written };
+        for written in 0..5 {
+            record.publish(&image(written));
+            record.publish(&image(written + 1));
+            assert_eq!((record.read(), record.read_former()), (Some(image(written + 1)), Some(image(written))));
+        }
     }
 
     proptest::proptest! {
@@ -132,7 +237,8 @@ mod tests {
                 cell.word.store(word, Ordering::Relaxed);
             }
             let image = record.read();
-            proptest::prop_assert_eq!(image.is_some(), valid < 2 && word & 0xff <= 4);
+            proptest::prop_assert_eq!(image.is_some(), valid < 4 && word & 0xff <= 5);
+            proptest::prop_assert_eq!(record.read_former().is_some(), valid < 2 && word & 0xff <= 5);
         }
     }
 }

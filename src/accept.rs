@@ -13,6 +13,13 @@ use crate::dispatch::Wait;
 /// Connections accepted from one listener in one turn of the loop, before the others have theirs.
 pub const BURST: usize = 64;
 
+/// The order in which `count` listeners have their bursts: each turn begins with another one.
+pub fn turns(next: &mut usize, count: usize) -> impl Iterator<Item = usize> + use<> {
+    let first = if *next < count { *next } else { 0 };
+    *next = first + 1;
+    (first..count).chain(0..first)
+}
+
 /// What one `accept4` gave.
 #[derive(Debug)]
 pub enum Accepted {
@@ -128,6 +135,15 @@ mod tests {
         assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         assert!(rustix::fs::fcntl_getfl(&fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
         assert!(matches!(accept(&listener), Accepted::Empty));
+    }
+
+    #[test]
+    fn every_listener_is_first_in_turn_and_none_at_all_is_fine() {
+        let mut next = 0;
+        let mut turn = |count| turns(&mut next, count).collect::<Vec<_>>();
+        assert_eq!([turn(3), turn(3), turn(3), turn(3)], [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
+        assert_eq!(turn(0), [0; 0]);
+        assert_eq!(turn(1), [0]);
     }
 
     #[test]

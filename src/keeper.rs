@@ -226,6 +226,19 @@ impl<F> Table<F> {
     }
 }
 
+#[cfg(test)]
+impl<F: Copy> Table<F> {
+    /// Every connection: its id, whether it was sent, its socket.
+    fn sockets(&self) -> Vec<(u32, bool, F)> {
+        let sockets = (0u32..).zip(&self.places).filter_map(|(id, place)| match place {
+            Place::Free => None,
+            Place::Queued(connection) => Some((id, false, connection.fd)),
+            Place::Passed(connection) => Some((id, true, connection.fd)),
+        });
+        sockets.collect()
+    }
+}
+
 /// Live connections per client address, where the configuration bounds them.
 #[derive(Debug)]
 pub struct Addresses {
@@ -260,6 +273,9 @@ impl Addresses {
         }
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

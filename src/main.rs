@@ -129,7 +129,6 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     let _ = rustix::thread::set_name(c"master");
     let mut options = arguments.options();
     let file = cli::config_file(arguments.config.as_deref(), &options);
-    // Wrong arguments are to be reported before a demo is started for them.
     let demo = if file.is_none() && options.backend.is_empty() {
         match demo::Demo::start(arguments.log_level.as_deref()) {
             Ok(demo) => {

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use ipc::message::Layout;
-use ipc::snapshot::{LogTarget, Mode};
+use ipc::snapshot::{LogTarget, Mode, Snapshot};
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -106,13 +106,7 @@ impl Master {
         let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
         let capacity =
             privilege::capacity(nofile, snapshot.workers, sockets.len(), snapshot.limits.connections, relays);
-        if capacity.records < snapshot.limits.connections {
-            warn!(
-                "the limit of {nofile} open files allows {} connections for each of {} workers, not the {} configured; \
-                 raise it with `ulimit -n`, or LimitNOFILE= in systemd",
-                capacity.records, snapshot.workers, snapshot.limits.connections
-            );
-        }
+        report_capacity(nofile, capacity.records, snapshot);
         let layout = Layout {
             records: capacity.records,
             slots: capacity.records.min(MAX_SLOTS),
@@ -264,13 +258,10 @@ impl Master {
     /// Accepts what waits, as far as there is room for it.
     fn accept(&mut self, now: Instant) {
         // Connections that have waited longer come first.
-        if self.course == Course::Stopping || !self.homeless.is_empty() || self.gate.closed_until(now).is_some() {
+        if self.course != Course::Running || !self.homeless.is_empty() || self.gate.closed_until(now).is_some() {
             return;
         }
-        let count = self.sockets.len();
-        let first = self.next_socket;
-        self.next_socket = (first + 1) % count.max(1);
-        for index in (first..count).chain(0..first) {
+        for index in accept::turns(&mut self.next_socket, self.sockets.len()) {
             if self.sockets[index].ready && !self.accept_burst(index, now) {
                 return;
             }
@@ -335,6 +326,19 @@ impl Master {
         let pids: Vec<i32> =
             self.seats.iter().filter_map(|seat| Some(seat.worker.as_ref()?.pid.as_raw_nonzero().get())).collect();
         banner::print(&self.sockets, &pids, &self.config, self.demo.as_ref().map(|demo| demo.backends.as_slice()));
+    }
+}
+
+/// Says what the limit of open files leaves of the connections asked for.
+fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
+    let (workers, wanted) = (snapshot.workers, snapshot.limits.connections);
+    if records < wanted {
+        warn!(
+            "the limit of {nofile} open files is low: room for {records} connections in each of {workers} workers, \
+             instead of {wanted}; raise it with `ulimit -n`, or LimitNOFILE= in systemd"
+        );
+    } else {
+        info!("room for {records} connections in each of {workers} workers");
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Salvage {
 pub struct Remains<'a> {
     /// What the record holds; `None` when it holds no image.
     pub image: Option<Image>,
+    /// What it held before, if that can still be read.
+    pub former: Option<Image>,
     /// What the worker was told to do.
     pub task: &'a Task,
     /// Where its counters began.
@@ -49,7 +51,7 @@ pub struct Remains<'a> {
 impl Remains<'_> {
     /// Decides. `read_slot(number, offset, len)` reads the dead worker's buffers.
     pub fn salvage(&self, read_slot: impl FnOnce(u32, u32, usize) -> io::Result<Vec<u8>>) -> Salvage {
-        let Some(image) = self.image else { return Salvage::Cut };
+        let Some(image) = self.standing() else { return Salvage::Cut };
         match image.phase {
             Phase::Passed => self.not_taken_up(),
             Phase::Done => Salvage::Done,
@@ -65,6 +67,19 @@ impl Remains<'_> {
                 },
             },
         }
+    }
+
+    /// The image that holds: the last one, unless it tells of an answer of which nothing has been written yet.
+    /// Then the request is where the image before it says.
+    pub fn standing(&self) -> Option<Image> {
+        let last = self.image?;
+        let unwritten = matches!(last.phase, Phase::Open | Phase::Committed) && self.unanswered(&last).is_none();
+        let holds = |former: &Image| {
+            matches!(former.phase, Phase::Open | Phase::Committed)
+                && former.written < last.written
+                && self.unanswered(former).is_some()
+        };
+        Some(self.former.filter(|former| unwritten && holds(former)).unwrap_or(last))
     }
 
     /// A worker publishes that it has taken a connection up before it touches the socket, so the kernel must
@@ -119,10 +134,12 @@ mod tests {
     }
 
     fn salvage(image: Image, counters: Option<Counters>) -> Salvage {
-        Remains { image: Some(image), task: &Task::Serve, base: BASE, counters }.salvage(|slot, offset, len| {
-            assert_eq!((slot, offset), (3, 7));
-            Ok(vec![b'x'; len])
-        })
+        Remains { image: Some(image), former: None, task: &Task::Serve, base: BASE, counters }.salvage(
+            |slot, offset, len| {
+                assert_eq!((slot, offset), (3, 7));
+                Ok(vec![b'x'; len])
+            },
+        )
     }
 
     #[test]
@@ -144,6 +161,24 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_announced_is_written_whole_or_not_at_all_or_the_connection_is_cut() {
+        for (phase, unwritten) in [(Phase::Open, Salvage::Resume(vec![b'x'; 4])), (Phase::Committed, Salvage::Fail)] {
+            let with = |written| Remains {
+                image: Some(image(Phase::Open, 24, 40)),
+                former: Some(image(phase, 20, 30)),
+                task: &Task::Serve,
+                base: BASE,
+                counters: Some(counters(124, written)),
+            };
+            let read = |_, _, len| Ok(vec![b'x'; len]);
+            assert_eq!(with(90).salvage(read), Salvage::Serve);
+            assert_eq!(with(80).salvage(read), unwritten);
+            assert_eq!(with(85).salvage(read), Salvage::Cut);
+            assert_eq!(with(91).salvage(read), Salvage::Cut);
+        }
+    }
+
+    #[test]
     fn a_committed_request_fails_and_a_relay_is_cut() {
         assert_eq!(salvage(image(Phase::Committed, 20, 30), Some(counters(124, 80))), Salvage::Fail);
         assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Cut);
@@ -158,6 +193,7 @@ mod tests {
         assert_eq!(salvage(bare, Some(counters(121, 80))), Salvage::Fail);
         let remains = Remains {
             image: Some(image(Phase::Open, 20, 30)),
+            former: None,
             task: &Task::Serve,
             base: BASE,
             counters: Some(counters(121, 80)),
@@ -170,7 +206,8 @@ mod tests {
         assert_eq!(salvage(image(Phase::Open, 21, 30), Some(counters(120, 80))), Salvage::Cut);
         assert_eq!(salvage(image(Phase::Open, u64::MAX, 30), Some(counters(120, 80))), Salvage::Cut);
         assert_eq!(salvage(image(Phase::Open, 20, u64::MAX), Some(counters(120, 80))), Salvage::Cut);
-        let remains = Remains { image: None, task: &Task::Serve, base: BASE, counters: Some(counters(100, 50)) };
+        let remains =
+            Remains { image: None, former: None, task: &Task::Serve, base: BASE, counters: Some(counters(100, 50)) };
         assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Cut);
     }
 
@@ -182,6 +219,7 @@ mod tests {
         let task = Task::Resume(b"GET".to_vec());
         let with = |consumed| Remains {
             image: Some(image(Phase::Passed, 0, 0)),
+            former: None,
             task: &task,
             base: BASE,
             counters: Some(counters(consumed, 50)),
@@ -195,6 +233,7 @@ mod tests {
         for task in [Task::Fail, Task::Refuse] {
             let remains = Remains {
                 image: Some(image(Phase::Open, 0, 0)),
+                former: None,
                 task: &task,
                 base: BASE,
                 counters: Some(counters(140, 50)),
@@ -216,8 +255,13 @@ mod tests {
         let base = successor_base(&kernel, 4);
         assert_eq!(base, Base { consumed: 120, written: 80 });
         // It takes the request up and dies at once: the same four bytes are unanswered.
-        let remains =
-            Remains { image: Some(image(Phase::Open, 0, 0)), task: &Task::Serve, base, counters: Some(kernel) };
+        let remains = Remains {
+            image: Some(image(Phase::Open, 0, 0)),
+            former: None,
+            task: &Task::Serve,
+            base,
+            counters: Some(kernel),
+        };
         assert_eq!(remains.salvage(|_, _, len| Ok(vec![0; len])), Salvage::Resume(vec![0; 4]));
     }
 
@@ -236,7 +280,8 @@ mod tests {
             let phase = [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done][phase];
             let remains = Remains {
                 image: Some(Image { phase, slot, offset, consumed, written }),
-                task: &Task::Serve,
+                former: None,
+            task: &Task::Serve,
                 base: Base::default(),
                 counters: Some(counters(read.into(), wrote.into())),
             };

@@ -109,6 +109,24 @@ impl Client {
         });
     }
 
+    /// Publishes where the connection will stand once the last `left` bytes of an answer are written: everything
+    /// before slot position `upto` is answered then. Comes before they are written, so that a death right after
+    /// finds the request answered; the record's former image tells of the request until then.
+    pub fn publish_answer(&self, upto: usize, left: u64, cx: &Ctx) {
+        let Some(record) = cx.control.record(self.id) else { return };
+        let (slot, start, end) = match &self.input {
+            Some(input) => (Some(input.slot.number()), upto.min(input.end), input.end),
+            None => (None, 0, 0),
+        };
+        record.publish(&Image {
+            phase: Phase::Open,
+            slot,
+            offset: u32::try_from(start).unwrap_or(0),
+            consumed: self.socket.bytes_in - (end - start) as u64,
+            written: self.socket.bytes_out + left,
+        });
+    }
+
     /// The bytes read and not yet answered.
     #[must_use]
     pub fn unanswered<'a>(&'a self, arena: &Arena) -> &'a [u8] {

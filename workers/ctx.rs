@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipc::channel::Channel;
+use ipc::message::ToMaster;
 use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
 use mio::{Interest, Registry, Token, unix::SourceFd};
@@ -18,7 +20,7 @@ use crate::client::Client;
 use crate::date::DateCache;
 use crate::exchange::Exchange;
 use crate::io::socket::Socket;
-use crate::io::splice::Pipes;
+use crate::io::splice::{Pipe, Pipes};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
 use crate::relay::Relay;
 use crate::route::Router;
@@ -126,6 +128,8 @@ pub struct Ctx {
     pub control: Control,
     /// Buffers for requests not yet answered, readable by the master after this process's death.
     pub arena: Arena,
+    /// The way to the master.
+    pub channel: Channel,
     /// Where sockets are registered.
     pub registry: Registry,
     /// All time limits.
@@ -154,6 +158,8 @@ pub struct Ctx {
     pub finished: Vec<u32>,
     /// When the first of them was closed.
     pub finished_since_ms: u64,
+    /// Relays whose server's connection the master has not got yet: they begin when it has.
+    pub to_hand_over: Vec<Key<Relay>>,
     /// Whether the worker finishes what it has and takes nothing new.
     pub draining: bool,
 }
@@ -247,6 +253,24 @@ impl Ctx {
         if let Some(armed) = socket.deadline.armed.take() {
             self.timers.cancel(armed);
         }
+    }
+
+    /// An empty pipe that the master knows; `None` when there is none to be had.
+    pub fn take_pipe(&mut self) -> Option<Pipe> {
+        if let Some(pipe) = self.pipes.take() {
+            return Some(pipe);
+        }
+        let pipe = self.pipes.make().ok()?;
+        // Before a byte goes in: a death right after that must find the master with its copy.
+        let told = match pipe.number() {
+            Some(number) => self.channel.send(&ToMaster::Pipe { number }, &[pipe.reading_end()]).is_ok(),
+            None => false,
+        };
+        if told {
+            return Some(pipe);
+        }
+        self.pipes.discard(pipe);
+        None
     }
 
     /// A client connection is closed here; the master is told in a batch.

@@ -81,6 +81,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         pools: backend::pool::Pools::new(&snapshot, seed),
         control: Control::map(&region, &layout)?,
         arena: Arena::map(&region, &layout)?,
+        channel,
         registry: poll.registry().try_clone()?,
         timers: timers::Timers::new(Clock::new().now_ms),
         clock: Clock::new(),
@@ -95,10 +96,11 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         work: VecDeque::new(),
         finished: Vec::new(),
         finished_since_ms: 0,
+        to_hand_over: Vec::new(),
         draining: false,
         site: Rc::new(Site::new(snapshot)),
     };
-    Worker::new(poll, channel, cx)
+    Worker::new(poll, cx)
 }
 
 /// Waits for the master's greeting.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use ipc::channel::{Channel, RecvError, SendError};
+use ipc::channel::{RecvError, SendError};
 use ipc::message::{Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::Mode;
 use log::{debug, error, info, warn};
@@ -50,7 +50,6 @@ pub enum End {
 #[derive(Debug)]
 pub struct Worker {
     poll: Poll,
-    channel: Channel,
     /// Client connections.
     pub(crate) clients: Slab<Client>,
     /// Connections to servers.
@@ -70,13 +69,12 @@ impl Worker {
     ///
     /// # Errors
     /// When the channel cannot be watched or the master is gone.
-    pub fn new(poll: Poll, mut channel: Channel, cx: Ctx) -> io::Result<Worker> {
-        let fd = channel.as_fd().as_raw_fd();
+    pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
+        let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
-        channel.send(&ToMaster::Ready, &[]).map_err(|error| io::Error::other(error.to_string()))?;
+        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Worker {
             poll,
-            channel,
             clients: Slab::new(),
             upstreams: Slab::new(),
             exchanges: Slab::new(),
@@ -135,6 +133,7 @@ impl Worker {
                     None => {}
                 }
             }
+            self.hand_over_relays();
             self.report();
             if let Some(log) = &mut self.cx.log
                 && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
@@ -170,7 +169,7 @@ impl Worker {
     fn on_channel(&mut self) -> io::Result<Option<bool>> {
         let mut fds = Vec::new();
         for _ in 0..MESSAGES {
-            match self.channel.recv::<ToWorker>(&mut fds) {
+            match self.cx.channel.recv::<ToWorker>(&mut fds) {
                 Ok(message) => self.on_message(message, &mut fds)?,
                 Err(RecvError::Empty) => return Ok(Some(false)),
                 Err(RecvError::Closed) => return Ok(None),
@@ -188,9 +187,12 @@ impl Worker {
 
     fn on_message(&mut self, message: ToWorker, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
         match message {
-            ToWorker::Pass(passed) if passed.len() == fds.len() => {
-                for (passed, fd) in passed.into_iter().zip(fds.drain(..)) {
-                    self.take_up(passed, fd);
+            ToWorker::Pass(passed) if passed.iter().map(|one| one.task.descriptors()).sum::<usize>() == fds.len() => {
+                let mut fds = fds.drain(..);
+                for passed in passed {
+                    let Some(client) = fds.next() else { break };
+                    let rest = fds.by_ref().take(passed.task.descriptors() - 1).collect();
+                    self.take_up(passed, client, rest);
                 }
             }
             ToWorker::OpenLog if fds.len() == 1 => {
@@ -210,7 +212,7 @@ impl Worker {
     }
 
     /// Takes up a connection that the master passes.
-    fn take_up(&mut self, passed: Passed, fd: OwnedFd) {
+    fn take_up(&mut self, passed: Passed, fd: OwnedFd, rest: Vec<OwnedFd>) {
         self.cx.control.stats().taken.add(1);
         let Some(listener) = self.cx.site.snapshot.listeners.get(usize::from(passed.listener)) else {
             error!("the master passed a connection of a listener that does not exist");
@@ -220,12 +222,15 @@ impl Worker {
         let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
         let Some(client) = self.clients.get_mut(key) else { return };
-        client.publish(ipc::state::Phase::Open, &self.cx);
+        if !matches!(passed.task, Task::Relay { .. }) {
+            client.publish(ipc::state::Phase::Open, &self.cx);
+        }
         if let Err(error) = self.cx.register(&mut client.socket, Owner::Client(key)) {
             warn!("cannot watch a client's connection: {error}");
             return self.close_client(key);
         }
         match (passed.task, mode, to) {
+            (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {
                 client.socket.reset();
@@ -474,7 +479,7 @@ impl Worker {
         // A record holds far more numbers than this; the rest goes in the next turn.
         const MOST: usize = 8192;
         let now = &ids[..ids.len().min(MOST)];
-        match self.channel.send(&ToMaster::Finished(now.to_vec()), &[]) {
+        match self.cx.channel.send(&ToMaster::Finished(now.to_vec()), &[]) {
             Ok(()) => self.cx.finished = ids[now.len()..].to_vec(),
             Err(SendError::Full) => {
                 self.cx.finished = ids;

@@ -9,11 +9,15 @@ mod check;
 mod command_line;
 mod dump;
 mod parse;
+#[cfg(test)]
+mod property;
 mod read;
 mod report;
 mod suggest;
 mod syntax;
 mod system;
+#[cfg(test)]
+mod tests;
 mod units;
 
 use std::collections::BTreeMap;
@@ -36,7 +40,7 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// What only the master needs.
     pub process: ProcessSettings,
-    /// What is probably not as intended; without errors, often empty.
+    /// What is probably not as intended: warnings only, mostly none.
     pub warnings: Report,
 }
 
@@ -119,15 +123,8 @@ pub struct Options {
 /// The largest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 16 << 20;
 
-/// Reads and checks the configuration file at `path`.
-///
-/// # Errors
-/// Everything that is wrong with it, or why it cannot be read.
-pub fn load(path: &Path) -> Result<Loaded, Report> {
-    load_with(path, None)
-}
-
-fn load_with(path: &Path, workers: Option<Workers>) -> Result<Loaded, Report> {
+/// Reads and checks the configuration file at `path`; `workers` stands above what it says.
+fn load(path: &Path, workers: Option<Workers>) -> Result<Loaded, Report> {
     let text = read(path)?;
     let mut loaded = check_text(&path.display().to_string(), &text, workers, &ThisSystem)?;
     loaded.process.source = Some(path.to_owned());
@@ -140,11 +137,15 @@ fn read(path: &Path) -> Result<String, Report> {
         Report::single(Diagnostic::error(title).help(help))
     };
     let failed = |error: &io::Error| {
-        let help = match error.kind() {
-            io::ErrorKind::NotFound => "check the path given with --config",
-            io::ErrorKind::PermissionDenied => "it must be readable for the user that starts the master",
-            io::ErrorKind::IsADirectory => "it is a directory; give the path of the file in it",
-            _ => "give another file with --config",
+        let kind = error.kind();
+        let help = if kind == io::ErrorKind::NotFound {
+            "check the path given with --config"
+        } else if kind == io::ErrorKind::PermissionDenied {
+            "it must be readable for the user that starts the master"
+        } else if kind == io::ErrorKind::IsADirectory {
+            "it is a directory; give the path of the file in it"
+        } else {
+            "give another file with --config"
         };
         unreadable(&error.to_string(), help)
     };
@@ -162,13 +163,6 @@ fn read(path: &Path) -> Result<String, Report> {
 }
 
 /// Checks configuration text; `name` stands for the file in messages.
-///
-/// # Errors
-/// Everything that is wrong with it.
-pub fn from_text(name: &str, text: &str) -> Result<Loaded, Report> {
-    check_text(name, text, None, &ThisSystem)
-}
-
 fn check_text(name: &str, text: &str, workers: Option<Workers>, system: &dyn System) -> Result<Loaded, Report> {
     let source = Arc::new(Source { name: name.to_owned(), text: text.to_owned() });
     let mut report = Report::of(Arc::clone(&source));
@@ -180,22 +174,16 @@ fn check_text(name: &str, text: &str, workers: Option<Workers>, system: &dyn Sys
     check::check(file, None, system, report)
 }
 
-/// Makes a configuration from the command line alone, with the defaults that a file has too.
+/// Reads and checks what a start or a reload uses: the file, with `--workers` above it, or the command line alone,
+/// with the defaults that a file has too.
 ///
 /// # Errors
-/// Everything that is wrong with it; no `--backend` at all is.
-pub fn from_command_line(options: &Options) -> Result<Loaded, Report> {
-    command_line::check_options(options, &ThisSystem)
-}
-
-/// What a start uses: the file, with `--workers` above it, or the command line alone.
-///
-/// # Errors
-/// As [`load`] and [`from_command_line`]; `--listen`, `--backend` or `--mode` beside a file are an error too.
+/// Everything that is wrong with it, or why it cannot be read. `--listen`, `--backend` or `--mode` beside a file are
+/// an error, and so is no `--backend` without a file.
 pub fn gather(config: Option<&Path>, options: &Options) -> Result<Loaded, Report> {
-    let Some(path) = config else { return from_command_line(options) };
+    let Some(path) = config else { return command_line::check_options(options, &ThisSystem) };
     command_line::only_workers(options)?;
-    load_with(path, options.workers)
+    load(path, options.workers)
 }
 
 /// The effective configuration as TOML, every default filled in. Reads back as the same snapshot.

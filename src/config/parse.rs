@@ -25,7 +25,7 @@ const NETWORKS_MAX: usize = 1000;
 const NAME_MAX: usize = 255;
 
 static TOP: Schema = Schema {
-    name: "top level",
+    name: "the top level",
     home: "the top of the file, above the first `[`",
     keys: &[
         "workers",
@@ -43,44 +43,44 @@ static TOP: Schema = Schema {
     ],
 };
 static LISTEN: Schema = Schema {
-    name: "[[listen]]",
+    name: "`[[listen]]`",
     home: "`[[listen]]`",
     keys: &["bind", "mode", "to", "backlog", "permissions", "timeouts"],
 };
-static ROUTE: Schema = Schema { name: "[[route]]", home: "`[[route]]`", keys: &["host", "path", "to"] };
+static ROUTE: Schema = Schema { name: "`[[route]]`", home: "`[[route]]`", keys: &["host", "path", "to"] };
 static GROUP: Schema = Schema {
-    name: "[backends.NAME]",
+    name: "`[backends.NAME]`",
     home: "`[backends.NAME]`",
     keys: &["balance", "servers", "tries", "timeouts", "keepalive", "health", "worker_header"],
 };
 static SERVER: Schema = Schema {
-    name: "servers",
+    name: "an entry of `servers`",
     home: "an entry of `servers`, such as `{ address = \"127.0.0.1:9001\", weight = 2 }`",
     keys: &["address", "name", "weight", "backup"],
 };
 static TIMEOUTS: Schema = Schema {
-    name: "timeouts",
+    name: "`timeouts`",
     home: "`[timeouts]` or `[listen.timeouts]`",
     keys: &["header", "idle", "body", "write", "connect", "response", "server", "tunnel"],
 };
 static GROUP_TIMEOUTS: Schema = Schema {
-    name: "[backends.NAME.timeouts]",
+    name: "`[backends.NAME.timeouts]`",
     home: "`[backends.NAME.timeouts]`",
     keys: &["body", "write", "connect", "response", "server", "tunnel"],
 };
 static LIMITS: Schema = Schema {
-    name: "[limits]",
+    name: "`[limits]`",
     home: "`[limits]`",
     keys: &["head", "fields", "body", "connections", "connections_per_address", "min_rate"],
 };
-static ACCESS_LOG: Schema = Schema { name: "[access_log]", home: "`[access_log]`", keys: &["to", "format"] };
+static ACCESS_LOG: Schema = Schema { name: "`[access_log]`", home: "`[access_log]`", keys: &["to", "format"] };
 static KEEPALIVE: Schema = Schema {
-    name: "[backends.NAME.keepalive]",
+    name: "`[backends.NAME.keepalive]`",
     home: "`[backends.NAME.keepalive]`",
     keys: &["idle_per_server", "idle_timeout", "max_per_server"],
 };
 static HEALTH: Schema = Schema {
-    name: "[backends.NAME.health]",
+    name: "`[backends.NAME.health]`",
     home: "`[backends.NAME.health]`",
     keys: &["failures", "eject", "eject_max"],
 };
@@ -97,7 +97,7 @@ pub fn parse(source: &Arc<Source>, report: &mut Report) -> Option<File> {
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
         if seen.insert((span.start, error.message().to_owned())) {
-            report.push(Diagnostic::error(format!("not valid TOML: {}", error.message())).at(span, ""));
+            report.push(syntax_error(&source.text, error.message(), span));
         }
     }
     if errors.is_empty() {
@@ -106,6 +106,22 @@ pub fn parse(source: &Arc<Source>, report: &mut Report) -> Option<File> {
     }
     report.add_independent(parser.report);
     None
+}
+
+/// The TOML parser's message, with a remedy for the commonest slips.
+fn syntax_error(text: &str, message: &str, span: Span) -> Diagnostic {
+    let rest = text.get(span.start..).unwrap_or_default();
+    let help = match message {
+        _ if message.starts_with("string values must be quoted")
+            && rest.trim_start_matches(' ').starts_with(['\r', '\n']) =>
+        {
+            Some("write a value behind `=`")
+        }
+        _ if message.starts_with("string values must be quoted") => Some("write it within double quotes: \"...\""),
+        "duplicate key" => Some("it was given before in the same table; remove one, or begin another table"),
+        _ => None,
+    };
+    Diagnostic::error(format!("not valid TOML: {message}")).at(span, "").maybe_help(help.map(str::to_owned))
 }
 
 struct Parser {
@@ -286,7 +302,11 @@ impl Parser {
                 groups.push(self.group(name, table, value.span()));
                 continue;
             }
-            let fault = Fault::new(format!("`backends.{}` must be a table, found {}", name.value, type_of(value)));
+            let fault = Fault::new(format!(
+                "the backend group {} must be a table, found {}",
+                quoted(&name.value),
+                type_of(value)
+            ));
             let help = if GROUP.keys.contains(&name.value.as_str()) {
                 "give the group a name: `[backends.web]`, and its settings below".to_owned()
             } else {

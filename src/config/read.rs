@@ -19,7 +19,7 @@ pub type Value<'t> = &'t Spanned<DeValue<'t>>;
 /// The keys that one kind of table may have.
 #[derive(Debug)]
 pub struct Schema {
-    /// How the table is written, such as `[limits]`.
+    /// What the table is called in messages.
     pub name: &'static str,
     /// Where its keys belong, as said of one found elsewhere.
     pub home: &'static str,
@@ -52,13 +52,15 @@ impl<'t> Section<'t> {
             }
             let home = all.iter().find(|other| other.keys.contains(&name));
             let help = match (nearest(name, schema.keys.iter().copied()), home) {
-                (Some(near), Some(home)) => format!("did you mean `{near}`? {} belongs in {}", quoted(name), home.home),
-                (None, Some(home)) => format!("{} belongs in {}", quoted(name), home.home),
+                (Some(near), Some(home)) if near.starts_with(name) => {
+                    format!("did you mean `{near}`? {} belongs in {}", quoted(name), home.home)
+                }
+                (_, Some(home)) => format!("{} belongs in {}", quoted(name), home.home),
                 (Some(near), None) => format!("did you mean `{near}`?"),
                 (None, None) => format!("keys here are {}", schema.keys.join(", ")),
             };
             report.push(
-                Diagnostic::error(format!("unknown key {} in `{}`", quoted(name), schema.name))
+                Diagnostic::error(format!("unknown key {} in {}", quoted(name), schema.name))
                     .at(key.span(), "")
                     .help(help),
             );
@@ -86,7 +88,7 @@ impl<'t> Section<'t> {
     /// Reports that `key` is missing.
     pub fn missing(&self, key: &str, example: &str, report: &mut Report) {
         report.push(
-            Diagnostic::error(format!("`{}` has no `{key}`", self.schema.name))
+            Diagnostic::error(format!("{} has no `{key}`", self.schema.name))
                 .at(self.span.clone(), "")
                 .absence()
                 .help(format!("add `{key} = {example}`")),

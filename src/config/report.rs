@@ -71,7 +71,12 @@ impl Diagnostic {
     /// Says how to mend it.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
-        self.help.push(text.into());
+        // It may quote names from the file, which must not reach the terminal as control sequences.
+        let mut help = String::new();
+        for c in text.into().chars() {
+            if c.is_control() && c != '\n' { help.extend(c.escape_debug()) } else { help.push(c) }
+        }
+        self.help.push(help);
         self
     }
 
@@ -157,19 +162,6 @@ impl Report {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// Whether there is nothing to say.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.diagnostics.is_empty()
-    }
-
-    /// How many errors and how many warnings there are.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-        (errors, self.diagnostics.len() - errors)
-    }
-
     /// Takes over the findings of `other` on the same source.
     pub fn add(&mut self, other: Report) {
         self.diagnostics.extend(other.diagnostics);
@@ -199,8 +191,8 @@ impl Report {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
         for diagnostic in self.diagnostics.iter().take(SHOWN_MAX) {
-            let group = self.group(diagnostic);
-            out.push_str(&renderer.render(&[group]));
+            let blocks: Vec<_> = self.groups(diagnostic).into_iter().map(|group| renderer.render(&[group])).collect();
+            out.push_str(&blocks.join("\n"));
             out.push_str("\n\n");
         }
         let more = self.diagnostics.len().saturating_sub(SHOWN_MAX);
@@ -213,22 +205,25 @@ impl Report {
         out
     }
 
-    fn group<'a>(&'a self, diagnostic: &'a Diagnostic) -> Group<'a> {
+    /// With a place: title, places and help in one. Without: each a block of its own.
+    fn groups<'a>(&'a self, diagnostic: &'a Diagnostic) -> Vec<Group<'a>> {
         let level = match diagnostic.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
         let mut group = Group::with_title(level.primary_title(diagnostic.title.as_str()));
-        if let Some(source) = &self.source {
-            for (i, mark) in diagnostic.marks.iter().enumerate() {
-                let kind = if i == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
-                group = group.element(snippet(source, mark, kind));
-            }
+        let Some(source) = self.source.as_ref().filter(|_| !diagnostic.marks.is_empty()) else {
+            let help = |help: &'a String| Group::with_title(Level::HELP.secondary_title(help.as_str()));
+            return std::iter::once(group).chain(diagnostic.help.iter().map(help)).collect();
+        };
+        for (i, mark) in diagnostic.marks.iter().enumerate() {
+            let kind = if i == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
+            group = group.element(snippet(source, mark, kind));
         }
         for help in &diagnostic.help {
             group = group.element(Level::HELP.message(help.as_str()));
         }
-        group
+        vec![group]
     }
 }
 
@@ -249,6 +244,9 @@ fn snippet<'a>(
     let to = to.clamp(from, line.len());
     let number = text[..line_start].bytes().filter(|byte| *byte == b'\n').count() + 1;
     let label = (!mark.label.is_empty()).then_some(mark.label.as_str());
+    // The renderer shows ASCII control characters as pictures, but passes on those of Unicode's C1 block, which
+    // terminals obey. The middle dot has as many bytes, so the span still fits.
+    let line: String = line.chars().map(|c| if ('\u{80}'..='\u{9f}').contains(&c) { '\u{b7}' } else { c }).collect();
     Snippet::source(line).line_start(number).path(source.name.as_str()).annotation(kind.span(from..to).label(label))
 }
 

@@ -8,7 +8,7 @@ pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Opti
     if word.len() > WORD_MAX {
         return None;
     }
-    let lower = word.to_lowercase().replace('-', "_");
+    let lower = word.to_lowercase().replace(['-', '_'], "");
     let allowed = match lower.chars().count() {
         0 => return None,
         1..=2 => 1,
@@ -16,7 +16,7 @@ pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Opti
         _ => 3,
     };
     let score = |name: &str| {
-        let name = name.to_lowercase().replace('-', "_");
+        let name = name.to_lowercase().replace(['-', '_'], "");
         let edits = strsim::damerau_levenshtein(&lower, &name);
         // A plural or a shortened word is a likely slip, however many letters it lacks.
         let prefix = lower.len() >= 3 && (name.starts_with(&lower) || lower.starts_with(&name) && name.len() >= 3);
@@ -42,6 +42,7 @@ mod tests {
         assert_eq!(nearest("timeout", words), Some("timeouts"));
         assert_eq!(nearest("Mode", words), Some("mode"));
         assert_eq!(nearest("idle-per-server", words), Some("idle_per_server"));
+        assert_eq!(nearest("leastconn", ["round-robin", "least-connections"]), Some("least-connections"));
         assert_eq!(nearest("certificate", words), None);
         assert_eq!(nearest("x", words), None);
         assert_eq!(nearest("", words), None);

@@ -9,7 +9,7 @@ use ipc::shm;
 use ipc::snapshot::Mode;
 use ipc::state::{Image, Phase, Record};
 use ipc::tcp_info;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
@@ -190,9 +190,16 @@ enum Verdict {
 
 /// What becomes of one connection that its dead worker had been sent.
 fn judge(worker: &Worker, id: u32, mut connection: Connection) -> Verdict {
-    let image = worker.control.record(id).and_then(Record::read);
+    let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
-    let remains = Remains { image, task: &connection.task, base: connection.base, counters };
+    let remains = Remains {
+        image: record.and_then(Record::read),
+        former: record.and_then(Record::read_former),
+        task: &connection.task,
+        base: connection.base,
+        counters,
+    };
+    let image = remains.standing();
     let verdict =
         remains.salvage(|slot, offset, len| shm::read_slot(&worker.region, &worker.layout, slot, offset, len));
     let mut rebase = |carried| {
@@ -229,7 +236,10 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection) -> Verdict {
             rebase(0);
             connection.task = Task::Fail;
         }
-        Salvage::Cut => return Verdict::Cut(connection),
+        Salvage::Cut => {
+            debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
+            return Verdict::Cut(connection);
+        }
         Salvage::Done => return Verdict::Over(connection),
     }
     Verdict::Pass(connection)

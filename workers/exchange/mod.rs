@@ -342,8 +342,8 @@ impl Exchange {
     pub fn release(&mut self, cx: &mut Ctx) {
         self.to_server.clear(&mut cx.buffers);
         self.to_client.clear(&mut cx.buffers);
-        if let Some((pipe, 0)) = self.spliced.take() {
-            cx.pipes.put(pipe);
+        if let Some((pipe, _)) = self.spliced.take() {
+            cx.pipes.discard(pipe);
         }
     }
 }

@@ -215,6 +215,7 @@ impl Exchange {
         }
         if self.response_body.is_done() {
             self.response_side = ResponseSide::Received;
+            self.announce(cx.out.len() + bytes[fed.direct.clone()].len(), client, cx);
         }
         if self.to_client.is_empty() {
             send_or_keep(&mut client.socket, &mut self.to_client, &cx.out, &bytes[fed.direct], &mut cx.buffers)
@@ -223,6 +224,14 @@ impl Exchange {
             self.to_client.push(&cx.out, &mut cx.buffers);
             self.to_client.push(&bytes[fed.direct], &mut cx.buffers);
             Ok(())
+        }
+    }
+
+    /// Publishes what will hold once all of the answer is written, of which `last` bytes are not even queued. Not
+    /// where the connection ends with the answer: nothing goes on there.
+    fn announce(&self, last: usize, client: &Client, cx: &Ctx) {
+        if self.client_goes_on() {
+            client.publish_answer(self.request_end(), (self.to_client.rest().len() + last) as u64, cx);
         }
     }
 
@@ -247,6 +256,7 @@ impl Exchange {
             Io::Eof => match self.response_body.end_of_file(&mut cx.out) {
                 Ok(()) => {
                     self.response_side = ResponseSide::Received;
+                    self.announce(cx.out.len(), client, cx);
                     send_or_keep(&mut client.socket, &mut self.to_client, &cx.out, &[], &mut cx.buffers)
                         .map_err(|_| Step::Cut(CLIENT_GONE))?;
                     Ok(1)
@@ -268,9 +278,9 @@ impl Exchange {
     ) -> Result<Option<usize>, Step> {
         let (pipe, mut held) = match self.spliced.take() {
             Some(spliced) => spliced,
-            None => match cx.pipes.take() {
-                Ok(pipe) => (pipe, 0),
-                Err(_) => return Ok(None),
+            None => match cx.take_pipe() {
+                Some(pipe) => (pipe, 0),
+                None => return Ok(None),
             },
         };
         if held == 0 {

@@ -1,39 +1,62 @@
 //! Pipes for `splice(2)`: bytes move between two sockets without entering this process.
 //!
-//! A pipe is taken from the pool only while bytes are on their way, so an idle relay holds none.
+//! A pipe is taken from the pool only while bytes are on their way, so an idle relay holds none. The master has a
+//! copy of every pipe's reading end, and the shared region says whose bytes it holds: so they outlive this process.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ipc::state::MAX_PIPES;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes one pipe is asked to hold. Larger ones measured slower (201 against 148 µs of CPU for 1 MiB), smaller
 /// ones take more system calls.
 const PIPE_BYTES: usize = 256 * 1024;
-/// Empty pipes kept for reuse at most.
-const KEPT: usize = 64;
 
-/// Both ends of a pipe.
+/// A pipe, or the reading end of one that a former worker filled.
 #[derive(Debug)]
 pub struct Pipe {
     read: OwnedFd,
-    write: OwnedFd,
+    write: Option<OwnedFd>,
+    number: Option<u16>,
 }
 
 impl Pipe {
     /// Segments of the smallest pipe the kernel makes for us when its limits are reached.
     pub const MIN_SEGMENTS: usize = 2;
 
-    fn new() -> Result<Pipe, Errno> {
+    fn new(number: u16) -> Result<Pipe, Errno> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Over the user's pipe limit the pipe stays at its default size, which works too, with more calls.
         let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE_BYTES);
-        Ok(Pipe { read, write })
+        Ok(Pipe { read, write: Some(write), number: Some(number) })
+    }
+
+    /// The reading end of a former worker's pipe, to be emptied and dropped, with the number of bytes in it.
+    ///
+    /// # Errors
+    /// When it is no pipe.
+    pub fn inherited(read: OwnedFd) -> Result<(Pipe, usize), Errno> {
+        let held = rustix::io::ioctl_fionread(&read)?;
+        Ok((Pipe { read, write: None, number: None }, usize::try_from(held).unwrap_or(0)))
+    }
+
+    /// Its number in the shared region; `None` for an inherited one.
+    #[must_use]
+    pub fn number(&self) -> Option<u16> {
+        self.number
+    }
+
+    /// The end that bytes come out of.
+    #[must_use]
+    pub fn reading_end(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
     }
 
     pub(super) fn fill(&self, from: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
+        let Some(write) = &self.write else { return Err(Errno::BADF) };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        rustix::pipe::splice(from, None, &self.write, None, most.min(PIPE_BYTES), flags)
+        rustix::pipe::splice(from, None, write, None, most.min(PIPE_BYTES), flags)
     }
 
     pub(super) fn drain(&self, to: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
@@ -42,25 +65,45 @@ impl Pipe {
     }
 }
 
-/// Empty pipes waiting to be used again; making one costs about 6 µs.
+/// The worker's pipes, at most [`MAX_PIPES`].
 #[derive(Debug, Default)]
 pub struct Pipes {
     free: Vec<Pipe>,
+    numbers: Vec<u16>,
+    made: u16,
 }
 
 impl Pipes {
-    /// An empty pipe.
-    ///
-    /// # Errors
-    /// When descriptors are short.
-    pub fn take(&mut self) -> Result<Pipe, Errno> {
-        self.free.pop().map_or_else(Pipe::new, Ok)
+    /// An empty pipe that has been used before.
+    pub fn take(&mut self) -> Option<Pipe> {
+        self.free.pop()
     }
 
-    /// Gives a pipe back, which must be empty: one with bytes in it must be dropped.
+    /// A new pipe, which costs about 6 µs and must be made known to the master before it is used.
+    ///
+    /// # Errors
+    /// When descriptors are short, or all numbers are in use.
+    pub fn make(&mut self) -> Result<Pipe, Errno> {
+        let number = match self.numbers.pop() {
+            Some(number) => number,
+            None if self.made < MAX_PIPES => {
+                self.made += 1;
+                self.made - 1
+            }
+            None => return Err(Errno::MFILE),
+        };
+        Pipe::new(number).inspect_err(|_| self.numbers.push(number))
+    }
+
+    /// Gives a pipe back that is empty.
     pub fn put(&mut self, pipe: Pipe) {
-        if self.free.len() < KEPT {
+        if pipe.number.is_some() {
             self.free.push(pipe);
         }
+    }
+
+    /// Closes a pipe, with whatever is in it.
+    pub fn discard(&mut self, pipe: Pipe) {
+        self.numbers.extend(pipe.number);
     }
 }

@@ -1,0 +1,324 @@
+//! Properties that hold for all configurations: no text panics, and a dump reads back as the same snapshot.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipc::snapshot::*;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::address::conflict;
+use super::check::{host_text, path_text};
+use super::dump;
+use super::tests::read;
+use super::units::DURATION_MAX_MS;
+use super::{OsGroup, OsUser, ProcessSettings};
+
+const FULL: &str = include_str!("../../examples/full.toml");
+
+fn duration() -> impl Strategy<Value = u32> {
+    prop_oneof![1..=DURATION_MAX_MS, (1..=DURATION_MAX_MS / 60_000).prop_map(|m| m * 60_000)]
+}
+
+fn inet(ports: std::ops::RangeInclusive<u16>) -> impl Strategy<Value = SocketAddr> {
+    let ip = any::<IpAddr>().prop_map(|ip| ip.to_canonical());
+    (ip, ports).prop_map(SocketAddr::from)
+}
+
+fn address(ports: std::ops::RangeInclusive<u16>) -> impl Strategy<Value = Address> {
+    let path = "/run/[^/.\\x00][^/\\x00]{0,20}";
+    prop_oneof![inet(ports).prop_map(Address::Inet), path.prop_map(|path| Address::Unix(PathBuf::from(path)))]
+}
+
+fn timeouts() -> impl Strategy<Value = Timeouts> {
+    let all = (duration(), duration(), duration(), duration(), duration(), duration(), duration(), duration());
+    all.prop_map(|(header_ms, idle_ms, body_ms, write_ms, connect_ms, response_ms, server_ms, tunnel_ms)| Timeouts {
+        header_ms,
+        idle_ms,
+        body_ms,
+        write_ms,
+        connect_ms,
+        response_ms,
+        server_ms,
+        tunnel_ms,
+    })
+}
+
+fn overrides() -> impl Strategy<Value = TimeoutOverrides> {
+    let some = || option::of(duration());
+    (some(), some(), some(), some(), some(), some()).prop_map(
+        |(body_ms, write_ms, connect_ms, response_ms, server_ms, tunnel_ms)| TimeoutOverrides {
+            body_ms,
+            write_ms,
+            connect_ms,
+            response_ms,
+            server_ms,
+            tunnel_ms,
+        },
+    )
+}
+
+fn server() -> impl Strategy<Value = Server> {
+    let name = option::of("[!-~]{1,20}");
+    (address(1..=u16::MAX), name, 1..=1000u16, any::<bool>()).prop_map(|(address, name, weight, backup)| Server {
+        name: name.unwrap_or_else(|| address.to_string()),
+        address,
+        weight,
+        backup,
+    })
+}
+
+fn group() -> impl Strategy<Value = Group> {
+    let balance = prop_oneof![
+        Just(Balance::RoundRobin),
+        Just(Balance::LeastConnections),
+        Just(Balance::RandomTwo),
+        Just(Balance::SourceHash),
+        Just(Balance::ConsistentHash),
+    ];
+    let keepalive = (0..=100_000u32, duration(), option::of(1..=1_000_000u32)).prop_map(
+        |(idle_per_server, idle_timeout_ms, max_per_server)| KeepAlive {
+            idle_per_server,
+            idle_timeout_ms,
+            max_per_server,
+        },
+    );
+    let health = (0..=1000u32, duration(), duration()).prop_map(|(failures, a, b)| Health {
+        failures,
+        eject_ms: a.min(b),
+        eject_max_ms: a.max(b),
+    });
+    let parts =
+        ("[a-zA-Z0-9._-]{1,12}", balance, vec(server(), 0..5), overrides(), 1..=16u8, keepalive, health, any::<bool>());
+    parts.prop_map(|(name, balance, mut servers, timeouts, tries, keepalive, health, worker_header)| {
+        let mut seen = std::collections::HashSet::new();
+        servers.retain(|server| seen.insert(server.address.clone()));
+        Group { name, balance, servers, timeouts, tries, keepalive, health, worker_header }
+    })
+}
+
+fn route(groups: usize) -> impl Strategy<Value = Route> {
+    let host = prop_oneof![
+        Just(HostMatch::Any),
+        "[a-z0-9_-]{1,9}(\\.[a-z]{1,5}){0,2}".prop_map(HostMatch::Exact),
+        "(\\.[a-z0-9]{1,5}){1,3}".prop_map(HostMatch::Wildcard),
+    ];
+    let path = prop_oneof![
+        "/[!-\"$-)+->@-~]{0,9}".prop_map(PathMatch::Prefix),
+        "/[!-\"$->@-~]{0,9}".prop_map(PathMatch::Exact),
+    ];
+    (host, path, 0..groups).prop_map(|(host, path, to)| Route { host, path, to: u16::try_from(to).unwrap() })
+}
+
+fn listener(groups: usize) -> impl Strategy<Value = Listener> {
+    let to = (any::<bool>(), option::of(0..groups), 0..groups).prop_map(|(http, some, always)| {
+        let id = |to: usize| u16::try_from(to).unwrap();
+        if http { (Mode::Http, some.map(id)) } else { (Mode::Tcp, Some(id(always))) }
+    });
+    (address(0..=u16::MAX), to, 1..=65535u32, timeouts()).prop_map(|(bind, (mode, to), backlog, timeouts)| Listener {
+        bind,
+        mode,
+        to,
+        backlog,
+        timeouts,
+    })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let parts = (
+        1024..=262_144u32,
+        8..=1000u16,
+        option::of(any::<u64>()),
+        1..=1_000_000u32,
+        option::of(1..=u32::MAX),
+        any::<u32>(),
+    );
+    parts.prop_map(|(head_bytes, head_fields, body_bytes, connections, connections_per_address, min_rate_bytes)| {
+        Limits { head_bytes, head_fields, body_bytes, connections, connections_per_address, min_rate_bytes }
+    })
+}
+
+fn access_log() -> impl Strategy<Value = AccessLog> {
+    let to = prop_oneof![
+        Just(LogTarget::Off),
+        Just(LogTarget::Stdout),
+        "/var/log/[^/.\\x00][^/\\x00]{0,20}".prop_map(|path| LogTarget::File(PathBuf::from(path))),
+    ];
+    let format = prop_oneof![Just(LogFormat::Combined), Just(LogFormat::Json)];
+    (to, format).prop_map(|(to, format)| AccessLog { to, format })
+}
+
+fn network() -> impl Strategy<Value = Network> {
+    (any::<IpAddr>(), 0..=128u8).prop_map(|(address, prefix)| {
+        let address = address.to_canonical();
+        Network { address, prefix: if address.is_ipv4() { prefix.min(32) } else { prefix } }
+    })
+}
+
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    let groups = vec(group(), 1..4).prop_map(|mut groups| {
+        let mut seen = std::collections::HashSet::new();
+        groups.retain(|group| seen.insert(group.name.clone()));
+        groups
+    });
+    groups.prop_flat_map(|groups| {
+        let count = groups.len();
+        let dispatch = prop_oneof![Just(Dispatch::LeastConnections), Just(Dispatch::RoundRobin)];
+        let listeners = vec(listener(count), 1..4);
+        let routes = vec(route(count), 1..5);
+        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), duration());
+        (Just(groups), listeners, routes, rest).prop_map(|(groups, listeners, mut routes, rest)| {
+            let (workers, dispatch, limits, access_log, trusted_proxies, shutdown_timeout_ms) = rest;
+            let mut kept: Vec<Listener> = Vec::new();
+            for listener in listeners {
+                if !kept.iter().any(|other| conflict(&other.bind, &listener.bind)) {
+                    kept.push(listener);
+                }
+            }
+            let mut seen = std::collections::HashSet::new();
+            routes.retain(|route| seen.insert((host_text(&route.host), path_text(&route.path))));
+            let listeners = kept;
+            Snapshot {
+                workers,
+                dispatch,
+                listeners,
+                routes,
+                groups,
+                limits,
+                access_log,
+                trusted_proxies,
+                shutdown_timeout_ms,
+            }
+        })
+    })
+}
+
+fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
+    let mut unix_permissions = BTreeMap::new();
+    for listener in &snapshot.listeners {
+        if let Address::Unix(path) = &listener.bind {
+            unix_permissions.insert(path.clone(), bits);
+        }
+    }
+    let name = || "www-data".to_owned();
+    ProcessSettings {
+        source: None,
+        user: accounts.then(|| OsUser { name: name(), uid: 33, gid: 33 }),
+        group: accounts.then(|| OsGroup { name: name(), gid: 33 }),
+        unix_permissions,
+    }
+}
+
+/// Whatever `text` is, it is read or refused with a report; what is read can be dumped and read again.
+fn check_any(text: &str) -> Result<(), TestCaseError> {
+    match read(text) {
+        Ok(loaded) => {
+            prop_assert!(!loaded.warnings.has_errors());
+            let dumped = dump(&loaded.snapshot, &loaded.process);
+            let again = read(&dumped).map_err(|report| TestCaseError::fail(format!("{report}\n{dumped}")))?;
+            prop_assert_eq!(again.snapshot, loaded.snapshot);
+        }
+        Err(report) => {
+            prop_assert!(report.has_errors());
+            let shown = report.render(false);
+            prop_assert!(shown.contains("error: "));
+            prop_assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+            prop_assert!(!report.render(true).is_empty());
+        }
+    }
+    Ok(())
+}
+
+/// Pieces that configurations are made of, right and wrong.
+fn piece() -> impl Strategy<Value = String> {
+    let line = proptest::sample::select(FULL.lines().collect::<Vec<_>>()).prop_map(|line| format!("{line}\n"));
+    let odd = proptest::sample::select(vec![
+        "[[listen]]\n",
+        "[listen]\n",
+        "[",
+        "]",
+        "{",
+        "}",
+        "=",
+        "\"",
+        "\"\"\"",
+        "'",
+        "\n",
+        "\r",
+        "\t",
+        ",",
+        "#",
+        ".",
+        "\0",
+        "\u{feff}",
+        "\u{202e}",
+        "é",
+        "😀",
+        "\\u0000",
+        "\\U00110000",
+        "0x",
+        "1e999",
+        "-0",
+        "9999999999999999999999",
+        "nan",
+        "1979-05-27",
+        "[backends.web]\n",
+        "backends.web.servers = [[]]\n",
+        "to = \"\"\n",
+        "unix:",
+        "*.",
+        "=/",
+        "%",
+    ]);
+    prop_oneof![4 => line, 2 => odd.prop_map(str::to_owned), 1 => "\\PC{0,8}"]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_dump_reads_back_as_the_same_snapshot(
+        (snapshot, bits, accounts) in (snapshot(), 0..=0o777u32, any::<bool>())
+    ) {
+        let process = process(&snapshot, bits, accounts);
+        let text = dump(&snapshot, &process);
+        let loaded = read(&text).map_err(|report| TestCaseError::fail(format!("{report}\n{text}")))?;
+        prop_assert_eq!(&loaded.snapshot, &snapshot);
+        prop_assert_eq!(&loaded.process, &process);
+        prop_assert_eq!(dump(&loaded.snapshot, &loaded.process), text);
+    }
+
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        check_any(&text)?;
+    }
+
+    #[test]
+    fn no_text_of_likely_pieces_panics(pieces in vec(piece(), 0..40)) {
+        check_any(&pieces.concat())?;
+    }
+
+    #[test]
+    fn no_damaged_configuration_panics(
+        cuts in vec((any::<prop::sample::Index>(), 0..12usize, piece()), 1..5)
+    ) {
+        let mut text = FULL.to_owned();
+        for (at, length, insert) in cuts {
+            let from = text.floor_char_boundary(at.index(text.len() + 1));
+            let to = text.ceil_char_boundary((from + length).min(text.len()));
+            text.replace_range(from..to, &insert);
+        }
+        check_any(&text)?;
+    }
+
+    #[test]
+    fn one_changed_value_never_panics(line in 0..FULL.lines().count(), value in "\\PC{0,12}|\"[^\"]{0,12}\"|[0-9.]{1,24}") {
+        let changed: Vec<String> = FULL.lines().enumerate().map(|(number, text)| match text.split_once(" = ") {
+            Some((key, _)) if number == line => format!("{key} = {value}"),
+            Some(_) | None => text.to_owned(),
+        }).collect();
+        check_any(&changed.join("\n"))?;
+    }
+}

@@ -1,0 +1,506 @@
+//! Whole configurations: what they come to, and the messages as people see them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use ipc::snapshot::{Address, Balance, HostMatch, LogTarget, Mode, PathMatch, Snapshot};
+
+use super::check::DEFAULT_TIMEOUTS;
+use super::command_line::check_options;
+use super::system::System;
+use super::{Loaded, Options, OsGroup, OsUser, Report, Workers, check_text, dump, gather, load};
+
+/// A machine with 4 cores, a user and a group `www-data`, the directories `/`, `/run` and `/var/log`, and names
+/// that begin with `one.` and `two.` for that many addresses.
+pub struct TestSystem;
+
+impl System for TestSystem {
+    fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        let (host, port) = name.rsplit_once(':').ok_or(io::ErrorKind::InvalidInput)?;
+        let port: u16 = port.parse().map_err(|_| io::ErrorKind::InvalidInput)?;
+        match host.split('.').next() {
+            Some("one") => Ok(vec![([10, 0, 0, 1], port).into()]),
+            Some("two") => Ok(vec![([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], port).into()]),
+            Some("none") => Ok(Vec::new()),
+            Some(_) | None => Err(io::Error::other("no such host")),
+        }
+    }
+
+    fn user(&self, name: &str) -> io::Result<Option<OsUser>> {
+        Ok((name == "www-data").then(|| OsUser { name: name.to_owned(), uid: 33, gid: 33 }))
+    }
+
+    fn group(&self, name: &str) -> io::Result<Option<OsGroup>> {
+        Ok((name == "www-data").then(|| OsGroup { name: name.to_owned(), gid: 33 }))
+    }
+
+    fn cores(&self) -> usize {
+        4
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        ["/", "/run", "/var/log"].iter().any(|known| path == Path::new(known))
+    }
+}
+
+pub fn read(text: &str) -> Result<Loaded, Report> {
+    check_text("test.toml", text, None, &TestSystem)
+}
+
+fn good(text: &str) -> Loaded {
+    let loaded = read(text).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(loaded.warnings.to_string(), "");
+    loaded
+}
+
+/// The findings on `text`, which must be refused.
+fn bad(text: &str) -> String {
+    read(text).expect_err("a fault should be found").to_string()
+}
+
+/// As `bad`, where `text` comes behind a sound beginning of a file.
+fn bad_after_sound(text: &str) -> String {
+    bad(&format!("route = [{{ to = \"web\" }}]\nbackends.web.servers = [\"127.0.0.1:9001\"]\n{text}"))
+}
+
+fn assert_dump_reads_back(loaded: &Loaded) {
+    let text = dump(&loaded.snapshot, &loaded.process);
+    let again = read(&text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+    assert_eq!(again.snapshot, loaded.snapshot, "{text}");
+    assert_eq!(again.process.user, loaded.process.user);
+    assert_eq!(again.process.group, loaded.process.group);
+    assert_eq!(again.process.unix_permissions, loaded.process.unix_permissions);
+    assert_eq!(dump(&again.snapshot, &again.process), text);
+}
+
+fn minimal() -> Snapshot {
+    good(include_str!("../../examples/minimal.toml")).snapshot
+}
+
+#[test]
+fn minimal_example_gets_the_defaults() {
+    let snapshot = minimal();
+    assert_eq!(snapshot.workers, 4);
+    assert_eq!(snapshot.listeners.len(), 1);
+    assert_eq!(snapshot.listeners[0].bind.to_string(), "127.0.0.1:8080");
+    assert_eq!(snapshot.listeners[0].mode, Mode::Http);
+    assert_eq!(snapshot.listeners[0].backlog, 4096);
+    assert_eq!(snapshot.listeners[0].timeouts, DEFAULT_TIMEOUTS);
+    assert_eq!(snapshot.routes[0].host, HostMatch::Any);
+    assert_eq!(snapshot.routes[0].path, PathMatch::Prefix("/".to_owned()));
+    let group = &snapshot.groups[0];
+    assert_eq!((group.tries, group.balance), (3, Balance::RoundRobin));
+    assert_eq!((group.health.failures, group.health.eject_ms, group.health.eject_max_ms), (3, 5000, 60_000));
+    assert_eq!((group.keepalive.idle_per_server, group.keepalive.idle_timeout_ms), (64, 60_000));
+    assert_eq!(snapshot.limits.head_bytes, 16384);
+    assert_eq!(snapshot.limits.body_bytes, None);
+    assert_eq!(snapshot.access_log.to, LogTarget::Off);
+    assert_eq!(snapshot.shutdown_timeout_ms, 30_000);
+}
+
+#[test]
+fn full_example_names_every_key_and_reads_back_from_its_dump() {
+    let text = include_str!("../../examples/full.toml");
+    let loaded = good(text);
+    assert_dump_reads_back(&loaded);
+    let dumped = dump(&loaded.snapshot, &loaded.process);
+    for key in dumped.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.trim()) {
+        if key != "{ address" && key != "{ name" {
+            assert!(text.lines().any(|line| line.trim_start_matches(['#', ' ']).starts_with(key)), "{key}");
+        }
+    }
+}
+
+#[test]
+fn user_and_group_are_looked_up() {
+    let loaded = good(
+        "user = \"www-data\"\ngroup = \"www-data\"\nroute = [{ to = \"a\" }]\nbackends.a.servers = [\"127.0.0.1:9\"]",
+    );
+    assert_eq!(loaded.process.user.as_ref().map(|user| (user.uid, user.gid)), Some((33, 33)));
+    assert_eq!(loaded.process.group.as_ref().map(|group| group.gid), Some(33));
+    assert_dump_reads_back(&loaded);
+}
+
+#[test]
+fn timeouts_come_from_the_nearest_place_that_sets_them() {
+    let snapshot = good(
+        "[timeouts]\nidle = \"10s\"\nconnect = \"1s\"\n[[listen]]\nbind = \"127.0.0.1:1\"\ntimeouts.idle = \"5s\"\n\
+         [[listen]]\nbind = \"127.0.0.1:2\"\n[[route]]\nto = \"a\"\n[backends.a]\nservers = [\"127.0.0.1:9\"]\n\
+         timeouts.connect = \"250ms\"\n",
+    )
+    .snapshot;
+    let [first, second] = &snapshot.listeners[..] else { panic!() };
+    assert_eq!((first.timeouts.idle_ms, first.timeouts.connect_ms), (5000, 1000));
+    assert_eq!((second.timeouts.idle_ms, second.timeouts.connect_ms), (10_000, 1000));
+    assert_eq!(second.timeouts.header_ms, DEFAULT_TIMEOUTS.header_ms);
+    assert_eq!(first.timeouts.with(&snapshot.groups[0].timeouts).connect_ms, 250);
+}
+
+#[test]
+fn groups_and_routes_keep_the_order_of_the_file() {
+    let text = "[[route]]\nto = \"b\"\n[[route]]\nhost = \"A.de\"\nto = \"a\"\n\
+                [backends.b]\nservers = [\"127.0.0.1:9\"]\n[backends.a]\nservers = [\"127.0.0.1:9\"]\n";
+    let snapshot = good(text).snapshot;
+    assert_eq!(snapshot.groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>(), ["b", "a"]);
+    assert_eq!(snapshot.routes.iter().map(|r| r.to).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(snapshot.routes[1].host, HostMatch::Exact("a.de".to_owned()));
+}
+
+#[test]
+fn a_name_becomes_a_server_for_each_address() {
+    let text = "route = [{ to = \"a\" }]\nbackends.a.servers = [{ address = \"two.x:80\", weight = 3 }, \"none.x:1\", \"x:1\", \"one.x:80\"]";
+    let loaded = read(text).unwrap();
+    let servers: Vec<_> =
+        loaded.snapshot.groups[0].servers.iter().map(|s| (s.name.as_str(), s.address.to_string(), s.weight)).collect();
+    assert_eq!(servers, [("two.x:80", "10.0.0.1:80".to_owned(), 3), ("two.x:80", "10.0.0.2:80".to_owned(), 3)]);
+    let warnings = loaded.warnings.to_string();
+    assert!(!loaded.warnings.has_errors());
+    assert!(warnings.contains("the name of the server `none.x:1` does not resolve: it has no addresses"), "{warnings}");
+    assert!(warnings.contains("the name of the server `x:1` does not resolve: no such host"), "{warnings}");
+    assert!(warnings.contains("this name stands for `10.0.0.1:80`, which is in the group already"), "{warnings}");
+    assert_dump_reads_back(&loaded);
+}
+
+#[test]
+fn a_group_whose_names_do_not_resolve_is_left_empty() {
+    let loaded = read("route = [{ to = \"a\" }]\nbackends.a.servers = [\"x:1\"]").unwrap();
+    assert!(loaded.snapshot.groups[0].servers.is_empty());
+    assert_dump_reads_back(&loaded);
+}
+
+#[test]
+fn a_longer_ejection_raises_the_longest() {
+    let text = "route = [{ to = \"a\" }]\n[backends.a]\nservers = [\"127.0.0.1:9\"]\nhealth.eject = \"5m\"";
+    assert_eq!(good(text).snapshot.groups[0].health.eject_max_ms, 300_000);
+}
+
+#[test]
+fn unix_listeners_carry_their_permissions() {
+    let loaded = good(
+        "listen = [{ bind = \"unix:/run/a.sock\", permissions = \"0660\" }]\nroute = [{ to = \"a\" }]\n\
+         backends.a.servers = [\"unix:/run/b.sock\"]",
+    );
+    assert_eq!(loaded.process.unix_permissions.get(Path::new("/run/a.sock")), Some(&0o660));
+    assert_dump_reads_back(&loaded);
+}
+
+#[test]
+fn misspelt_key() {
+    assert_eq!(
+        bad_after_sound("[timeouts]\nconect = \"2s\"\n"),
+        "error: unknown key `conect` in `timeouts`
+ --> test.toml:4:1
+  |
+4 | conect = \"2s\"
+  | ^^^^^^
+  |
+  = help: did you mean `connect`?
+"
+    );
+}
+
+#[test]
+fn misplaced_key() {
+    assert_eq!(
+        bad_after_sound("[backends.web.timeouts]\nheader = \"2s\"\n"),
+        "error: unknown key `header` in `[backends.NAME.timeouts]`
+ --> test.toml:4:1
+  |
+4 | header = \"2s\"
+  | ^^^^^^
+  |
+  = help: `header` belongs in `[timeouts]` or `[listen.timeouts]`
+"
+    );
+}
+
+#[test]
+fn missing_unit() {
+    assert_eq!(
+        bad_after_sound("[timeouts]\n  connect = 2 # seconds\n"),
+        "error: the duration `2` has no unit
+ --> test.toml:4:13
+  |
+4 |   connect = 2 # seconds
+  |             ^
+  |
+  = help: did you mean \"2s\"? units are ms, s, m, h and d
+"
+    );
+}
+
+#[test]
+fn duplicate_listener() {
+    assert_eq!(
+        bad_after_sound("[[listen]]\nbind = \"127.0.0.1:80\"\n[[listen]]\nbind = \"0.0.0.0:80\"\n"),
+        "error: `0.0.0.0:80` is covered by another listener
+ --> test.toml:6:8
+  |
+6 | bind = \"0.0.0.0:80\"
+  |        ^^^^^^^^^^^^
+  |
+ ::: test.toml:4:8
+  |
+4 | bind = \"127.0.0.1:80\"
+  |        -------------- the other one
+  |
+  = help: remove one of them, or use another port
+"
+    );
+}
+
+#[test]
+fn every_fault_is_reported_at_once() {
+    let text = "workers = 0\n[[listen]]\nbind = \"8080\"\nto = \"wbe\"\n[backends.web]\nservers = [\"127.0.0.1\"]\ntries = 17\n";
+    assert_eq!(
+        bad(text),
+        "error: `workers` is out of bounds
+ --> test.toml:1:11
+  |
+1 | workers = 0
+  |           ^
+  |
+  = help: it is a whole number from 1 to 1024, or \"auto\"
+
+error: `8080` has no host
+ --> test.toml:3:8
+  |
+3 | bind = \"8080\"
+  |        ^^^^^^
+  |
+  = help: write \"127.0.0.1:8080\" for this machine only, \"0.0.0.0:8080\" for all its IPv4 addresses
+
+error: there is no backend group `wbe`
+ --> test.toml:4:6
+  |
+4 | to = \"wbe\"
+  |      ^^^^^
+  |
+  = help: did you mean `web`?
+
+error: `127.0.0.1` has no port
+ --> test.toml:6:12
+  |
+6 | servers = [\"127.0.0.1\"]
+  |            ^^^^^^^^^^^
+  |
+  = help: write \"127.0.0.1:80\"
+
+error: `tries` is out of bounds
+ --> test.toml:7:9
+  |
+7 | tries = 17
+  |         ^^
+  |
+  = help: it is a whole number from 1 to 16
+"
+    );
+}
+
+#[test]
+fn syntax_errors_do_not_hide_independent_faults_nor_cause_others() {
+    let text = "dispatch = \"round-robin\nconect = 5\n[[listen]]\nbind = \n[[route]]\nto = \"web\"\n";
+    let report = bad(text);
+    assert_eq!(report.matches("error: ").count(), 3, "{report}");
+    assert!(report.contains("test.toml:1:24") && report.contains("test.toml:4:"), "{report}");
+    assert!(report.contains("unknown key `conect`"), "{report}");
+    assert!(!report.contains("backend group"), "{report}");
+}
+
+/// Text behind a sound beginning, and what its report must say.
+#[test]
+fn each_fault_has_its_message() {
+    let cases = [
+        ("[limits]\nhead = \"16\"", "the size `16` has no unit"),
+        ("[limits]\nhead = \"16B\"", "it may be from 1KiB to 256KiB"),
+        ("[limits]\nfields = 7", "it is a whole number from 8 to 1000"),
+        ("[limits]\nfields = 99999999999999999999999999999999999999999", "it is a whole number from 8 to 1000"),
+        ("[limits]\nconnections = 1.5", "`connections` must be a whole number from 1 to 1000000, found a fraction"),
+        ("[limits]\nconnections_per_address = \"no\"", "or \"none\", found a string"),
+        ("[timeouts]\nidle = \"0s\"", "a duration of zero"),
+        ("[timeouts]\nidle = \"31d\"", "the longest is 30d"),
+        ("[timeouts]\nidle = true", "`idle` must be a duration, found a boolean"),
+        ("[[timeouts]]", "`timeouts` must be a table, found an array"),
+        ("[listen]\nbind = \"127.0.0.1:1\"", "begin each one with `[[listen]]`"),
+        ("[[listen]]", "`[[listen]]` has no `bind`"),
+        ("[[listen]]\nbind = 8080", "`bind` must be a string, found an integer"),
+        ("[[listen]]\nbind = \"unix:/run\"", "`/run` is a directory"),
+        ("[[listen]]\nbind = \"unix:/nowhere/a\"", "there is no directory `/nowhere` for the socket"),
+        ("[[listen]]\nbind = \"127.0.0.1:1\"\npermissions = \"0660\"", "`permissions` are for Unix sockets only"),
+        ("[[listen]]\nbind = \"unix:/run/a\"\npermissions = \"rw\"", "write them in octal"),
+        ("[[listen]]\nbind = \"127.0.0.1:1\"\nmode = \"tcp\"", "add `to = \"web\"`"),
+        ("[[listen]]\nbind = \"127.0.0.1:1\"\nmode = \"https\"", "did you mean \"http\"?"),
+        ("[access_log]\nto = \"log\"", "the access log cannot go to `log`"),
+        ("[access_log]\nto = \"/nowhere/log\"", "there is no directory `/nowhere` for the access log"),
+        ("[backends.\"a b\"]\nservers = []", "`a b` cannot be the name of a backend group"),
+        ("[backends.a]", "`[backends.NAME]` has no `servers`"),
+        ("[backends.a]\nservers = [7]", "a server must be a string or a table, found an integer"),
+        ("[backends.a]\nservers = [{ weight = 2 }]", "an entry of `servers` has no `address`"),
+        ("[backends.a]\nservers = [{ address = \"127.0.0.1:1\", weight = 0 }]", "from 1 to 1000"),
+        ("[backends.a]\nservers = [\"127.0.0.1:1\", \"127.0.0.1:1\"]", "is in the group twice"),
+        ("[backends.a]\nservers = []\nbalance = \"least_conn\"", "did you mean \"least-connections\"?"),
+        ("[backends.a]\nservers = []\nhealth = { eject = \"9s\", eject_max = \"8s\" }", "which is 9s"),
+        ("[[listen]]\nbind = \"127.0.0.1:1\"\nto = \"127.0.0.1:9001\"", "`to` is the name of a group"),
+    ];
+    for (text, message) in cases {
+        let report = bad_after_sound(text);
+        assert!(report.contains(message), "{text}\n{report}");
+        assert_eq!(report.matches("error: ").count(), 1, "{text}\n{report}");
+    }
+    assert!(bad("backends.servers = []").contains("give the group a name"));
+    assert!(bad("user = \"root2\"\nroute = []").contains("there is no user `root2` on this system"));
+    assert!(bad("trusted_proxies = [\"10.0.0.0/40\"]").contains("it is a number from 0 to 32"));
+}
+
+#[test]
+fn something_must_be_done_with_requests() {
+    let report = bad("[backends.web]\nservers = [\"127.0.0.1:9001\"]");
+    assert_eq!(
+        report,
+        "error: nothing to do with requests to 127.0.0.1:8080, where HTTP is served by default
+help: add a route, as in:
+      [[route]]
+      to = \"web\"
+"
+    );
+    let report = bad("[[listen]]\nbind = \"127.0.0.1:1\"\n[backends.web]\nservers = [\"127.0.0.1:9001\"]");
+    assert!(report.contains("test.toml:1:1") && report.contains("add `to = \"web\"` to it, or a route"), "{report}");
+    assert!(bad("").contains("[backends.web]"));
+}
+
+#[test]
+fn duplicate_routes() {
+    for (first, second) in [
+        ("", "path = \"/\"\n"),
+        ("host = \"A.de\"\n", "host = \"a.DE\"\n"),
+        ("host = \"*.a.de\"\npath = \"=/x\"\n", "path = \"=/x\"\nhost = \"*.a.de\"\n"),
+    ] {
+        let text = format!(
+            "[[route]]\n{first}to = \"a\"\n[[route]]\n{second}to = \"a\"\n[backends.a]\nservers = [\"127.0.0.1:9\"]"
+        );
+        let report = bad(&text);
+        assert!(report.contains("two routes match the same host and path"), "{report}");
+        assert_eq!(report.matches("error: ").count(), 1, "{report}");
+    }
+}
+
+#[test]
+fn what_is_useless_is_warned_of() {
+    let base =
+        "backends.a.servers = [\"127.0.0.1:9\"]\nlisten = [{ bind = \"127.0.0.1:1\", mode = \"tcp\", to = \"a\" }]\n";
+    let warnings = |text: &str| read(&format!("{base}{text}")).unwrap().warnings.to_string();
+    assert_eq!(warnings(""), "");
+    assert!(warnings("route = [{ to = \"a\" }]").contains("warning: no listener uses the routes"));
+    let unused = warnings("backends.b.servers = [\"127.0.0.1:9\"]");
+    assert!(unused.contains("warning: no route or listener uses the backend group `b`"), "{unused}");
+    assert!(warnings("trusted_proxies = [\"10.1.0.0/8\"]").contains("\"10.0.0.0/8\""));
+    assert!(read("route = [{ to = \"a\" }]\nbackends.a.servers = []").unwrap().warnings.to_string().contains("503"));
+}
+
+#[test]
+fn the_command_line_is_a_configuration_too() {
+    let options = Options {
+        listen: vec!["0.0.0.0:80".to_owned(), "[::]:80".to_owned()],
+        backend: vec!["127.0.0.1:9001".to_owned(), "two.x:80".to_owned()],
+        ..Options::default()
+    };
+    let loaded = check_options(&options, &TestSystem).unwrap();
+    assert_eq!(loaded.warnings.to_string(), "");
+    assert_eq!(loaded.snapshot.workers, 4);
+    assert_eq!(loaded.snapshot.listeners.len(), 2);
+    assert_eq!(loaded.snapshot.groups[0].name, "default");
+    assert_eq!(loaded.snapshot.groups[0].servers.len(), 3);
+    assert_eq!(loaded.snapshot.routes.len(), 1);
+    assert_dump_reads_back(&loaded);
+
+    let file = "route = [{ to = \"default\" }]\nbackends.default.servers = [\"127.0.0.1:9001\"]";
+    let backend = vec!["127.0.0.1:9001".to_owned()];
+    let plain = check_options(&Options { backend: backend.clone(), ..Options::default() }, &TestSystem).unwrap();
+    assert_eq!(plain.snapshot, good(file).snapshot);
+
+    let options = Options { mode: Some(Mode::Tcp), workers: Some(Workers::Count(2)), backend, ..Options::default() };
+    let tcp = check_options(&options, &TestSystem).unwrap().snapshot;
+    assert_eq!((tcp.workers, tcp.routes.len(), tcp.listeners[0].to), (2, 0, Some(0)));
+    assert_eq!(tcp.listeners[0].bind, Address::Inet(([127, 0, 0, 1], 8080).into()));
+}
+
+#[test]
+fn the_command_line_is_checked_as_a_whole() {
+    let options = Options {
+        listen: vec!["8080".to_owned()],
+        backend: vec!["127.0.0.1".to_owned(), "127.0.0.1:9001".to_owned()],
+        ..Options::default()
+    };
+    assert_eq!(
+        check_options(&options, &TestSystem).unwrap_err().to_string(),
+        "error: `8080` has no host
+ --> command line:1:10
+  |
+1 | --listen 8080 --backend 127.0.0.1 --backend 127.0.0.1:9001
+  |          ^^^^
+  |
+  = help: write \"127.0.0.1:8080\" for this machine only, \"0.0.0.0:8080\" for all its IPv4 addresses
+
+error: `127.0.0.1` has no port
+ --> command line:1:25
+  |
+1 | --listen 8080 --backend 127.0.0.1 --backend 127.0.0.1:9001
+  |                         ^^^^^^^^^
+  |
+  = help: write \"127.0.0.1:80\"
+"
+    );
+    assert_eq!(
+        check_options(&Options::default(), &TestSystem).unwrap_err().to_string(),
+        "error: no server to pass requests to
+help: give one or more with --backend HOST:PORT, or a file with --config FILE
+"
+    );
+}
+
+#[test]
+fn only_workers_stand_above_a_file() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/minimal.toml");
+    let options = Options { workers: Some(Workers::Count(7)), ..Options::default() };
+    let loaded = gather(Some(&example), &options).unwrap();
+    assert_eq!(loaded.snapshot.workers, 7);
+    assert_eq!(loaded.process.source.as_deref(), Some(example.as_path()));
+
+    let options = Options { backend: vec!["127.0.0.1:1".to_owned()], mode: Some(Mode::Tcp), ..Options::default() };
+    let report = gather(Some(&example), &options).unwrap_err().to_string();
+    assert_eq!(report.matches("error: ").count(), 2);
+    assert!(report.contains("--backend cannot be used together with --config"), "{report}");
+}
+
+#[test]
+fn unreadable_files_say_why() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let missing = load(&root.join("examples/no-such-file.toml"), None).unwrap_err().to_string();
+    assert!(missing.contains("No such file") && missing.contains("help: check the path"), "{missing}");
+    let directory = load(&root.join("examples"), None).unwrap_err().to_string();
+    assert!(directory.contains("it is a directory"), "{directory}");
+}
+
+#[test]
+fn a_report_of_many_faults_is_cut() {
+    let text: String = (0..150).map(|i| format!("unknown{i} = 1\n")).collect();
+    let report = bad_after_sound(&text);
+    assert_eq!(report.matches("error: ").count(), 100);
+    assert!(report.ends_with("... and 50 more\n"), "{report}");
+}
+
+#[test]
+fn control_sequences_do_not_reach_the_terminal() {
+    for text in
+        ["route = [{ to = \"\\u001b[31m\" }]", "\"\\u001b[31m\" = 1", "dispatch = \"\\u001b[31m\"", "x = \u{1b}"]
+    {
+        let report = bad(text);
+        assert!(!report.contains('\u{1b}'), "{report:?}");
+    }
+}
+
+#[test]
+fn byte_order_mark_and_crlf_are_read() {
+    good("\u{feff}workers = 2\r\n[[route]]\r\nto = \"web\"\r\n[backends.web]\r\nservers = [\"127.0.0.1:9001\"]\r\n");
+}

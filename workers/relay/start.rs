@@ -1,0 +1,230 @@
+//! How a relay begins: with a connection to a server, with a protocol switched to, or with what a former worker left.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use ipc::message::ServerRef;
+use ipc::snapshot::GroupId;
+use ipc::state::Phase;
+use log::{debug, warn};
+
+use crate::backend::{Upstream, UpstreamState, connect, upstream};
+use crate::buffer::Pending;
+use crate::client::{Client, ClientState};
+use crate::ctx::Owner;
+use crate::exchange::carry::{report_failure, report_success, source_of};
+use crate::exchange::{CLIENT_GONE, MAX_TRIES, Reason};
+use crate::io::socket::Socket;
+use crate::io::splice::Pipe;
+use crate::relay::Relay;
+use crate::relay::flow::Flow;
+use crate::slab::Key;
+use crate::worker::Worker;
+
+impl Relay {
+    fn new(client: Key<Client>, tunnel_ms: u32, now_us: u64) -> Relay {
+        Relay {
+            client,
+            upstream: None,
+            server: None,
+            tried: Vec::new(),
+            connect_ms: 0,
+            tunnel_ms,
+            to_server: Flow::default(),
+            to_client: Flow::default(),
+            begun: false,
+            handed_over: false,
+            phase: Phase::Open,
+            began_us: now_us,
+            connected_us: now_us,
+            tcp: false,
+        }
+    }
+}
+
+impl Worker {
+    /// Begins to relay a connection of a TCP listener.
+    pub(crate) fn begin_relay(&mut self, client: Key<Client>, group: GroupId) {
+        let Some(connection) = self.clients.get_mut(client) else { return };
+        let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
+        let timeouts = listener.timeouts.with(&self.cx.site.snapshot.groups[usize::from(group)].timeouts);
+        let relay = Relay {
+            connect_ms: timeouts.connect_ms,
+            connected_us: 0,
+            tcp: true,
+            ..Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us)
+        };
+        let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
+        connection.state = ClientState::Relay(key);
+        self.connect_relay(key, group);
+    }
+
+    /// Goes on with two connections that an exchange has upgraded. Until the master has the server's connection
+    /// nothing moves, so that up to then a successor would simply run the request again.
+    pub(crate) fn relay_tunnel(
+        &mut self,
+        client: Key<Client>,
+        upstream: Key<Upstream>,
+        request_end: usize,
+        to_client: Pending,
+        tunnel_ms: u32,
+    ) {
+        let (Some(connection), Some(server)) = (self.clients.get_mut(client), self.upstreams.get_mut(upstream)) else {
+            return self.close_client(client);
+        };
+        let mut early = Pending::default();
+        early.push(connection.input_from(request_end, &self.cx.arena), &mut self.cx.buffers);
+        let mut relay = Relay::new(client, tunnel_ms, self.cx.clock.now_us);
+        relay.upstream = Some(upstream);
+        relay.server = Some(ServerRef { group: server.group, server: server.server });
+        relay.to_server.early = early;
+        relay.to_client.early = to_client;
+        let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
+        connection.state = ClientState::Relay(key);
+        server.state = UpstreamState::Relay(key);
+        server.socket.deadline.due_ms = u64::MAX;
+        self.cx.to_hand_over.push(key);
+    }
+
+    /// Goes on with a relay that a former worker left: `rest` is the server's connection, then the pipes.
+    pub(crate) fn adopt_relay(
+        &mut self,
+        client: Key<Client>,
+        server: Option<ServerRef>,
+        to_server: bool,
+        rest: Vec<OwnedFd>,
+    ) {
+        let Some(connection) = self.clients.get_mut(client) else { return };
+        let server = server.filter(|server| {
+            let group = self.cx.site.snapshot.groups.get(usize::from(server.group));
+            group.is_some_and(|group| usize::from(server.server) < group.servers.len())
+        });
+        let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
+        let over = server.map(|server| self.cx.site.snapshot.groups[usize::from(server.group)].timeouts);
+        let timeouts = listener.timeouts.with(&over.unwrap_or_default());
+        let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
+        let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
+        (relay.server, relay.tcp, relay.begun, relay.handed_over) = (server, tcp, true, true);
+        let mut fds = rest.into_iter();
+        let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
+        for (flow, fd) in
+            [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)
+        {
+            match Pipe::inherited(fd) {
+                Ok((pipe, held @ 1..)) => flow.pipe = Some((pipe, held)),
+                Ok((_, 0)) => {}
+                Err(errno) => warn!("what came as a pipe of a former worker is none: {errno}"),
+            }
+        }
+        let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
+        connection.state = ClientState::Relay(key);
+        let place = server.unwrap_or(ServerRef { group: 0, server: 0 });
+        let upstream = Upstream {
+            socket,
+            group: place.group,
+            server: place.server,
+            state: UpstreamState::Relay(key),
+            connecting: false,
+            reused: false,
+            partial: Vec::new(),
+        };
+        let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
+            return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
+        };
+        if let Some(ServerRef { group, server }) = server {
+            self.cx.pools.balance(group).began(server);
+        }
+        if let (Some(relay), Some(connection)) = (self.relays.get_mut(key), self.clients.get_mut(client)) {
+            relay.upstream = Some(upstream);
+            relay.publish(connection, false, &self.cx);
+        }
+        self.drive_relay(key);
+    }
+
+    /// Connects to the next server; ends the relay when there is none.
+    fn connect_relay(&mut self, key: Key<Relay>, group: GroupId) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        let site = Rc::clone(&self.cx.site);
+        let settings = &site.snapshot.groups[usize::from(group)];
+        let source = source_of(self.clients.get(relay.client).and_then(|client| client.peer));
+        let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
+        while relay.tried.len() < tries {
+            let now_ms = self.cx.clock.now_ms;
+            let Some(server) = self.cx.pools.pick(group, source, now_ms, &relay.tried) else { break };
+            relay.server = Some(ServerRef { group, server });
+            let connecting = match connect::open(&settings.servers[usize::from(server)].address) {
+                Ok(connecting) => connecting,
+                Err(errno) => {
+                    debug!("{}: cannot connect: {errno}", settings.servers[usize::from(server)].name);
+                    relay.tried.push(server);
+                    report_failure(&mut self.cx.pools, &site.snapshot, group, server, now_ms);
+                    continue;
+                }
+            };
+            let upstream = Upstream {
+                socket: connecting.socket,
+                group,
+                server,
+                state: UpstreamState::Relay(key),
+                connecting: !connecting.done,
+                reused: false,
+                partial: Vec::new(),
+            };
+            let connect_ms = relay.connect_ms;
+            let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
+                return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
+            };
+            self.cx.pools.balance(group).began(server);
+            relay.upstream = Some(upstream);
+            if let Some(connection) = self.upstreams.get_mut(upstream) {
+                let due_ms = now_ms + u64::from(connect_ms);
+                self.cx.arm(&mut connection.socket, Owner::Upstream(upstream), due_ms);
+            }
+            if connecting.done {
+                self.relay_connected(key);
+            }
+            return;
+        }
+        self.end_relay(key, Some(Reason::Text("no server of the group could be connected to")));
+    }
+
+    fn relay_connected(&mut self, key: Key<Relay>) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        relay.connected_us = self.cx.clock.now_us;
+        if let Some(ServerRef { group, server }) = relay.server {
+            report_success(&mut self.cx.pools, &self.cx.site.snapshot, group, server);
+        }
+        if let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) {
+            upstream.connecting = false;
+            upstream.socket.deadline.due_ms = u64::MAX;
+        }
+        self.cx.to_hand_over.push(key);
+    }
+
+    /// The connection to the server failed or took too long: the next one.
+    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        let Some(ServerRef { group, server }) = relay.server else { return self.end_relay(key, Some(CLIENT_GONE)) };
+        relay.tried.push(server);
+        report_failure(&mut self.cx.pools, &self.cx.site.snapshot, group, server, self.cx.clock.now_ms);
+        if let Some(upstream) = relay.upstream.take() {
+            self.cx.pools.balance(group).ended(server);
+            self.close_upstream(upstream);
+        }
+        self.connect_relay(key, group);
+    }
+
+    /// An event on the server's connection of a relay.
+    pub(crate) fn on_relay_upstream(&mut self, key: Key<Relay>, upstream: Key<Upstream>) {
+        let Some(connection) = self.upstreams.get_mut(upstream) else { return };
+        if !connection.connecting {
+            return self.drive_relay(key);
+        }
+        if let Some(errno) = connection.socket.take_error() {
+            debug!("cannot connect to a server: {errno}");
+            self.relay_connect_failed(key);
+        } else if connection.socket.is_writable() {
+            self.relay_connected(key);
+        }
+    }
+}
