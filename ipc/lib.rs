@@ -4,6 +4,7 @@
 
 pub mod channel;
 pub mod message;
+pub mod origin;
 pub mod sealed;
 pub mod shm;
 pub mod snapshot;

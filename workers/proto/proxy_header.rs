@@ -5,7 +5,10 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use ipc::origin::Ends;
+use ipc::snapshot::ProxyVersion;
 
 /// A header of version 2 with all its fields may have so many bytes; its own length field would allow 65,551.
 pub const MAX_BYTES: usize = 4096;
@@ -20,15 +23,6 @@ const V2_FIXED: usize = 16;
 const TLV_FIXED: usize = 3;
 const TLV_CRC32C: u8 = 3;
 
-/// Both ends of a connection as its client saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Addresses {
-    /// The client.
-    pub source: SocketAddr,
-    /// What it connected to.
-    pub destination: SocketAddr,
-}
-
 /// A whole header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -36,16 +30,7 @@ pub struct Header {
     pub length: usize,
     /// What it says; `None` = nothing that could be used: the addresses of the connection itself hold (version 1
     /// UNKNOWN; version 2 LOCAL, or a family or transport other than TCP).
-    pub addresses: Option<Addresses>,
-}
-
-/// Which version to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// Text.
-    V1,
-    /// Binary.
-    V2,
+    pub ends: Option<Ends>,
 }
 
 /// Why bytes are no header.
@@ -131,12 +116,12 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
         (b'\r', None) => return Ok(None),
         _ => return Err(ProxyHeaderError::BareLineEnd),
     }
-    let addresses = parse_line(&bytes[V1_START.len()..end])?;
-    Ok(Some(Header { length: end + 2, addresses }))
+    let ends = parse_line(&bytes[V1_START.len()..end])?;
+    Ok(Some(Header { length: end + 2, ends }))
 }
 
 /// A line of version 1 between `PROXY ` and CRLF.
-fn parse_line(line: &[u8]) -> Result<Option<Addresses>, ProxyHeaderError> {
+fn parse_line(line: &[u8]) -> Result<Option<Ends>, ProxyHeaderError> {
     let text = str::from_utf8(line).unwrap_or_default();
     // Whatever follows the word is to be ignored, text or not (spec 2.1).
     if line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ") {
@@ -157,7 +142,7 @@ fn parse_line(line: &[u8]) -> Result<Option<Addresses>, ProxyHeaderError> {
     }
     let ip = |text| ip(text).ok_or(ProxyHeaderError::Address);
     let (source, destination) = (ip(source)?, ip(destination)?);
-    Ok(Some(Addresses {
+    Ok(Some(Ends {
         source: SocketAddr::new(source, parse_port(source_port)?),
         destination: SocketAddr::new(destination, parse_port(destination_port)?),
     }))
@@ -205,13 +190,13 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<Header>, ProxyHeaderError> {
     if address_bytes > 0 {
         check_fields(header, fields)?;
     }
-    let addresses = if transport == 1 { stream_addresses(block) } else { None };
-    Ok(Some(Header { length, addresses }))
+    let ends = if transport == 1 { stream_ends(block) } else { None };
+    Ok(Some(Header { length, ends }))
 }
 
 /// The addresses of TCP; `None` for Unix sockets.
-fn stream_addresses(block: &[u8]) -> Option<Addresses> {
-    fn pair<const N: usize>(block: &[u8]) -> Option<Addresses>
+fn stream_ends(block: &[u8]) -> Option<Ends> {
+    fn pair<const N: usize>(block: &[u8]) -> Option<Ends>
     where
         IpAddr: From<[u8; N]>,
     {
@@ -219,7 +204,7 @@ fn stream_addresses(block: &[u8]) -> Option<Addresses> {
         let (destination, ports) = rest.split_first_chunk::<N>()?;
         let (source_port, rest) = ports.split_first_chunk()?;
         let (destination_port, []) = rest.split_first_chunk()? else { return None };
-        Some(Addresses {
+        Some(Ends {
             source: SocketAddr::new((*source).into(), u16::from_be_bytes(*source_port)),
             destination: SocketAddr::new((*destination).into(), u16::from_be_bytes(*destination_port)),
         })
@@ -291,35 +276,35 @@ impl Crc32c {
     }
 }
 
-/// Writes a header that says `addresses`, or, without any, that they are unknown.
+/// Writes a header that says `ends`, or, without any, that they are unknown.
 ///
 /// For want of addresses version 2 says LOCAL, which every receiver must accept, rather than PROXY with an
 /// unspecified family, which receivers may refuse (spec 2.2).
-pub fn write(out: &mut Vec<u8>, version: Version, addresses: Option<&Addresses>) {
-    match (version, addresses.map(|a| (a, a.source.ip(), a.destination.ip()))) {
-        (Version::V1, None) => out.extend_from_slice(b"PROXY UNKNOWN\r\n"),
-        (Version::V1, Some((ends, IpAddr::V4(source), IpAddr::V4(destination)))) => {
+pub fn write(out: &mut Vec<u8>, version: ProxyVersion, ends: Option<&Ends>) {
+    match (version, ends.map(|ends| (ends, ends.source.ip(), ends.destination.ip()))) {
+        (ProxyVersion::V1, None) => out.extend_from_slice(b"PROXY UNKNOWN\r\n"),
+        (ProxyVersion::V1, Some((ends, IpAddr::V4(source), IpAddr::V4(destination)))) => {
             line(out, format_args!("TCP4 {source} {destination}"), ends);
         }
-        (Version::V1, Some((ends, source, destination))) => {
+        (ProxyVersion::V1, Some((ends, source, destination))) => {
             line(out, format_args!("TCP6 {} {}", Colons(source), Colons(destination)), ends);
         }
-        (Version::V2, None) => block(out, 0x20, 0x00, &[], None),
-        (Version::V2, Some((ends, IpAddr::V4(source), IpAddr::V4(destination)))) => {
+        (ProxyVersion::V2, None) => block(out, 0x20, 0x00, &[], None),
+        (ProxyVersion::V2, Some((ends, IpAddr::V4(source), IpAddr::V4(destination)))) => {
             block(out, 0x21, 0x11, &[source.octets(), destination.octets()].concat(), Some(ends));
         }
-        (Version::V2, Some((ends, source, destination))) => {
+        (ProxyVersion::V2, Some((ends, source, destination))) => {
             block(out, 0x21, 0x21, &[as_v6(source).octets(), as_v6(destination).octets()].concat(), Some(ends));
         }
     }
 }
 
-fn line(out: &mut Vec<u8>, ips: fmt::Arguments<'_>, ends: &Addresses) {
+fn line(out: &mut Vec<u8>, ips: fmt::Arguments<'_>, ends: &Ends) {
     // Writing to a Vec cannot fail.
     let _ = write!(out, "PROXY {ips} {} {}\r\n", ends.source.port(), ends.destination.port());
 }
 
-fn block(out: &mut Vec<u8>, version_command: u8, family_transport: u8, ips: &[u8], ends: Option<&Addresses>) {
+fn block(out: &mut Vec<u8>, version_command: u8, family_transport: u8, ips: &[u8], ends: Option<&Ends>) {
     let ports = ends.map(|ends| [ends.source.port().to_be_bytes(), ends.destination.port().to_be_bytes()].concat());
     let ports = ports.unwrap_or_default();
     let length = u8::try_from(ips.len() + ports.len()).unwrap_or(0);
@@ -342,7 +327,7 @@ struct Colons(IpAddr);
 impl fmt::Display for Colons {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ip = as_v6(self.0);
-        match ip.to_ipv4_mapped().map(Ipv4Addr::octets) {
+        match ip.to_ipv4_mapped().map(|ip| ip.octets()) {
             Some([a, b, c, d]) => {
                 let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                 write!(f, "::ffff:{high:x}:{low:x}")
