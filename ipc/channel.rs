@@ -50,6 +50,8 @@ pub enum RecvError {
     Empty,
     /// The peer is gone.
     Closed,
+    /// A message's descriptors could not be received for want of room for them; the message is lost.
+    DescriptorsLost,
     /// The record was cut short, does not decode, or came with another number of descriptors than it says.
     /// The two sides no longer agree; the caller must give the channel up.
     Malformed(&'static str),
@@ -73,6 +75,9 @@ impl std::fmt::Display for RecvError {
         match self {
             RecvError::Empty => f.write_str("no message is there"),
             RecvError::Closed => f.write_str("the other side has closed the channel"),
+            RecvError::DescriptorsLost => {
+                f.write_str("descriptors were lost on the way: the descriptor limit is reached")
+            }
             RecvError::Malformed(what) => write!(f, "malformed message: {what}"),
             RecvError::Io(error) => error.fmt(f),
         }
@@ -161,7 +166,8 @@ impl Channel {
             }
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(RecvError::Malformed("descriptors were lost on the way (is the descriptor limit reached?)"));
+            fds.clear();
+            return Err(RecvError::DescriptorsLost);
         }
         if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(RecvError::Malformed("longer than a record may be"));

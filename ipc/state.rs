@@ -135,7 +135,7 @@ impl Cell {
 pub const MAX_PIPES: u16 = 256;
 
 /// The way bytes go in a relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the client to the server.
     ToServer,

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
+use ipc::message::{MAX_CARRIED_BYTES, Passed, ServerRef, Task};
 use ipc::snapshot::ListenerId;
 
 /// Where a worker's own counters begin, in bytes since the connection was accepted.
@@ -39,19 +39,40 @@ pub struct Connection<F = OwnedFd> {
     pub base: Base,
     /// Workers that died over the request at `base.consumed`.
     pub strikes: u8,
+    /// What a successor needs to go on with its relay, once it is relayed.
+    pub relay: Option<Relay<F>>,
+}
+
+/// Our copies of what a relay consists of, besides the client's socket.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Relay<F = OwnedFd> {
+    /// The connection to the server.
+    pub server_fd: F,
+    /// Which server that is.
+    pub server: Option<ServerRef>,
+    /// Reading ends of the pipes that a dead worker left bytes in, by direction: to the server, to the client.
+    pub pipes: [Option<F>; 2],
 }
 
 impl<F> Connection<F> {
     /// One just accepted.
     pub fn new(fd: F, peer: Option<SocketAddr>, listener: ListenerId) -> Connection<F> {
-        Connection { fd, peer, listener, task: Task::Serve, base: Base::default(), strikes: 0 }
+        Connection { fd, peer, listener, task: Task::Serve, base: Base::default(), strikes: 0, relay: None }
     }
 
     fn carried_bytes(&self) -> usize {
         match &self.task {
             Task::Resume(bytes) => bytes.len(),
-            Task::Serve | Task::Fail | Task::Refuse => 0,
+            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
         }
+    }
+
+    /// The descriptors that go with its task, in the order the message wants.
+    fn descriptors(&self) -> impl Iterator<Item = &F> {
+        let relay = self.relay.as_ref().filter(|_| matches!(self.task, Task::Relay { .. }));
+        let rest =
+            relay.into_iter().flat_map(|relay| std::iter::once(&relay.server_fd).chain(relay.pipes.iter().flatten()));
+        std::iter::once(&self.fd).chain(rest)
     }
 }
 
@@ -142,15 +163,16 @@ impl<F> Table<F> {
         Ok(id)
     }
 
-    /// The next connections to send, oldest first: at most `most`, and no more carried bytes than a message
-    /// may have. They stay queued until [`Table::mark_passed`].
+    /// The next connections to send, oldest first: at most `most` descriptors, and no more carried bytes than a
+    /// message may have, but at least one connection. They stay queued until [`Table::mark_passed`].
     pub fn next_batch(&self, most: usize) -> (Vec<Passed>, Vec<&F>) {
         let mut bytes = 0;
         let mut batch = (Vec::new(), Vec::new());
-        for &id in self.queued.iter().take(most) {
+        for &id in &self.queued {
             let Some(Place::Queued(connection)) = self.places.get(id as usize) else { continue };
             bytes += connection.carried_bytes();
-            if bytes > MAX_CARRIED_BYTES && !batch.0.is_empty() {
+            let fds = batch.1.len() + connection.task.descriptors();
+            if (bytes > MAX_CARRIED_BYTES || fds > most) && !batch.0.is_empty() {
                 break;
             }
             batch.0.push(Passed {
@@ -159,7 +181,7 @@ impl<F> Table<F> {
                 peer: connection.peer,
                 task: connection.task.clone(),
             });
-            batch.1.push(&connection.fd);
+            batch.1.extend(connection.descriptors());
         }
         batch
     }
@@ -172,6 +194,14 @@ impl<F> Table<F> {
                 *place = Place::Passed(connection);
                 self.passed += 1;
             }
+        }
+    }
+
+    /// A connection that the worker was sent.
+    pub fn get_passed(&mut self, id: u32) -> Option<&mut Connection<F>> {
+        match self.places.get_mut(id as usize) {
+            Some(Place::Passed(connection)) => Some(connection),
+            Some(Place::Queued(_) | Place::Free) | None => None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use ipc::message::MAX_FDS;
 use ipc::shm::MAX_RECORDS;
+use ipc::state::MAX_PIPES;
 use rustix::process::{Resource, Rlimit};
 
 use crate::config::ProcessSettings;
@@ -30,13 +31,16 @@ pub struct Capacity {
 
 /// What the limit `nofile` allows for `workers` workers, each of which may have `wanted` connections.
 ///
-/// The master holds one descriptor for each live connection of all workers. A worker holds two for a request
-/// (the client's and the server's) and six for a relay (two sockets and two pipes).
+/// The master holds one descriptor for each live connection of all workers, two where it is a relay, and one for
+/// each pipe. A worker holds two for each connection (the client's and the server's), and two for each pipe.
 pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: u32, relays: bool) -> Capacity {
     let batch = (nofile / 8).clamp(1, MAX_FDS as u64);
     let workers = u64::from(workers.max(1));
-    let master = nofile.saturating_sub(OVERHEAD + listeners as u64 + 4 * workers) / workers;
-    let worker = nofile.saturating_sub(OVERHEAD + batch) / if relays { 6 } else { 2 };
+    let pipes = if relays { u64::from(MAX_PIPES).min(nofile / 16 / workers) } else { 0 };
+    let held = if relays { 2 } else { 1 };
+    let master =
+        (nofile.saturating_sub(OVERHEAD + listeners as u64 + 4 * workers) / workers).saturating_sub(pipes) / held;
+    let worker = nofile.saturating_sub(OVERHEAD + batch + 2 * pipes) / 2;
     let records = master.min(worker).min(u64::from(wanted.min(MAX_RECORDS))).max(1);
     Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
 }
@@ -92,9 +96,9 @@ mod tests {
                 for relays in [false, true] {
                     let Capacity { records, batch } = capacity(nofile, workers, 3, 100_000, relays);
                     let (records, batch) = (u64::from(records), batch as u64);
-                    let each = if relays { 6 } else { 2 };
-                    assert!(records == 1 || records * u64::from(workers) + OVERHEAD <= nofile);
-                    assert!(records == 1 || records * each + batch + OVERHEAD <= nofile);
+                    let held = if relays { 2 } else { 1 };
+                    assert!(records == 1 || records * held * u64::from(workers) + OVERHEAD <= nofile);
+                    assert!(records == 1 || records * 2 + batch + OVERHEAD <= nofile);
                     assert!((1..=MAX_FDS as u64).contains(&batch));
                 }
             }

@@ -25,6 +25,8 @@ pub enum Salvage {
     Serve,
     /// A request, perhaps part of one, was read and nothing of it answered: these bytes.
     Resume(Vec<u8>),
+    /// A relay, all of whose bytes lie in the kernel.
+    Relay,
     /// A request that must not be run twice, and nothing of it answered.
     Fail,
     /// Part of an answer is lost, or nobody can tell: reset, so that the client sees the truncation.
@@ -55,7 +57,8 @@ impl Remains<'_> {
         match image.phase {
             Phase::Passed => self.not_taken_up(),
             Phase::Done => Salvage::Done,
-            Phase::Relay => Salvage::Cut,
+            Phase::Captive => Salvage::Cut,
+            Phase::Relay => Salvage::Relay,
             Phase::Open | Phase::Committed => match self.unanswered(&image) {
                 None => Salvage::Cut,
                 Some(_) if matches!(self.task, Task::Fail | Task::Refuse) => Salvage::Again,
@@ -88,7 +91,7 @@ impl Remains<'_> {
         let Some(counters) = self.counters else { return Salvage::Again };
         let carried = match self.task {
             Task::Resume(bytes) => bytes.len() as u64,
-            Task::Serve | Task::Fail | Task::Refuse => 0,
+            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
         };
         let untouched =
             counters.consumed == self.base.consumed.saturating_add(carried) && counters.written == self.base.written;
@@ -179,9 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn a_committed_request_fails_and_a_relay_is_cut() {
+    fn a_committed_request_fails_and_a_relay_goes_on_unless_bytes_are_captive() {
         assert_eq!(salvage(image(Phase::Committed, 20, 30), Some(counters(124, 80))), Salvage::Fail);
-        assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Cut);
+        assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Relay);
+        assert_eq!(salvage(image(Phase::Captive, 20, 30), Some(counters(120, 80))), Salvage::Cut);
     }
 
     #[test]

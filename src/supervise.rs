@@ -16,6 +16,7 @@ use ipc::shm::{self, Control};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::keeper::Table;
+use crate::pipes::Pipes;
 use crate::privilege::Identity;
 use crate::signals;
 
@@ -74,6 +75,8 @@ pub struct Worker {
     pub control: Control,
     /// Its connections.
     pub table: Table,
+    /// The pipes it relays through.
+    pub pipes: Pipes,
     /// Where it stands.
     pub stage: Stage,
     /// When it became ready.
@@ -137,6 +140,7 @@ impl Worker {
             layout: equipment.layout,
             control,
             table: Table::new(equipment.layout.records),
+            pipes: Pipes::default(),
             stage: Stage::Starting { deadline: now + READY_TIMEOUT },
             ready_since: None,
             errands: Vec::new(),

@@ -115,7 +115,7 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             Ok(message) => return Ok((message, fds)),
             Err(RecvError::Empty) => {}
             Err(RecvError::Io(error)) => return Err(error),
-            Err(error @ (RecvError::Closed | RecvError::Malformed(_))) => {
+            Err(error @ (RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
                 return Err(stdio::Error::other(format!("no greeting from the master: {error}")));
             }
         }

@@ -64,6 +64,11 @@ impl Relay {
         }
     }
 
+    /// Whether bytes under way lie in this process's memory alone.
+    fn is_captive(&self) -> bool {
+        self.to_server.is_captive() || self.to_client.is_captive()
+    }
+
     /// One direction, with the socket it takes bytes from and the one it gives them to.
     fn flow<'a>(
         &'a mut self,
@@ -97,8 +102,7 @@ impl Relay {
                 }
             };
         }
-        let captive = self.to_server.is_captive() || self.to_client.is_captive();
-        self.publish(client, captive, cx);
+        self.publish(client, self.is_captive(), cx);
         let [up, down] = moved;
         (up, down)
     }
@@ -123,11 +127,15 @@ impl Worker {
             // A full channel, or no descriptor: these relays do without a successor.
             let told = self.cx.channel.send(&ToMaster::Relaying(relaying), &fds).is_ok();
             for key in keys {
-                if let Some(relay) = self.relays.get_mut(key) {
-                    relay.begun = true;
-                    relay.handed_over = told;
-                    self.drive_relay(key);
+                let Some(relay) = self.relays.get_mut(key) else { continue };
+                relay.begun = true;
+                relay.handed_over = told;
+                if let Some(client) = self.clients.get_mut(relay.client) {
+                    // From here on there is no request to run again.
+                    relay.publish(client, relay.is_captive(), &self.cx);
+                    client.release_input(&mut self.cx);
                 }
+                self.drive_relay(key);
             }
         }
     }

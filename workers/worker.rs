@@ -179,6 +179,8 @@ impl Worker {
                         format!("a message from the master: {what}"),
                     ));
                 }
+                // What was passed is lost here, but not to the master, which finds it another worker.
+                Err(lost @ RecvError::DescriptorsLost) => return Err(io::Error::other(lost.to_string())),
                 Err(RecvError::Io(error)) => return Err(error),
             }
         }

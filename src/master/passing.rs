@@ -7,13 +7,14 @@ use ipc::channel::{RecvError, SendError};
 use ipc::message::{Task, ToMaster, ToWorker};
 use ipc::shm;
 use ipc::snapshot::Mode;
-use ipc::state::{Image, Phase, Record};
+use ipc::state::{Direction, Image, Phase, Record};
 use ipc::tcp_info;
 use log::{debug, error, info, warn};
 
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
-use crate::keeper::{Addresses, Connection};
+use crate::keeper::{Addresses, Connection, Relay};
+use crate::pipes::{Contradiction, Leftovers};
 use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
 use crate::supervise::{Stage, Worker};
 
@@ -133,8 +134,9 @@ impl Master {
             hear(worker, index, &mut self.addresses, now, HEARD_PER_TURN);
         }
         let mut tally = Tally::default();
+        let mut left = worker.pipes.leftovers(&worker.control);
         for (id, was_sent, connection) in worker.table.take_all() {
-            let verdict = if was_sent { judge(worker, id, connection) } else { Verdict::Pass(connection) };
+            let verdict = if was_sent { judge(worker, id, connection, &mut left) } else { Verdict::Pass(connection) };
             self.settle(verdict, &mut tally);
         }
         self.gate.freed();
@@ -179,6 +181,9 @@ impl Master {
             // The worker's copies are gone with it, so that closing ours closes the connection.
             let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, Some(std::time::Duration::ZERO));
         }
+        if let Some(relay) = &connection.relay {
+            let _ = rustix::net::sockopt::set_socket_linger(&relay.server_fd, Some(std::time::Duration::ZERO));
+        }
     }
 }
 
@@ -189,7 +194,7 @@ enum Verdict {
 }
 
 /// What becomes of one connection that its dead worker had been sent.
-fn judge(worker: &Worker, id: u32, mut connection: Connection) -> Verdict {
+fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftovers) -> Verdict {
     let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
     let remains = Remains {
@@ -231,6 +236,18 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection) -> Verdict {
                 rebase(bytes.len());
                 connection.task = Task::Resume(bytes);
             }
+        }
+        Salvage::Relay => {
+            rebase(0);
+            let Some(relay) = &mut connection.relay else { return Verdict::Cut(connection) };
+            for (direction, pipe) in [Direction::ToServer, Direction::ToClient].into_iter().zip(&mut relay.pipes) {
+                match left.take(id, direction, pipe.take()) {
+                    Ok(end) => *pipe = end,
+                    Err(Contradiction) => return Verdict::Cut(connection),
+                }
+            }
+            let [to_server, to_client] = relay.pipes.each_ref().map(Option::is_some);
+            connection.task = Task::Relay { server: relay.server, to_server, to_client };
         }
         Salvage::Fail => {
             rebase(0);
@@ -313,6 +330,23 @@ fn hear(worker: &mut Worker, index: u16, addresses: &mut Addresses, now: Instant
                 if unknown > 0 {
                     warn!("worker {index} reported {unknown} connections finished that it does not have; ignored");
                 }
+            }
+            Ok(ToMaster::Relaying(relays)) => {
+                for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
+                    if let Some(connection) = worker.table.get_passed(relaying.id) {
+                        let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None] };
+                        connection.relay = Some(relay);
+                    }
+                }
+            }
+            Ok(ToMaster::Pipe { number }) => {
+                if let Some(end) = fds.pop() {
+                    worker.pipes.put(number, end);
+                }
+            }
+            Err(lost @ RecvError::DescriptorsLost) => {
+                warn!("worker {index}: {lost}; some relays will not outlive it; raise the limit with `ulimit -n`");
+                worker.pipes.lose();
             }
             Err(RecvError::Empty) => {
                 worker.readable = false;

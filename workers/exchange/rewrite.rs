@@ -269,7 +269,8 @@ pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &Respo
             | FieldName::XForwardedProto
             | FieldName::XForwardedHost
             | FieldName::ClientIdentity
-            | FieldName::PointsmanWorker => true,
+            | FieldName::PointsmanWorker
+            | FieldName::Disguised => true,
             FieldName::ContentLength
             | FieldName::TransferEncoding
             | FieldName::Connection
@@ -279,7 +280,6 @@ pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &Respo
             | FieldName::Te
             | FieldName::Upgrade
             | FieldName::Http2Settings
-            | FieldName::Disguised
             | FieldName::Nominated => false,
         };
         if pass {
@@ -311,3 +311,6 @@ pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &Respo
 pub fn ends_here(head: &RequestHead) -> bool {
     head.max_forwards == Some(0) && matches!(head.method, Method::Options | Method::Trace)
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,8 +68,8 @@ pub enum FieldName {
     ClientIdentity,
     /// X-Pointsman-Worker, which only we write.
     PointsmanWorker,
-    /// A name that becomes one of the above, or another protected one, when CGI turns its odd bytes into `_`
-    /// (`X_Forwarded_For`, `Content_Length`).
+    /// A name that becomes one of the above when CGI turns its odd bytes into `_` (`X_Forwarded_For`,
+    /// `Content_Length`).
     Disguised,
     /// Named by Connection, so it ends here (RFC 9110 section 7.6.1).
     Nominated,
@@ -134,43 +134,47 @@ impl FieldName {
                 ("x-cluster-client-ip", FieldName::ClientIdentity),
                 ("x-appengine-user-ip", FieldName::ClientIdentity),
             ],
-            24 => &[("x-original-forwarded-for", FieldName::ClientIdentity)],
+            24 => &[
+                ("x-original-forwarded-for", FieldName::ClientIdentity),
+                ("x-envoy-external-address", FieldName::ClientIdentity),
+            ],
             25 => &[("proxy-authentication-info", FieldName::ProxyAuth)],
-            26 => &[("x-envoy-external-address", FieldName::ClientIdentity)],
             _ => &[],
         };
+        // Most names differ in their first letter from all known ones of their length.
+        let first = name.first().map_or(0, u8::to_ascii_lowercase);
         for (text, kind) in known {
-            if name.eq_ignore_ascii_case(text.as_bytes()) {
+            if text.as_bytes().first() == Some(&first) && name.eq_ignore_ascii_case(text.as_bytes()) {
                 return *kind;
             }
         }
-        if name.get(..11).is_some_and(|head| head.eq_ignore_ascii_case(b"x-forwarded")) {
+        if first == b'x' && name.get(..11).is_some_and(|head| head.eq_ignore_ascii_case(b"x-forwarded")) {
             return FieldName::ClientIdentity;
         }
         FieldName::Other
     }
 
     /// What the field `name` means, names in disguise found out. `odd` tells that the name holds such bytes.
+    #[inline]
     pub(super) fn classify(name: &[u8], odd: bool) -> FieldName {
-        let kind = FieldName::of(name);
-        if !odd || kind != FieldName::Other {
-            return kind;
+        // No known name holds an odd byte, so one that does is a disguise or nothing.
+        match odd {
+            false => FieldName::of(name),
+            true if is_disguise(name) => FieldName::Disguised,
+            true => FieldName::Other,
         }
-        let mut plain = [0u8; 40];
-        let Some(plain) = plain.get_mut(..name.len()) else {
-            // Longer than every name known, prefix families aside.
-            let head: Vec<u8> = name.iter().take(11).map(|&byte| undisguised(byte)).collect();
-            return if FieldName::of(&head) == FieldName::Other { FieldName::Other } else { FieldName::Disguised };
-        };
-        for (to, &from) in plain.iter_mut().zip(name) {
-            *to = undisguised(from);
-        }
-        if may_be_nominated(plain) { FieldName::Other } else { FieldName::Disguised }
     }
 }
 
-fn undisguised(byte: u8) -> u8 {
-    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
+/// Whether `name` becomes a known one when its odd bytes are read as `-`, as CGI's variables make no difference.
+fn is_disguise(name: &[u8]) -> bool {
+    let mut plain = [0u8; 32];
+    // No known name is longer; of a longer one the beginning tells the family.
+    let len = name.len().min(plain.len());
+    for (to, &from) in plain.iter_mut().zip(name) {
+        *to = if from.is_ascii_alphanumeric() { from } else { b'-' };
+    }
+    FieldName::of(plain.get(..len).unwrap_or_default()) != FieldName::Other
 }
 
 /// Whether Connection may name this field: not those on which framing, routing, identity or conditions rest, nor
@@ -369,4 +373,54 @@ fn codings_before_chunked(value: &[u8]) -> bool {
 #[inline]
 pub(super) fn named(bytes: &[u8], raw: &RawField) -> Field {
     Field { name: raw.name, value: raw.value, kind: FieldName::classify(raw.name.of(bytes), raw.odd) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_name_is_known() {
+        for (kind, names) in [
+            (FieldName::Host, "Host"),
+            (FieldName::ContentLength, "Content-Length"),
+            (FieldName::TransferEncoding, "Transfer-Encoding"),
+            (FieldName::Connection, "Connection"),
+            (FieldName::KeepAlive, "Keep-Alive"),
+            (FieldName::ProxyConnection, "Proxy-Connection"),
+            (FieldName::ProxyAuth, "Proxy-Authorization Proxy-Authenticate Proxy-Authentication-Info"),
+            (FieldName::Proxy, "Proxy"),
+            (FieldName::Te, "TE"),
+            (FieldName::Trailer, "Trailer"),
+            (FieldName::Upgrade, "Upgrade"),
+            (FieldName::Http2Settings, "HTTP2-Settings"),
+            (FieldName::Expect, "Expect"),
+            (FieldName::MaxForwards, "Max-Forwards"),
+            (FieldName::Via, "Via"),
+            (FieldName::Date, "Date"),
+            (FieldName::Forwarded, "Forwarded"),
+            (FieldName::XForwardedFor, "X-Forwarded-For"),
+            (FieldName::XForwardedProto, "X-Forwarded-Proto"),
+            (FieldName::XForwardedHost, "X-Forwarded-Host"),
+            (
+                FieldName::ClientIdentity,
+                "X-Host X-Scheme X-Real-IP Client-IP X-Client-IP X-Remote-IP X-Url-Scheme Forwarded-For X-Remote-Addr \
+                 X-Rewrite-URL True-Client-IP X-Original-URL X-Original-Host Front-End-Https Proxy-Client-IP \
+                 CF-Connecting-IP Fastly-Client-IP X-Originating-IP X-Azure-ClientIP WL-Proxy-Client-IP \
+                 CF-Connecting-IPv6 X-Cluster-Client-IP X-Appengine-User-IP X-Original-Forwarded-For \
+                 X-Envoy-External-Address X-Forwarded X-Forwarded-Port X-Forwarded-Ssl X-ForwardedFor",
+            ),
+            (FieldName::PointsmanWorker, "X-Pointsman-Worker"),
+            (FieldName::Other, "Accept Cookie X-Forward X-Custom Content-Type Hosts T Viae Authorization"),
+        ] {
+            for name in names.split_whitespace() {
+                assert_eq!(FieldName::of(name.as_bytes()), kind, "{name}");
+                assert_eq!(FieldName::of(name.to_uppercase().as_bytes()), kind, "{name}");
+                let disguised = name.replace('-', "_");
+                if disguised != name && kind != FieldName::Other {
+                    assert_eq!(FieldName::classify(disguised.as_bytes(), true), FieldName::Disguised, "{disguised}");
+                }
+            }
+        }
+    }
 }

@@ -17,3 +17,6 @@ pub mod response;
 pub mod span;
 pub mod target;
 pub mod write;
+
+#[cfg(test)]
+mod tests;

@@ -103,21 +103,23 @@ impl ResponseHead {
     /// Takes `HTTP/1.x SP 3DIGIT [SP reason] CRLF`. The blank before an absent reason may be missing, as many servers
     /// leave it out.
     fn status_line(&mut self, bytes: &[u8]) -> Result<Option<usize>, HeadError> {
-        for (at, want) in b"HTTP/1.?".iter().enumerate() {
+        for (at, want) in b"HTTP/1.".iter().enumerate() {
             match bytes.get(at) {
                 None => return Ok(None),
                 Some(byte) if byte == want => {}
-                Some(b'0') if at == 7 => self.version = Version::Http10,
-                Some(b'1') if at == 7 => self.version = Version::Http11,
-                Some(&byte) if at == 7 && byte.is_ascii_digit() => {
-                    return Err(HeadError::Version { major: 1, minor: byte - b'0' });
-                }
                 Some(&byte) if at == 5 && byte.is_ascii_digit() => {
                     return Err(HeadError::Version { major: byte - b'0', minor: 0 });
                 }
                 Some(_) => return Err(HeadError::StatusLine),
             }
         }
+        self.version = match bytes.get(7) {
+            None => return Ok(None),
+            Some(b'0') => Version::Http10,
+            Some(b'1') => Version::Http11,
+            Some(&byte) if byte.is_ascii_digit() => return Err(HeadError::Version { major: 1, minor: byte - b'0' }),
+            Some(_) => return Err(HeadError::StatusLine),
+        };
         match bytes.get(8) {
             None => return Ok(None),
             Some(b' ') => {}
