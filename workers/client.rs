@@ -18,6 +18,8 @@ use crate::slab::Key;
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientState {
+    /// Its PROXY header has not come whole.
+    Header,
     /// Between requests, or within a request head.
     Idle,
     /// A request is being served.
@@ -48,8 +50,10 @@ pub struct Client {
     pub id: u32,
     /// Where it was accepted.
     pub listener: ListenerId,
-    /// Its address; `None` on a Unix listener.
+    /// Its address, by its PROXY header if there was one; `None` on a Unix listener.
     pub peer: Option<SocketAddr>,
+    /// What it connected to, if a PROXY header said so; else it is the socket's own address.
+    pub destination: Option<SocketAddr>,
     /// What it is doing.
     pub state: ClientState,
     /// Bytes read and not yet answered; `None` while there are none.
@@ -69,6 +73,7 @@ impl Client {
             id,
             listener,
             peer,
+            destination: None,
             state: ClientState::Idle,
             input: None,
             head_since_ms: 0,

@@ -12,6 +12,7 @@ pub mod date;
 pub mod exchange;
 pub mod io;
 pub mod proto;
+pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
 pub mod slab;

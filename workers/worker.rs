@@ -20,6 +20,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
+use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
 use crate::timers::Armed;
@@ -62,6 +63,8 @@ pub struct Worker {
     pub(crate) cx: Ctx,
     /// When draining must be over.
     drain_until_ms: u64,
+    /// Warnings of PROXY headers.
+    pub(crate) header_refusals: Refusals,
 }
 
 impl Worker {
@@ -81,6 +84,7 @@ impl Worker {
             relays: Slab::new(),
             cx,
             drain_until_ms: u64::MAX,
+            header_refusals: Refusals::default(),
         })
     }
 
@@ -231,7 +235,9 @@ impl Worker {
             warn!("cannot watch a client's connection: {error}");
             return self.close_client(key);
         }
+        client.begin(&passed.origin);
         match (passed.task, mode, to) {
+            (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {
@@ -258,6 +264,7 @@ impl Worker {
     fn on_client(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.read_header(key),
             ClientState::Idle => self.serve_client(key),
             ClientState::Exchange(exchange) => self.drive(exchange),
             ClientState::Relay(relay) => self.drive_relay(relay),
@@ -300,6 +307,7 @@ impl Worker {
     fn on_client_timeout(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.refuse_header(key, "the PROXY header did not come in time"),
             ClientState::Idle if client.input.is_some() => {
                 self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
@@ -510,6 +518,10 @@ impl Worker {
         for key in idle {
             // A request that is already here is served; without one this closes the connection.
             self.serve_client(key);
+        }
+        let headers = self.clients.iter().filter(|(_, client)| client.state == ClientState::Header);
+        for key in headers.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.read_header(key);
         }
         for (_, exchange) in self.exchanges.iter_mut() {
             exchange.close_client();

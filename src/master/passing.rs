@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{Task, ToMaster, ToWorker};
+use ipc::origin::{Origin, OriginCell};
 use ipc::shm;
 use ipc::snapshot::Mode;
 use ipc::state::{Direction, Image, Phase, Record};
@@ -53,8 +54,12 @@ impl Master {
     pub(super) fn give(&mut self, connection: Connection) {
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
+        let awaited = connection.origin == Origin::Awaited;
         match worker.table.enqueue(connection) {
             Ok(id) => {
+                if awaited && let Some(cell) = worker.control.origin(id) {
+                    cell.clear();
+                }
                 if let Some(record) = worker.control.record(id) {
                     record.publish(&PASSED);
                 }
@@ -153,7 +158,7 @@ impl Master {
             self.config.snapshot.listeners.get(usize::from(connection.listener)).is_none_or(|l| l.mode == Mode::Tcp)
         };
         match verdict {
-            Verdict::Over(connection) => self.addresses.leave(connection.peer),
+            Verdict::Over(connection) => self.addresses.leave(connection.counted()),
             // There is no 502 in a byte stream.
             Verdict::Pass(connection) if connection.task != Task::Fail || !is_relay(&connection) => {
                 if self.course != Course::Running {
@@ -176,7 +181,7 @@ impl Master {
 
     /// Ends a connection so that its client sees that something is missing: with a reset where there is one.
     pub(super) fn cut(&mut self, connection: Connection) {
-        self.addresses.leave(connection.peer);
+        self.addresses.leave(connection.counted());
         if connection.peer.is_some() {
             // The worker's copies are gone with it, so that closing ours closes the connection.
             let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, Some(std::time::Duration::ZERO));
@@ -197,11 +202,24 @@ enum Verdict {
 fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftovers) -> Verdict {
     let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
+    let mut header = 0;
+    if connection.origin == Origin::Awaited
+        && let Some(counters) = &counters
+        && let Some((length, ends)) = worker.control.origin(id).and_then(OriginCell::read)
+        && salvage::header_taken(connection.base, counters, length)
+    {
+        header = length;
+        connection.origin = Origin::Told(ends);
+    }
+    // Whoever awaits a header takes nothing before it.
+    let sound = connection.origin != Origin::Awaited
+        || counters.is_none_or(|counters| counters.consumed == connection.base.consumed);
     let remains = Remains {
-        image: record.and_then(Record::read),
+        image: record.filter(|_| sound).and_then(Record::read),
         former: record.and_then(Record::read_former),
         task: &connection.task,
         base: connection.base,
+        header,
         counters,
     };
     let image = remains.standing();
@@ -323,7 +341,7 @@ fn hear(worker: &mut Worker, index: u16, addresses: &mut Addresses, now: Instant
                 let mut unknown = 0;
                 for id in ids {
                     match worker.table.finish(id) {
-                        Ok(connection) => addresses.leave(connection.peer),
+                        Ok(connection) => addresses.leave(connection.counted()),
                         Err(_) => unknown += 1,
                     }
                 }

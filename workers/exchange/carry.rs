@@ -87,7 +87,7 @@ impl Worker {
             let Some(server) = self.cx.pools.pick(group, source, self.cx.clock.now_ms, &exchange.tried) else { break };
             exchange.server = Some(server);
             exchange.times.connect_us = self.cx.clock.now_us;
-            while !exchange.fresh_only {
+            while !exchange.fresh_only && settings.send_proxy.is_none() {
                 let Some(idle) = self.cx.pools.take_idle(group, server) else { break };
                 let Some(upstream) = self.upstreams.get_mut(idle) else { continue };
                 // A request that must not be sent twice is not risked on a connection that is already over. Asking
@@ -113,6 +113,7 @@ impl Worker {
                         state: UpstreamState::Exchange(key),
                         connecting: !connecting.done,
                         reused: false,
+                        private: settings.send_proxy.is_some(),
                         partial: Vec::new(),
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
@@ -243,7 +244,8 @@ impl Worker {
         let Some(upstream) = self.upstreams.get_mut(key) else { return };
         let (group, server) = (upstream.group, upstream.server);
         // A last read that filled the buffer exactly, or a close already announced: look before keeping it.
-        let clean = !upstream.socket.is_gone()
+        let clean = !upstream.private
+            && !upstream.socket.is_gone()
             && !upstream.socket.is_read_closed()
             && (!upstream.socket.is_readable() || !upstream.socket.has_input());
         if !clean || !self.cx.pools.put_idle(group, server, key) {
