@@ -36,10 +36,15 @@ pub enum ToWorker {
     Pass(Vec<Passed>),
     /// Write the access log to this descriptor from now on.
     OpenLog,
-    /// Take nothing new, finish the requests in progress, close idle connections, exit with 0.
+    /// Turn the loop once, so that the heartbeat moves.
+    Ping,
+    /// Take nothing new, finish the requests in progress, exit with 0.
     Drain {
         /// After so many milliseconds, cut what is left.
         timeout_ms: u32,
+        /// Give idle connections and relays back with [`ToMaster::GaveBack`], to be served by another worker.
+        /// Otherwise idle ones are closed, and relays go on until the time is over.
+        give_back: bool,
     },
 }
 
@@ -50,6 +55,9 @@ pub enum ToMaster {
     Ready,
     /// These connections are over: deregistered, shut down and closed here. The master drops its copies.
     Finished(Vec<u32>),
+    /// These connections were let go of without being ended: another worker is to serve them. For relays the
+    /// records and the pipes' owners say what is under way, as after a death.
+    GaveBack(Vec<GivenBack>),
     /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
     /// order. With copies of both the master can have the relay gone on with elsewhere.
     Relaying(Vec<Relaying>),
@@ -58,6 +66,15 @@ pub enum ToMaster {
         /// Below [`crate::state::MAX_PIPES`].
         number: u16,
     },
+}
+
+/// One connection that a worker gives back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenBack {
+    /// Which.
+    pub id: u32,
+    /// What had been read from it and not answered; all messages' together at most [`MAX_CARRIED_BYTES`].
+    pub carried: Vec<u8>,
 }
 
 /// One relay in use, as the worker reports it.

@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub trusted_proxies: Vec<Network>,
     /// How long a graceful stop waits for requests in progress.
     pub shutdown_timeout_ms: u32,
+    /// A worker whose loop has not turned for so long is killed and replaced.
+    pub worker_timeout_ms: u32,
 }
 
 /// Index into [`Snapshot::listeners`].

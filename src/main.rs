@@ -21,6 +21,7 @@ mod privilege;
 mod salvage;
 mod signals;
 mod supervise;
+mod watchdog;
 
 /// How the master tells its children the level of `--log-level`.
 pub const LOG_LEVEL_VARIABLE: &str = "POINTSMAN_LOG_LEVEL";

@@ -73,6 +73,8 @@ pub struct Master {
     retry_at: Option<Instant>,
     retry: Wait,
     sweep_at: Option<Instant>,
+    /// When to ask the workers to show that they move.
+    ping_at: Instant,
     config: Loaded,
     sealed: OwnedFd,
     access_log: Option<OwnedFd>,
@@ -144,6 +146,7 @@ impl Master {
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
             sweep_at: None,
+            ping_at: now,
             sealed,
             access_log,
             identity,
@@ -191,7 +194,7 @@ impl Master {
             }
             self.hear_workers(now);
             self.keep_time(now);
-            self.measure();
+            self.measure(now);
             self.rehome();
             self.accept(now);
             self.send(now);
@@ -247,7 +250,7 @@ impl Master {
             Some(worker) => worker.deadline(),
             None => seat.start_at,
         });
-        let next = seats.chain(gate).chain(self.retry_at).chain(self.sweep_at).min()?;
+        let next = seats.chain(gate).chain(self.retry_at).chain(self.sweep_at).chain([self.ping_at]).min()?;
         // Rounded up: epoll counts whole milliseconds, and waking early would mean waking again.
         Some(next.saturating_duration_since(now) + Duration::from_micros(999))
     }

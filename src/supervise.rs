@@ -19,6 +19,7 @@ use crate::keeper::Table;
 use crate::pipes::Pipes;
 use crate::privilege::Identity;
 use crate::signals;
+use crate::watchdog::Watch;
 
 /// How long a worker may take from its start to `Ready`.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,6 +76,8 @@ pub struct Worker {
     pub control: Control,
     /// Its connections.
     pub table: Table,
+    /// Whether it still moves.
+    pub watch: Watch,
     /// The pipes it relays through.
     pub pipes: Pipes,
     /// Where it stands.
@@ -140,6 +143,7 @@ impl Worker {
             layout: equipment.layout,
             control,
             table: Table::new(equipment.layout.records),
+            watch: Watch::new(now),
             pipes: Pipes::default(),
             stage: Stage::Starting { deadline: now + READY_TIMEOUT },
             ready_since: None,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipc::channel::Channel;
-use ipc::message::ToMaster;
+use ipc::message::{GivenBack, ToMaster};
 use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
 use mio::{Interest, Registry, Token, unix::SourceFd};
@@ -162,6 +162,10 @@ pub struct Ctx {
     pub to_hand_over: Vec<Key<Relay>>,
     /// Whether the worker finishes what it has and takes nothing new.
     pub draining: bool,
+    /// Whether what can be served elsewhere is then given back to the master.
+    pub giving_back: bool,
+    /// Connections let go of and not yet reported so.
+    pub given_back: Vec<GivenBack>,
 }
 
 /// Token kinds, in the two bits that a key leaves free.

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod client;
 pub mod ctx;
 pub mod date;
+mod drain;
 pub mod exchange;
 pub mod io;
 pub mod proto;
@@ -99,6 +100,8 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         finished_since_ms: 0,
         to_hand_over: Vec::new(),
         draining: false,
+        giving_back: false,
+        given_back: Vec::new(),
         site: Rc::new(Site::new(snapshot)),
     };
     Worker::new(poll, cx)

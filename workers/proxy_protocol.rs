@@ -121,7 +121,7 @@ impl Worker {
                     (Mode::Tcp, None) => self.close_client(key),
                 }
             }
-            Look::Wait if self.cx.draining => self.close_client(key),
+            Look::Wait if self.cx.draining => self.leave(key),
             Look::Wait => {}
             Look::Gone => {
                 debug!("a proxy closed its connection without a PROXY header");

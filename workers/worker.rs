@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::Mode;
-use log::{debug, error, info, warn};
+use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -62,7 +62,7 @@ pub struct Worker {
     /// What they share.
     pub(crate) cx: Ctx,
     /// When draining must be over.
-    drain_until_ms: u64,
+    pub(crate) drain_until_ms: u64,
     /// Warnings of PROXY headers.
     pub(crate) header_refusals: Refusals,
 }
@@ -139,12 +139,13 @@ impl Worker {
             }
             self.hand_over_relays();
             self.report();
+            self.report_given_back();
             if let Some(log) = &mut self.cx.log
                 && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
             {
                 log.flush(self.cx.clock.now_ms);
             }
-            if self.cx.draining && (self.clients.is_empty() || self.cx.clock.now_ms >= self.drain_until_ms) {
+            if self.is_drained() {
                 self.end_drain();
                 return Ok(End::Drained);
             }
@@ -157,7 +158,9 @@ impl Worker {
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain];
-        let timeout = if more || !self.cx.work.is_empty() {
+        let timeout = if !self.cx.given_back.is_empty() {
+            Some(Duration::from_millis(1))
+        } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
@@ -206,7 +209,8 @@ impl Worker {
                     log.replace(fd, self.cx.clock.now_ms);
                 }
             }
-            ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms),
+            ToWorker::Ping => {}
+            ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -391,7 +395,7 @@ impl Worker {
             }
             client.head_since_ms + u64::from(timeouts.header_ms)
         } else if self.cx.draining {
-            return self.close_client(key);
+            return self.leave(key);
         } else {
             self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
         };
@@ -477,7 +481,7 @@ impl Worker {
     }
 
     /// Tells the master which connections are finished, in batches.
-    fn report(&mut self) {
+    pub(crate) fn report(&mut self) {
         if self.cx.finished.is_empty() {
             return;
         }
@@ -499,49 +503,6 @@ impl Worker {
             Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
                 debug!("cannot report: {error}")
             }
-        }
-    }
-
-    fn begin_drain(&mut self, timeout_ms: u32) {
-        info!("finishing {} connections", self.clients.len());
-        self.cx.draining = true;
-        self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
-        for key in self.cx.pools.take_all_idle() {
-            self.close_upstream(key);
-        }
-        let idle: Vec<_> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.state == ClientState::Idle && client.input.is_none())
-            .map(|(key, _)| key)
-            .collect();
-        for key in idle {
-            // A request that is already here is served; without one this closes the connection.
-            self.serve_client(key);
-        }
-        let headers = self.clients.iter().filter(|(_, client)| client.state == ClientState::Header);
-        for key in headers.map(|(key, _)| key).collect::<Vec<_>>() {
-            self.read_header(key);
-        }
-        for (_, exchange) in self.exchanges.iter_mut() {
-            exchange.close_client();
-        }
-    }
-
-    fn end_drain(&mut self) {
-        if !self.clients.is_empty() {
-            warn!("cutting {} connections that did not finish in time", self.clients.len());
-        }
-        let keys: Vec<_> = self.clients.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            if let Some(client) = self.clients.get_mut(key) {
-                client.socket.reset();
-            }
-            self.close_client(key);
-        }
-        self.report();
-        if let Some(log) = &mut self.cx.log {
-            log.flush(self.cx.clock.now_ms);
         }
     }
 }

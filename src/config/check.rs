@@ -36,6 +36,7 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 };
 
 const DEFAULT_SHUTDOWN_MS: u32 = 30_000;
+const DEFAULT_WORKER_TIMEOUT_MS: u32 = 10_000;
 /// The kernel lowers it to `net.core.somaxconn`.
 const DEFAULT_BACKLOG: u32 = 4096;
 const DEFAULT_TRIES: u8 = 3;
@@ -83,6 +84,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
         },
         trusted_proxies: file.trusted_proxies.into_iter().map(|at| at.value).collect(),
         shutdown_timeout_ms: file.shutdown_timeout_ms.unwrap_or(DEFAULT_SHUTDOWN_MS),
+        worker_timeout_ms: file.worker_timeout_ms.unwrap_or(DEFAULT_WORKER_TIMEOUT_MS),
     };
     let mut report = check.report;
     report.sort();

@@ -32,6 +32,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
         out.text("group", &group.name);
     }
     out.duration("shutdown_timeout", snapshot.shutdown_timeout_ms);
+    out.duration("worker_timeout", snapshot.worker_timeout_ms);
     let proxies = snapshot.trusted_proxies.iter().map(network);
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));
     limits(&mut out, snapshot);

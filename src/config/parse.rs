@@ -35,6 +35,7 @@ static TOP: Schema = Schema {
         "user",
         "group",
         "shutdown_timeout",
+        "worker_timeout",
         "trusted_proxies",
         "timeouts",
         "limits",
@@ -165,6 +166,7 @@ impl Parser {
         let user = top.string("user", "\"www-data\"", report).at();
         let group = top.string("group", "\"www-data\"", report).at();
         let shutdown_timeout_ms = top.duration("shutdown_timeout", report).value();
+        let worker_timeout_ms = top.duration("worker_timeout", report).value();
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
         let limits = self.limits(&top);
@@ -182,6 +184,7 @@ impl Parser {
             user,
             group,
             shutdown_timeout_ms,
+            worker_timeout_ms,
             trusted_proxies,
             timeouts,
             limits,

@@ -171,9 +171,9 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         let dispatch = prop_oneof![Just(Dispatch::LeastConnections), Just(Dispatch::RoundRobin)];
         let listeners = vec(listener(count), 1..4);
         let routes = vec(route(count), 1..5);
-        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), duration());
+        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), duration(), duration());
         (Just(groups), listeners, routes, rest).prop_map(|(groups, listeners, mut routes, rest)| {
-            let (workers, dispatch, limits, access_log, trusted_proxies, shutdown_timeout_ms) = rest;
+            let (workers, dispatch, limits, access_log, trusted_proxies, shutdown_timeout_ms, worker_timeout_ms) = rest;
             let mut kept: Vec<Listener> = Vec::new();
             for listener in listeners {
                 if !kept.iter().any(|other| conflict(&other.bind, &listener.bind)) {
@@ -193,6 +193,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 access_log,
                 trusted_proxies,
                 shutdown_timeout_ms,
+                worker_timeout_ms,
             }
         })
     })

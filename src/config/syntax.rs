@@ -66,6 +66,7 @@ pub struct File {
     pub user: Option<At<String>>,
     pub group: Option<At<String>>,
     pub shutdown_timeout_ms: Option<u32>,
+    pub worker_timeout_ms: Option<u32>,
     pub trusted_proxies: Vec<At<Network>>,
     pub timeouts: Timeouts,
     pub limits: Limits,

@@ -12,7 +12,8 @@ use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::wait::Wait;
 use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Times};
 use crate::proto::h1::body::BodyReader;
-use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Version};
+use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Scheme, Version};
+use crate::proto::path::without_dot_segments;
 use crate::slab::Key;
 
 impl Exchange {
@@ -90,10 +91,13 @@ impl Exchange {
             self.close = true;
             return Err(Problem::new(413, "the request body is larger than limits.body"));
         }
+        if head.target.scheme == Some(Scheme::Https) {
+            return Err(Problem::new(421, "an https target on a connection without TLS"));
+        }
         let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
         let group = listener.to.or_else(|| {
             let host = head.host_name.map_or(&b""[..], |span| span.of(bytes));
-            self.site.router.find(host, head.target.path(bytes))
+            self.site.router.find(host, &without_dot_segments(head.target.path(bytes)))
         });
         let Some(group) = group else {
             return Err(Problem::new(404, "no route matches"));

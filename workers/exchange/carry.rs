@@ -232,7 +232,9 @@ impl Worker {
         }
         client.state = ClientState::Idle;
         client.answered(end, &mut self.cx);
-        if client.input.is_some() || client.socket.is_readable() {
+        if self.cx.giving_back {
+            self.give_back(client_key);
+        } else if client.input.is_some() || client.socket.is_readable() {
             self.cx.work.push_back(Work::Client(client_key));
         } else {
             self.wait_idle(client_key);
