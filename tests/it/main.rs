@@ -19,6 +19,7 @@ mod http_strict_responses;
 mod limits;
 mod logs;
 mod memory;
+mod proxy_protocol;
 mod real_clients;
 mod tcp;
 mod timeouts;
