@@ -111,8 +111,5 @@ impl Worker {
             self.close_client(key);
         }
         self.report();
-        if let Some(log) = &mut self.cx.log {
-            log.flush(self.cx.clock.now_ms);
-        }
     }
 }

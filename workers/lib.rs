@@ -25,8 +25,6 @@ use std::io as stdio;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ipc::channel::{Channel, RecvError};
 use ipc::message::{ToWorker, VERSION};
@@ -44,6 +42,8 @@ use crate::worker::{End, Worker};
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     match start(channel, index).and_then(|mut worker| worker.run()) {
         Ok(End::Drained | End::MasterGone) => ExitCode::SUCCESS,
+        // It was stopped before this worker had begun.
+        Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error}");
             ExitCode::FAILURE
@@ -52,7 +52,6 @@ pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
 }
 
 fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
-    ignore_signals_of_the_master()?;
     let mut channel = Channel::from_fd(channel);
     let poll = Poll::new()?;
     let (message, mut fds) = first_message(&mut channel)?;
@@ -107,6 +106,10 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     Worker::new(poll, cx)
 }
 
+fn master_is_gone() -> stdio::Error {
+    stdio::Error::new(stdio::ErrorKind::ConnectionAborted, "the master is gone")
+}
+
 /// Waits for the master's greeting.
 fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>)> {
     let mut poll = Poll::new()?;
@@ -119,7 +122,8 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             Ok(message) => return Ok((message, fds)),
             Err(RecvError::Empty) => {}
             Err(RecvError::Io(error)) => return Err(error),
-            Err(error @ (RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
+            Err(RecvError::Closed) => return Err(master_is_gone()),
+            Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
                 return Err(stdio::Error::other(format!("no greeting from the master: {error}")));
             }
         }
@@ -128,13 +132,4 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             _ => {}
         }
     }
-}
-
-/// Signals that a terminal or an operator sends to the whole group are the master's to act on.
-fn ignore_signals_of_the_master() -> stdio::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
-    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2] {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
-    }
-    Ok(())
 }

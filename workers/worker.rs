@@ -75,7 +75,10 @@ impl Worker {
     pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
-        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| io::Error::other(error.to_string()))?;
+        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| match error {
+            SendError::Closed => crate::master_is_gone(),
+            SendError::Full | SendError::TooLarge | SendError::Io(_) => io::Error::other(error.to_string()),
+        })?;
         Ok(Worker {
             poll,
             clients: Slab::new(),
@@ -93,6 +96,14 @@ impl Worker {
     /// # Errors
     /// When events cannot be waited for, or the master's messages are malformed.
     pub fn run(&mut self) -> io::Result<End> {
+        let end = self.turn_until_the_end();
+        if let Some(log) = &mut self.cx.log {
+            log.flush(self.cx.clock.now_ms);
+        }
+        end
+    }
+
+    fn turn_until_the_end(&mut self) -> io::Result<End> {
         let mut events = Events::with_capacity(EVENTS);
         let mut due = Vec::new();
         // A message may have come before the channel was watched.

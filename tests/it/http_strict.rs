@@ -138,6 +138,13 @@ impl Bench {
             }
             Ok(())
         })();
+        if outcome.is_err() {
+            // What is still on its way belongs to this row, not to the next.
+            client.shutdown_write();
+            client.patience(std::time::Duration::from_millis(500));
+            client.wire.begin();
+            let _ = client.wire.rest();
+        }
         let seen: Vec<String> = self.backend.take_requests().iter().map(|request| request.summary()).collect();
         let violations = self.backend.take_violations();
         if !violations.is_empty() {

@@ -76,6 +76,8 @@ impl Exchange {
         let bytes = client.input_from(self.head.0, &cx.arena);
         self.client_keep_alive = head.keep_alive;
         if self.method == Method::Connect {
+            // What follows may be meant for a tunnel.
+            self.close = true;
             return Err(Problem::new(405, "CONNECT is not enabled here"));
         }
         if self.method == Method::Trace && head.framing != BodyFraming::None {
