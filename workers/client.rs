@@ -9,6 +9,7 @@ use ipc::shm::{Arena, Slot};
 use ipc::snapshot::ListenerId;
 use ipc::state::{Image, Phase};
 
+use crate::backend::Upstream;
 use crate::ctx::Ctx;
 use crate::exchange::Exchange;
 use crate::io::socket::{Io, Socket};
@@ -56,6 +57,8 @@ pub struct Client {
     pub destination: Option<SocketAddr>,
     /// What it is doing.
     pub state: ClientState,
+    /// A server's connection that may serve this client only, kept for its next request; it may be over by then.
+    pub kept: Option<Key<Upstream>>,
     /// Bytes read and not yet answered; `None` while there are none.
     pub input: Option<Input>,
     /// When the first byte of the present request head came; 0 = none has.
@@ -75,6 +78,7 @@ impl Client {
             peer,
             destination: None,
             state: ClientState::Idle,
+            kept: None,
             input: None,
             head_since_ms: 0,
             written_before: 0,

@@ -62,6 +62,9 @@ impl Worker {
             return self.close_client(key);
         }
         let Some(mut client) = self.clients.remove(key) else { return };
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
         self.cx.forget(&mut client.socket);
         // Its slot is not reused, since this process takes nothing new.
         self.cx.control.stats().finished.add(1);

@@ -480,6 +480,9 @@ impl Worker {
     pub(crate) fn close_client(&mut self, key: Key<Client>) {
         let Some(mut client) = self.clients.remove(key) else { return };
         client.release_input(&mut self.cx);
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
         self.cx.forget(&mut client.socket);
         client.socket.shutdown_both();
         client.publish(ipc::state::Phase::Done, &self.cx);

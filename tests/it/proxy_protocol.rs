@@ -480,6 +480,52 @@ fn servers_get_each_clients_header_on_a_connection_of_its_own() {
             assert_eq!(*first, own, "a connection served two clients");
         }
     }
+    assert_eq!(backend.connections(), 6, "each client's connection is kept for it");
+    drop(clients);
+    wait_until("they end with their clients", || backend.open() == 0);
+}
+
+#[test]
+fn a_kept_connection_that_is_over_is_replaced_by_one_with_a_header() {
+    // The server closes after each answer, without a word before.
+    let backend = Backend::serve(|conn| {
+        let line = take_line(conn);
+        if conn.request().is_some() {
+            conn.send(&response(&line));
+        }
+    });
+    let proxy = Conf::http(&[backend.addr]).group("send_proxy = \"v1\"").start();
+    let mut client = Client::connect(proxy.addr());
+    let wanted = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}", local(&client).port(), proxy.addr().inet().port());
+    for _ in 0..10 {
+        says(&client.get("/"), &wanted);
+    }
+    assert_eq!(backend.connections(), 10);
+}
+
+#[test]
+fn a_kept_connection_serves_its_own_group_only() {
+    let backends = [v1_backend(), v1_backend(), Backend::named("shared")];
+    let [a, b, c] = backends.each_ref().map(|backend| backend.addr);
+    let groups = format!(
+        "[[route]]\npath = \"/a\"\nto = \"a\"\n[[route]]\npath = \"/b\"\nto = \"b\"\n\
+         [backends.a]\nservers = [\"{a}\"]\nsend_proxy = \"v1\"\n\
+         [backends.b]\nservers = [\"{b}\"]\nsend_proxy = \"v1\""
+    );
+    let proxy = Conf::http(&[c]).tables(&groups).start();
+    let mut client = Client::connect(proxy.addr());
+    for _ in 0..5 {
+        for path in ["/a", "/", "/b", "/b", "/", "/a"] {
+            let text = client.get(path).text();
+            assert_eq!(text == "shared", path == "/", "{path}: {text}");
+        }
+    }
+    assert_eq!(backends.each_ref().map(Backend::heads), [10, 10, 10]);
+    // One is kept at a time: of a and b, the one used last.
+    assert_eq!(backends.each_ref().map(Backend::connections), [6, 5, 1]);
+    wait_until("one is left", || backends[0].open() + backends[1].open() == 1);
+    drop(client);
+    wait_until("that one ends with its client", || backends[0].open() + backends[1].open() == 0);
 }
 
 #[test]

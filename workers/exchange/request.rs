@@ -36,7 +36,9 @@ impl Exchange {
             default_host: self.site.listener_names[usize::from(client.listener)].as_bytes(),
         };
         cx.out.clear();
-        if let Some(version) = group.and_then(|group| group.send_proxy) {
+        if upstream.socket.bytes_out == 0
+            && let Some(version) = group.and_then(|group| group.send_proxy)
+        {
             client.write_proxy_header(version, &mut cx.out);
         }
         let bytes = client.input_from(self.head.0, &cx.arena);
