@@ -72,6 +72,14 @@ impl<F> Connection<F> {
         }
     }
 
+    /// The client's address as far as it is known, for the log.
+    pub fn client(&self) -> Option<SocketAddr> {
+        match self.origin {
+            Origin::Told(Some(ends)) => Some(ends.source),
+            Origin::Direct | Origin::Awaited | Origin::Told(None) => self.peer,
+        }
+    }
+
     /// The address that it counts under where the connections of one are bounded. A proxy in front brings those of
     /// many clients.
     pub fn counted(&self) -> Option<SocketAddr> {

@@ -256,7 +256,7 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
                 connection.task = Task::Fail;
-                match connection.peer {
+                match connection.client() {
                     Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
                     None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
                 }
