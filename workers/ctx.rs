@@ -10,6 +10,7 @@ use ipc::channel::Channel;
 use ipc::message::{GivenBack, ToMaster};
 use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
+use log::warn;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -205,17 +206,29 @@ impl Owner {
 }
 
 impl Ctx {
-    /// Registers a socket for both directions, once for its life.
+    /// Registers a socket for both directions, once for its life; it may be registered already. A client's is
+    /// registered only when it must be waited for: one that is answered and closed at once never is.
     ///
     /// # Errors
     /// When the kernel has no room for it.
     pub fn register(&self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
+        if socket.registered {
+            return Ok(());
+        }
         #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
         let token = Token(owner.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), token, interest)?;
         socket.registered = true;
         Ok(())
+    }
+
+    /// As [`Ctx::register`]. A socket that cannot be watched is marked as gone, so that it is let go of.
+    pub fn watch(&self, socket: &mut Socket, owner: Owner) {
+        if let Err(error) = self.register(socket, owner) {
+            warn!("cannot watch a connection: {error}");
+            socket.give_up();
+        }
     }
 
     /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.

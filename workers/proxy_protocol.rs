@@ -122,7 +122,12 @@ impl Worker {
                 }
             }
             Look::Wait if self.cx.draining => self.leave(key),
-            Look::Wait => {}
+            Look::Wait => {
+                self.cx.watch(&mut client.socket, Owner::Client(key));
+                if client.socket.is_gone() {
+                    self.close_client(key);
+                }
+            }
             Look::Gone => {
                 debug!("a proxy closed its connection without a PROXY header");
                 self.close_client(key);

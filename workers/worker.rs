@@ -246,10 +246,6 @@ impl Worker {
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
-        if let Err(error) = self.cx.register(&mut client.socket, Owner::Client(key)) {
-            warn!("cannot watch a client's connection: {error}");
-            return self.close_client(key);
-        }
         client.begin(&passed.origin);
         match (passed.task, mode, to) {
             (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
@@ -410,6 +406,10 @@ impl Worker {
         } else {
             self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
         };
+        self.cx.watch(&mut client.socket, Owner::Client(key));
+        if client.socket.is_gone() {
+            return self.close_client(key);
+        }
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
     }
 
@@ -456,6 +456,7 @@ impl Worker {
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
+        self.cx.watch(&mut client.socket, Owner::Client(key));
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
         self.drop_input(key);
     }
