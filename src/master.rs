@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use ipc::message::Layout;
+use ipc::origin::Origin;
 use ipc::snapshot::{LogTarget, Mode, Snapshot};
 use log::{error, info, warn};
 use mio::unix::SourceFd;
@@ -312,7 +313,11 @@ impl Master {
                 Accepted::Connection(fd, peer) => {
                     self.gate.succeeded();
                     let mut connection = Connection::new(fd, peer, socket.id);
-                    if !self.addresses.enter(peer) {
+                    let listener = &self.config.snapshot.listeners[usize::from(socket.id)];
+                    if listener.proxy_protocol.is_expected(peer.map(|addr| addr.ip())) {
+                        connection.origin = Origin::Awaited;
+                    }
+                    if !self.addresses.enter(connection.counted()) {
                         connection.task = ipc::message::Task::Refuse;
                     }
                     self.give(connection);

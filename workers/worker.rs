@@ -20,6 +20,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
+use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
 use crate::timers::Armed;
@@ -62,6 +63,8 @@ pub struct Worker {
     pub(crate) cx: Ctx,
     /// When draining must be over.
     pub(crate) drain_until_ms: u64,
+    /// Warnings of PROXY headers.
+    pub(crate) header_refusals: Refusals,
 }
 
 impl Worker {
@@ -84,6 +87,7 @@ impl Worker {
             relays: Slab::new(),
             cx,
             drain_until_ms: u64::MAX,
+            header_refusals: Refusals::default(),
         })
     }
 
@@ -260,7 +264,9 @@ impl Worker {
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
+        client.begin(&passed.origin);
         match (passed.task, mode, to) {
+            (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {
@@ -287,6 +293,7 @@ impl Worker {
     fn on_client(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.read_header(key),
             ClientState::Idle => self.serve_client(key),
             ClientState::Exchange(exchange) => self.drive(exchange),
             ClientState::Relay(relay) => self.drive_relay(relay),
@@ -329,6 +336,7 @@ impl Worker {
     fn on_client_timeout(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.refuse_header(key, "the PROXY header did not come in time"),
             ClientState::Idle if client.input.is_some() => {
                 self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
@@ -491,6 +499,9 @@ impl Worker {
     pub(crate) fn close_client(&mut self, key: Key<Client>) {
         let Some(mut client) = self.clients.remove(key) else { return };
         client.release_input(&mut self.cx);
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
         self.cx.forget(&mut client.socket);
         client.socket.shutdown_both();
         client.publish(ipc::state::Phase::Done, &self.cx);
