@@ -59,6 +59,10 @@ pub struct Worker {
     pub(crate) exchanges: Slab<Exchange>,
     /// Relays.
     pub(crate) relays: Slab<Relay>,
+    /// Relays that were taken for drained.
+    pub(crate) presumed: Vec<Key<Relay>>,
+    /// Since when the first of them waits.
+    pub(crate) presumed_since_ms: u64,
     /// What they share.
     pub(crate) cx: Ctx,
     /// When draining must be over.
@@ -85,6 +89,8 @@ impl Worker {
             upstreams: Slab::new(),
             exchanges: Slab::new(),
             relays: Slab::new(),
+            presumed: Vec::new(),
+            presumed_since_ms: 0,
             cx,
             drain_until_ms: u64::MAX,
             header_refusals: Refusals::default(),
@@ -149,6 +155,7 @@ impl Worker {
                     None => {}
                 }
             }
+            self.look_again();
             self.hand_over_relays();
             self.report();
             self.report_given_back();
@@ -170,7 +177,8 @@ impl Worker {
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let deadlines = [self.cx.timers.next_deadline(), log, report, drain, self.cx.given_way.due_ms()];
+        let deadlines =
+            [self.cx.timers.next_deadline(), self.look_again_at(), log, report, drain, self.cx.given_way.due_ms()];
         let timeout = if !self.cx.given_back.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {

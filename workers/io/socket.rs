@@ -230,6 +230,17 @@ impl Socket {
         }
     }
 
+    /// Takes the socket for drained although that is not certain. The caller looks again later, with
+    /// [`Socket::look_again`].
+    pub fn presume_drained(&mut self) {
+        self.readable = self.read_closed;
+    }
+
+    /// A read may bring something after all.
+    pub fn look_again(&mut self) {
+        self.readable = true;
+    }
+
     /// Moves at most `most` bytes, all of which the pipe holds, into the socket.
     pub fn splice_out(&mut self, pipe: &Pipe, most: usize) -> Io {
         if !self.writable {

@@ -37,6 +37,8 @@ impl Relay {
             phase: Phase::Open,
             began_us: now_us,
             connected_us: now_us,
+            queued: false,
+            look_again: false,
             tcp: false,
         }
     }
