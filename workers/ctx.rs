@@ -219,7 +219,7 @@ impl Ctx {
     pub fn register(&mut self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
         #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
         let token = Token(owner.to_bits() as usize);
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), token, interest)?;
         socket.registered = true;
         self.sockets += 1;

@@ -107,7 +107,7 @@ fn requests_in_progress_do_not_give_way() {
         client.send("GET /half HT");
     }
     wait_until("all of them are being served", || backend.heads() == 12);
-    for _ in 0..20 {
+    for _ in 0..4 {
         let mut client = Client::connect(proxy.addr());
         assert_eq!(client.get("/").status, 200);
         std::mem::forget(client);

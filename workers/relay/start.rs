@@ -83,6 +83,7 @@ impl Worker {
         connection.state = ClientState::Relay(key);
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
+        connection.socket.deadline.due_ms = u64::MAX;
         self.cx.to_hand_over.push(key);
     }
 
