@@ -256,13 +256,10 @@ impl Worker {
         let (mode, to) = (listener.mode, listener.to);
         let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
+        self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
-        }
-        if let Err(error) = self.cx.register(&mut client.socket, Owner::Client(key)) {
-            warn!("cannot watch a client's connection: {error}");
-            return self.close_client(key);
         }
         match (passed.task, mode, to) {
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
@@ -420,6 +417,10 @@ impl Worker {
         } else {
             self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
         };
+        self.cx.watch(&mut client.socket, Owner::Client(key));
+        if client.socket.is_gone() {
+            return self.close_client(key);
+        }
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
     }
 
@@ -469,6 +470,7 @@ impl Worker {
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
+        self.cx.watch(&mut client.socket, Owner::Client(key));
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
         self.drop_input(key);
     }

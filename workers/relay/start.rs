@@ -56,6 +56,7 @@ impl Worker {
         };
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
+        self.cx.watch(&mut connection.socket, Owner::Client(client));
         self.connect_relay(key, group);
     }
 
@@ -81,6 +82,7 @@ impl Worker {
         relay.to_client.early = to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
+        self.cx.watch(&mut connection.socket, Owner::Client(client));
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
         connection.socket.deadline.due_ms = u64::MAX;
@@ -119,6 +121,7 @@ impl Worker {
         }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
+        self.cx.watch(&mut connection.socket, Owner::Client(client));
         let place = server.unwrap_or(ServerRef { group: 0, server: 0 });
         let upstream = Upstream {
             socket,
