@@ -241,8 +241,12 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
-            let more =
-                !read || client.input.as_ref().is_some_and(|input| input.end > end) || client.socket.is_readable();
+            // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
+            // has come to one that is not watched only the kernel knows.
+            let more = !read
+                || client.input.as_ref().is_some_and(|input| input.end > end)
+                || client.socket.is_readable()
+                || !client.socket.registered && client.socket.has_input();
             return if more { self.linger(client_key) } else { self.close_client(client_key) };
         }
         client.state = ClientState::Idle;

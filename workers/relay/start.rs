@@ -87,6 +87,7 @@ impl Worker {
         self.cx.watch(&mut connection.socket, Owner::Client(client));
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
+        connection.socket.deadline.due_ms = u64::MAX;
         self.cx.to_hand_over.push(key);
     }
 
