@@ -117,6 +117,43 @@ pub struct Listener {
     pub backlog: u32,
     /// The effective time limits here, global ones and defaults merged in.
     pub timeouts: Timeouts,
+    /// From whom connections begin with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Whose connections begin with a PROXY header. Theirs must; those of others must not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProxyProtocol {
+    /// Proxies in front, by their addresses.
+    pub from: Vec<Network>,
+    /// Whoever connects to the Unix socket.
+    pub from_unix: bool,
+}
+
+impl ProxyProtocol {
+    /// Whether a connection from `peer` (`None` = on a Unix socket) begins with a header.
+    #[must_use]
+    pub fn is_expected(&self, peer: Option<IpAddr>) -> bool {
+        match peer {
+            Some(ip) => self.from.iter().any(|network| network.contains(ip)),
+            None => self.from_unix,
+        }
+    }
+
+    /// Whether no connection does.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.from.is_empty() && !self.from_unix
+    }
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyVersion {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// All time limits, in milliseconds, each at least 1.
@@ -237,6 +274,8 @@ pub struct Group {
     pub health: Health,
     /// Adds `X-Pointsman-Worker: <pid>` to requests, to see which worker served one.
     pub worker_header: bool,
+    /// Begins each connection to a server with a PROXY header; it then serves one client's connection only.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// One server of a group.

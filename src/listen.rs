@@ -145,7 +145,7 @@ impl AsFd for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ipc::snapshot::Timeouts;
+    use ipc::snapshot::{ProxyProtocol, Timeouts};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn listener(bind: Address) -> Listener {
@@ -159,7 +159,7 @@ mod tests {
             server_ms: 1,
             tunnel_ms: 1,
         };
-        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts }
+        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, proxy_protocol: ProxyProtocol::default() }
     }
 
     struct Scratch(PathBuf);

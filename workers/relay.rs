@@ -27,6 +27,8 @@ use crate::worker::Worker;
 
 use flow::{Flow, Moved, TURN_BYTES};
 
+/// After how long a relay that was taken for drained is looked at again.
+const LOOK_AGAIN_MS: u64 = 50;
 /// Relays handed over in one message at most.
 const HANDED_AT_ONCE: usize = 64;
 
@@ -50,6 +52,10 @@ pub struct Relay {
     phase: Phase,
     began_us: u64,
     connected_us: u64,
+    /// Whether it is among those to be looked at again.
+    queued: bool,
+    /// Whether both sockets are to be read although no event came.
+    look_again: bool,
     /// Whether it belongs to a TCP listener and has a line of its own in the access log.
     tcp: bool,
 }
@@ -153,6 +159,10 @@ impl Worker {
             }
             return;
         }
+        if std::mem::take(&mut relay.look_again) {
+            client.socket.look_again();
+            upstream.socket.look_again();
+        }
         let before = relay.to_server.moved + relay.to_client.moved;
         let moved = relay.pump(client, upstream, &mut self.cx);
         let after = relay.to_server.moved + relay.to_client.moved;
@@ -160,11 +170,21 @@ impl Worker {
             let due_ms = self.cx.clock.now_ms + u64::from(relay.tunnel_ms);
             self.cx.arm(&mut client.socket, Owner::Client(relay.client), due_ms);
         }
+<<<<<<< HEAD
         let (up, down) = (&relay.to_server, &relay.to_client);
         // A peer that has sent its end and is gone since can take nothing more, and no read will tell.
         let nobody_left = client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
         let done =
             up.is_passed_on() && down.is_passed_on() || nobody_left && (up.is_passed_on() || down.is_passed_on());
+=======
+        if std::mem::take(&mut relay.to_server.presumed) | std::mem::take(&mut relay.to_client.presumed)
+            && !relay.queued
+        {
+            relay.queued = true;
+            self.presumed.push(key);
+        }
+        let done = relay.to_server.is_passed_on() && relay.to_client.is_passed_on();
+>>>>>>> main
         match moved {
             (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
                 self.end_relay(key, Some(Reason::Text("the client's connection broke")));
@@ -176,6 +196,26 @@ impl Worker {
             (Moved::Again, _) | (_, Moved::Again) => self.cx.work.push_back(Work::Relay(key)),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
+        }
+    }
+
+    /// When relays that were taken for drained are to be looked at again; `None` = there are none.
+    pub(crate) fn look_again_at(&self) -> Option<u64> {
+        (!self.presumed.is_empty()).then_some(self.presumed_since_ms + LOOK_AGAIN_MS)
+    }
+
+    /// Looks at relays that were taken for drained, if it is time.
+    pub(crate) fn look_again(&mut self) {
+        let now_ms = self.cx.clock.now_ms;
+        if self.presumed.is_empty() {
+            self.presumed_since_ms = now_ms;
+        } else if now_ms >= self.presumed_since_ms + LOOK_AGAIN_MS {
+            self.presumed_since_ms = now_ms;
+            for key in std::mem::take(&mut self.presumed) {
+                let Some(relay) = self.relays.get_mut(key) else { continue };
+                (relay.queued, relay.look_again) = (false, true);
+                self.drive_relay(key);
+            }
         }
     }
 

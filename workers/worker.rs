@@ -21,6 +21,7 @@ use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
 use crate::proto::h1::head::BodyFraming;
+use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
 use crate::timers::Armed;
@@ -59,10 +60,16 @@ pub struct Worker {
     pub(crate) exchanges: Slab<Exchange>,
     /// Relays.
     pub(crate) relays: Slab<Relay>,
+    /// Relays that were taken for drained.
+    pub(crate) presumed: Vec<Key<Relay>>,
+    /// Since when the first of them waits.
+    pub(crate) presumed_since_ms: u64,
     /// What they share.
     pub(crate) cx: Ctx,
     /// When draining must be over.
     pub(crate) drain_until_ms: u64,
+    /// Warnings of PROXY headers.
+    pub(crate) header_refusals: Refusals,
 }
 
 impl Worker {
@@ -83,8 +90,11 @@ impl Worker {
             upstreams: Slab::new(),
             exchanges: Slab::new(),
             relays: Slab::new(),
+            presumed: Vec::new(),
+            presumed_since_ms: 0,
             cx,
             drain_until_ms: u64::MAX,
+            header_refusals: Refusals::default(),
         })
     }
 
@@ -146,6 +156,7 @@ impl Worker {
                     None => {}
                 }
             }
+            self.look_again();
             self.hand_over_relays();
             self.report();
             self.report_given_back();
@@ -167,7 +178,8 @@ impl Worker {
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let deadlines = [self.cx.timers.next_deadline(), log, report, drain, self.cx.given_way.due_ms()];
+        let deadlines =
+            [self.cx.timers.next_deadline(), self.look_again_at(), log, report, drain, self.cx.given_way.due_ms()];
         let timeout = if !self.cx.given_back.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
@@ -261,7 +273,9 @@ impl Worker {
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
+        client.begin(&passed.origin);
         match (passed.task, mode, to) {
+            (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {
@@ -288,6 +302,7 @@ impl Worker {
     fn on_client(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.read_header(key),
             ClientState::Idle => self.serve_client(key),
             ClientState::Exchange(exchange) => self.drive(exchange),
             ClientState::Relay(relay) => self.drive_relay(relay),
@@ -330,6 +345,7 @@ impl Worker {
     fn on_client_timeout(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.refuse_header(key, "the PROXY header did not come in time"),
             ClientState::Idle if client.input.is_some() => {
                 self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
@@ -495,6 +511,9 @@ impl Worker {
     pub(crate) fn close_client(&mut self, key: Key<Client>) {
         let Some(mut client) = self.clients.remove(key) else { return };
         client.release_input(&mut self.cx);
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
         self.cx.forget(&mut client.socket);
         client.socket.shutdown_both();
         client.publish(ipc::state::Phase::Done, &self.cx);

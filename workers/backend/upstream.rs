@@ -36,6 +36,8 @@ pub struct Upstream {
     pub connecting: bool,
     /// Whether it has served a request before: then its death says nothing about the server.
     pub reused: bool,
+    /// Whether it began with a PROXY header, so that it may serve one client's connection only.
+    pub private: bool,
     /// A response head that has not come whole; empty otherwise.
     pub partial: Vec<u8>,
 }
@@ -45,8 +47,10 @@ pub fn add(upstreams: &mut Slab<Upstream>, upstream: Upstream, cx: &mut Ctx) -> 
     let (group, server) = (upstream.group, upstream.server);
     let key = upstreams.insert(upstream).ok()?;
     let upstream = upstreams.get_mut(key)?;
+    cx.sockets += 1;
     if let Err(error) = cx.register(&mut upstream.socket, Owner::Upstream(key)) {
         warn!("cannot watch a connection to a server: {error}");
+        cx.forget(&mut upstream.socket);
         upstreams.remove(key);
         return None;
     }

@@ -26,6 +26,7 @@ fn group(balance: Balance, servers: &[(u16, u16)]) -> Group {
         keepalive: KeepAlive { idle_per_server: 8, idle_timeout_ms: 1000, max_per_server: None },
         health: snapshot::Health { failures: 2, eject_ms: 1000, eject_max_ms: 8000 },
         worker_header: false,
+        send_proxy: None,
     }
 }
 

@@ -11,12 +11,12 @@ use crate::backend::pool::Pools;
 use crate::backend::upstream;
 use crate::backend::{Upstream, UpstreamState};
 use crate::balance::{self, ServerId};
-use crate::client::ClientState;
-use crate::ctx::{Owner, Work};
+use crate::client::{Client, ClientState};
+use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
 use crate::room::{self, is_shortage};
-use crate::slab::Key;
+use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
 const NO_SERVER: Problem = Problem::new(503, "no server of the group can take the request");
@@ -86,25 +86,25 @@ impl Worker {
         let Some(settings) = site.snapshot.groups.get(usize::from(group)) else { return Err(Step::Reply(NO_SERVER)) };
         let source = source_of(self.clients.get(exchange.client).and_then(|client| client.peer));
         let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
+        if settings.send_proxy.is_some()
+            && let Some(kept) = self.clients.get_mut(exchange.client).and_then(|client| client.kept.take())
+        {
+            let fits = !exchange.fresh_only && self.upstreams.get(kept).is_some_and(|upstream| upstream.group == group);
+            exchange.times.connect_us = self.cx.clock.now_us;
+            if fits && reuse(kept, &mut self.upstreams, key, exchange, &mut self.cx) {
+                return Ok(());
+            }
+            upstream::close(&mut self.upstreams, kept, &mut self.cx);
+        }
         while exchange.tried.len() < tries {
             let Some(server) = self.cx.pools.pick(group, source, self.cx.clock.now_ms, &exchange.tried) else { break };
             exchange.server = Some(server);
             exchange.times.connect_us = self.cx.clock.now_us;
-            while !exchange.fresh_only {
+            while !exchange.fresh_only && settings.send_proxy.is_none() {
                 let Some(idle) = self.cx.pools.take_idle(group, server) else { break };
-                let Some(upstream) = self.upstreams.get_mut(idle) else { continue };
-                // A request that must not be sent twice is not risked on a connection that is already over. Asking
-                // costs a call; the others are simply sent again.
-                if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
-                    upstream::close(&mut self.upstreams, idle, &mut self.cx);
-                    continue;
+                if reuse(idle, &mut self.upstreams, key, exchange, &mut self.cx) {
+                    return Ok(());
                 }
-                upstream.state = UpstreamState::Exchange(key);
-                upstream.reused = true;
-                exchange.upstream = Some(idle);
-                exchange.times.connected_us = self.cx.clock.now_us;
-                self.cx.pools.balance(group).began(server);
-                return Ok(());
             }
             let address = &settings.servers[usize::from(server)].address;
             match connect::open(address) {
@@ -116,6 +116,7 @@ impl Worker {
                         state: UpstreamState::Exchange(key),
                         connecting: !connecting.done,
                         reused: false,
+                        private: settings.send_proxy.is_some(),
                         partial: Vec::new(),
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
@@ -226,8 +227,9 @@ impl Worker {
             report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
             if exchange.server_goes_on() && !self.cx.draining {
                 exchange.upstream = None;
+                let owner = exchange.client_goes_on().then_some(exchange.client);
                 self.cx.pools.balance(group).ended(server);
-                self.keep_upstream(upstream);
+                self.keep_upstream(upstream, owner);
             } else {
                 self.detach_upstream(key);
             }
@@ -258,20 +260,34 @@ impl Worker {
         }
     }
 
-    /// Keeps a server's connection for the next request, if it is in order.
-    fn keep_upstream(&mut self, key: Key<Upstream>) {
+    /// Keeps a server's connection for the next request, if it is in order: for anyone's, or for `owner`'s if it may
+    /// serve that client only.
+    fn keep_upstream(&mut self, key: Key<Upstream>, owner: Option<Key<Client>>) {
         let Some(upstream) = self.upstreams.get_mut(key) else { return };
         let (group, server) = (upstream.group, upstream.server);
         // A last read that filled the buffer exactly, or a close already announced: look before keeping it.
         let clean = !upstream.socket.is_gone()
             && !upstream.socket.is_read_closed()
             && (!upstream.socket.is_readable() || !upstream.socket.has_input());
-        if !clean || !self.cx.pools.put_idle(group, server, key) {
+        let keepalive = self.cx.site.snapshot.groups[usize::from(group)].keepalive;
+        let kept = match owner.filter(|_| upstream.private).and_then(|owner| self.clients.get_mut(owner)) {
+            // Where connections are bounded, one that waits for one client must not keep out the others.
+            Some(client) if clean && keepalive.idle_per_server > 0 && keepalive.max_per_server.is_none() => {
+                let former = client.kept.replace(key);
+                if let Some(former) = former {
+                    upstream::close(&mut self.upstreams, former, &mut self.cx);
+                }
+                true
+            }
+            Some(_) => false,
+            None => clean && !upstream.private && self.cx.pools.put_idle(group, server, key),
+        };
+        let Some(upstream) = self.upstreams.get_mut(key) else { return };
+        if !kept {
             return self.close_upstream(key);
         }
         upstream.state = UpstreamState::Idle;
-        let timeout_ms = self.cx.site.snapshot.groups[usize::from(group)].keepalive.idle_timeout_ms;
-        let due_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        let due_ms = self.cx.clock.now_ms + u64::from(keepalive.idle_timeout_ms);
         self.cx.arm(&mut upstream.socket, Owner::Upstream(key), due_ms);
     }
 
@@ -310,6 +326,30 @@ impl Worker {
         let reason = exchange.reason.map(|reason| reason.to_string());
         log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);
     }
+}
+
+/// Gives an exchange a kept connection. False when that is already over; then it is closed.
+fn reuse(
+    idle: Key<Upstream>,
+    upstreams: &mut Slab<Upstream>,
+    key: Key<Exchange>,
+    exchange: &mut Exchange,
+    cx: &mut Ctx,
+) -> bool {
+    let Some(upstream) = upstreams.get_mut(idle) else { return false };
+    // A request that must not be sent twice is not risked on a connection that is already over. Asking costs a
+    // call; the others are simply sent again.
+    if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
+        upstream::close(upstreams, idle, cx);
+        return false;
+    }
+    upstream.state = UpstreamState::Exchange(key);
+    upstream.reused = true;
+    exchange.server = Some(upstream.server);
+    exchange.upstream = Some(idle);
+    exchange.times.connected_us = cx.clock.now_us;
+    cx.pools.balance(upstream.group).began(upstream.server);
+    true
 }
 
 pub(crate) fn report_success(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId) {
