@@ -271,13 +271,8 @@ impl Ctx {
         true
     }
 
-<<<<<<< HEAD
-    /// Takes a socket that was counted out of epoll and the timer wheel, before it is closed.
-=======
     /// Takes a socket out of epoll, the timer wheel and the count, before it is closed.
->>>>>>> main
     pub fn forget(&mut self, socket: &mut Socket) {
-        self.sockets -= 1;
         self.deregister(socket);
         self.sockets = self.sockets.saturating_sub(1);
         if let Some(armed) = socket.deadline.armed.take() {

@@ -170,21 +170,17 @@ impl Worker {
             let due_ms = self.cx.clock.now_ms + u64::from(relay.tunnel_ms);
             self.cx.arm(&mut client.socket, Owner::Client(relay.client), due_ms);
         }
-<<<<<<< HEAD
-        let (up, down) = (&relay.to_server, &relay.to_client);
-        // A peer that has sent its end and is gone since can take nothing more, and no read will tell.
-        let nobody_left = client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
-        let done =
-            up.is_passed_on() && down.is_passed_on() || nobody_left && (up.is_passed_on() || down.is_passed_on());
-=======
         if std::mem::take(&mut relay.to_server.presumed) | std::mem::take(&mut relay.to_client.presumed)
             && !relay.queued
         {
             relay.queued = true;
             self.presumed.push(key);
         }
-        let done = relay.to_server.is_passed_on() && relay.to_client.is_passed_on();
->>>>>>> main
+        let (up, down) = (&relay.to_server, &relay.to_client);
+        // A peer that has sent its end and is gone since can take nothing more, and no read will tell.
+        let nobody_left = client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
+        let done =
+            up.is_passed_on() && down.is_passed_on() || nobody_left && (up.is_passed_on() || down.is_passed_on());
         match moved {
             (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
                 self.end_relay(key, Some(Reason::Text("the client's connection broke")));

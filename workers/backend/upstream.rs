@@ -54,7 +54,6 @@ pub fn add(upstreams: &mut Slab<Upstream>, upstream: Upstream, cx: &mut Ctx) -> 
         upstreams.remove(key);
         return None;
     }
-    cx.sockets += 1;
     cx.pools.opened(group, server);
     Some(key)
 }
