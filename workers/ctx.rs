@@ -231,7 +231,7 @@ impl Ctx {
     }
 
     /// As [`Ctx::register`]. A socket that cannot be watched is marked as gone, so that it is let go of.
-    pub fn watch(&mut self, socket: &mut Socket, owner: Owner) {
+    pub fn watch(&self, socket: &mut Socket, owner: Owner) {
         if let Err(error) = self.register(socket, owner) {
             warn!("cannot watch a connection: {error}");
             socket.give_up();

@@ -370,7 +370,7 @@ impl Worker {
                 let step = exchange.on_server_timeout();
                 self.carry_out(exchange_key, step);
             }
-            UpstreamState::Relay(relay) => self.relay_connect_failed(relay),
+            UpstreamState::Relay(relay) => self.relay_connect_failed(relay, &"timed out connecting to the server"),
         }
     }
 

@@ -337,8 +337,8 @@ fn slow_peers_are_shed_in_time_and_nobody_else_notices() {
             }
             times
         });
-        // Twice the limit and some more: a period may have begun just before the peer became slow.
-        while slow.iter().any(|slow| !slow.clients.is_empty()) && start.elapsed() < begun + Duration::from_secs(8) {
+        // Twice the limit, since a period may have begun just before the peer became slow; the rest is for a busy machine.
+        while slow.iter().any(|slow| !slow.clients.is_empty()) && start.elapsed() < begun + Duration::from_secs(15) {
             slow.iter_mut().for_each(Slow::go_on);
             grown = grown.max(Proxy::memory_kib(worker).saturating_sub(memory));
             dawdle(Duration::from_millis(200));
@@ -346,11 +346,14 @@ fn slow_peers_are_shed_in_time_and_nobody_else_notices() {
         over.store(true, Ordering::SeqCst);
         times = honest.join().unwrap();
     });
-    let left = slow.each_ref().map(|slow| slow.clients.len());
-    assert_eq!(left, [0; 3], "heads, bodies and readers not given up after {:?}", start.elapsed());
+    let (left, took) = (slow.each_ref().map(|slow| slow.clients.len()), start.elapsed());
+    assert_eq!(left, [0; 3], "heads, bodies and readers not given up after {took:?}, {begun:?} of them to connect");
     times.sort();
     let p99 = times[times.len() * 99 / 100];
-    println!("{} honest requests, p99 {p99:?}; {grown} KiB more; all shed after {:?}", times.len(), start.elapsed());
+    println!(
+        "{} honest requests, p99 {p99:?}; {grown} KiB more; all shed after {took:?}, {begun:?} of them to connect",
+        times.len()
+    );
     assert!(p99 < Duration::from_secs(1), "p99 of an honest client: {p99:?}");
     assert!(grown < 64 * 1024, "{grown} KiB more for {} slow peers", 3 * COUNT);
 }
@@ -418,7 +421,8 @@ fn floods_of_a_backend_cost_bounded_memory_and_nobody_else_notices() {
         for client in &mut clients {
             match status {
                 Some(status) => assert_eq!(client.response().status, *status, "{what}"),
-                None => assert!(client.try_response().is_err(), "{what}: a whole response"),
+                // Seen in time it is a 502, otherwise the response is cut.
+                None => assert!(client.try_response().map_or(true, |r| r.status == 502), "{what}: a whole response"),
             }
         }
         let grown = Proxy::memory_kib(worker).saturating_sub(memory);

@@ -58,6 +58,8 @@ impl Exchange {
             client_wait: Wait::default(),
             server_wait: Wait::default(),
             fresh_only: false,
+            attempts: 0,
+            understood: false,
             last_problem: None,
         }
     }
@@ -72,6 +74,7 @@ impl Exchange {
         self.head.1 = self.head.0 + length;
         self.body_at = self.head.1;
         self.close = false;
+        self.understood = true;
         self.take_head(head, cx);
         let bytes = client.input_from(self.head.0, &cx.arena);
         self.client_keep_alive = head.keep_alive;

@@ -1,5 +1,6 @@
 //! Carrying out what an exchange asks for: another server, an answer, a tunnel, the end.
 
+use std::io;
 use std::net::SocketAddr;
 
 use ipc::snapshot::{GroupId, Snapshot};
@@ -99,6 +100,7 @@ impl Worker {
         while exchange.tried.len() < tries {
             let Some(server) = self.cx.pools.pick(group, source, self.cx.clock.now_ms, &exchange.tried) else { break };
             exchange.server = Some(server);
+            exchange.attempts += 1;
             exchange.times.connect_us = self.cx.clock.now_us;
             while !exchange.fresh_only && settings.send_proxy.is_none() {
                 let Some(idle) = self.cx.pools.take_idle(group, server) else { break };
@@ -145,7 +147,8 @@ impl Worker {
                     );
                     exchange.tried.push(server);
                     exchange.last_problem = Some(UNREACHABLE);
-                    report_failure(&mut self.cx.pools, &site.snapshot, group, server, self.cx.clock.now_ms);
+                    let why = io::Error::from(errno);
+                    report_failure(&mut self.cx.pools, &site.snapshot, (group, server), &why, self.cx.clock.now_ms);
                 }
             }
         }
@@ -163,7 +166,8 @@ impl Worker {
             exchange.fresh_only = true;
         } else if let (Some(group), Some(server)) = (exchange.group, exchange.server) {
             exchange.tried.push(server);
-            report_failure(&mut self.cx.pools, &exchange.site.snapshot, group, server, self.cx.clock.now_ms);
+            let (snapshot, why) = (&exchange.site.snapshot, &failure.problem.reason);
+            report_failure(&mut self.cx.pools, snapshot, (group, server), why, self.cx.clock.now_ms);
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -197,7 +201,8 @@ impl Worker {
         if let (502 | 504, Some(group), Some(server)) = (problem.status, exchange.group, exchange.server)
             && exchange.upstream.is_some()
         {
-            report_failure(&mut self.cx.pools, &exchange.site.snapshot, group, server, self.cx.clock.now_ms);
+            let (snapshot, why) = (&exchange.site.snapshot, &problem.reason);
+            report_failure(&mut self.cx.pools, snapshot, (group, server), why, self.cx.clock.now_ms);
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -237,13 +242,13 @@ impl Worker {
         self.log_exchange(key);
         let Some(exchange) = self.exchanges.get(key) else { return };
         let (client_key, goes_on) = (exchange.client, exchange.client_goes_on());
-        let (read, end) = (exchange.request_is_read(), exchange.request_end());
+        let (more_may_come, end) = (exchange.more_may_come(), exchange.request_end());
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
             // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
             // has come to one that is not watched only the kernel knows.
-            let more = !read
+            let more = more_may_come
                 || client.input.as_ref().is_some_and(|input| input.end > end)
                 || client.socket.is_readable()
                 || !client.socket.registered && client.socket.has_input();
@@ -359,11 +364,19 @@ pub(crate) fn report_success(pools: &mut Pools, snapshot: &Snapshot, group: Grou
     }
 }
 
-pub(crate) fn report_failure(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId, now_ms: u64) {
+/// Counts a failure of a server, and says so when it is passed over from now on.
+pub(crate) fn report_failure(
+    pools: &mut Pools,
+    snapshot: &Snapshot,
+    (group, server): (GroupId, ServerId),
+    why: &dyn std::fmt::Display,
+    now_ms: u64,
+) {
     if let Some(ejected) = pools.balance(group).failed(server, now_ms) {
         let settings = &snapshot.groups[usize::from(group)];
         warn!(
-            "backends.{}: {} failed {} times in a row and gets no requests for {} ms",
+            "backends.{}: {} failed {} times in a row, the last time because: {why}; it is passed over for {} ms \
+             while others are there",
             settings.name,
             settings.servers[usize::from(server)].name,
             ejected.failures,

@@ -167,7 +167,7 @@ impl Flow {
         self.early.clear(&mut cx.buffers);
         if let Some((pipe, _)) = self.pipe.take() {
             claim(&pipe, None, cx);
-            cx.pipes.discard(pipe);
+            cx.pipes.empty(pipe, &mut cx.scratch);
         }
     }
 }

@@ -178,7 +178,8 @@ impl Worker {
                 Err(errno) => {
                     debug!("{}: cannot connect: {errno}", settings.servers[usize::from(server)].name);
                     relay.tried.push(server);
-                    report_failure(&mut self.cx.pools, &site.snapshot, group, server, now_ms);
+                    let why = std::io::Error::from(errno);
+                    report_failure(&mut self.cx.pools, &site.snapshot, (group, server), &why, now_ms);
                     continue;
                 }
             };
@@ -212,7 +213,7 @@ impl Worker {
 
     fn relay_connected(&mut self, key: Key<Relay>) {
         if !self.introduce_client(key) {
-            return self.relay_connect_failed(key);
+            return self.relay_connect_failed(key, &"it did not take the PROXY header");
         }
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
@@ -241,11 +242,12 @@ impl Worker {
     }
 
     /// The connection to the server failed or took too long: the next one.
-    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>) {
+    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: &dyn std::fmt::Display) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let Some(ServerRef { group, server }) = relay.server else { return self.end_relay(key, Some(CLIENT_GONE)) };
         relay.tried.push(server);
-        report_failure(&mut self.cx.pools, &self.cx.site.snapshot, group, server, self.cx.clock.now_ms);
+        let (snapshot, now_ms) = (&self.cx.site.snapshot, self.cx.clock.now_ms);
+        report_failure(&mut self.cx.pools, snapshot, (group, server), why, now_ms);
         if let Some(upstream) = relay.upstream.take() {
             self.cx.pools.balance(group).ended(server);
             self.close_upstream(upstream);
@@ -260,8 +262,7 @@ impl Worker {
             return self.drive_relay(key);
         }
         if let Some(errno) = connection.socket.take_error() {
-            debug!("cannot connect to a server: {errno}");
-            self.relay_connect_failed(key);
+            self.relay_connect_failed(key, &std::io::Error::from(errno));
         } else if connection.socket.is_writable() {
             self.relay_connected(key);
         }
