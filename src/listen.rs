@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ipc::snapshot::{Address, Listener, ListenerId, Mode};
 use rustix::io::Errno;
@@ -20,15 +21,28 @@ pub struct Socket {
     pub address: Address,
     /// Connections may be waiting: set by the loop, cleared when the queue was found empty.
     pub ready: bool,
+    /// It is no longer configured: closed when its queue is empty, then at the latest.
+    pub leaving: Option<Instant>,
     _file: Option<SocketFile>,
 }
 
-/// A socket in the file system, identified by its inode.
+/// A socket in the file system, identified by its inode; removed when dropped, unless another has taken its place.
 #[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+impl SocketFile {
+    /// The one now at `path`.
+    ///
+    /// # Errors
+    /// When there is nothing, or it cannot be looked at.
+    pub fn at(path: &Path) -> Result<SocketFile, Errno> {
+        let stat = rustix::fs::lstat(path)?;
+        Ok(SocketFile { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino })
+    }
 }
 
 impl Drop for SocketFile {
@@ -67,7 +81,15 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             })()
             .map_err(failed)?;
             let address = std::net::SocketAddr::try_from(bound).map_err(failed)?;
-            Ok(Socket { fd, id, mode: listener.mode, address: Address::Inet(address), ready: true, _file: None })
+            Ok(Socket {
+                fd,
+                id,
+                mode: listener.mode,
+                address: Address::Inet(address),
+                ready: true,
+                leaving: None,
+                _file: None,
+            })
         }
         Address::Unix(path) => {
             let name = SocketAddrUnix::new(path).map_err(failed)?;
@@ -75,8 +97,7 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             let fd = socket(AddressFamily::UNIX).map_err(failed)?;
             let bound = (|| {
                 rustix::net::bind(&fd, &name)?;
-                let stat = rustix::fs::lstat(path)?;
-                let file = SocketFile { path: path.clone(), device: stat.st_dev, inode: stat.st_ino };
+                let file = SocketFile::at(path)?;
                 if let Some(bits) = permissions {
                     rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(bits))?;
                 }
@@ -85,7 +106,34 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             })()
             .map_err(failed)?;
             let address = listener.bind.clone();
-            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, _file: Some(bound) })
+            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, _file: Some(bound) })
+        }
+    }
+}
+
+impl Socket {
+    /// Goes on as `listener`, `id`: with its queue's length and its file's `permissions`.
+    ///
+    /// # Errors
+    /// What could not be changed; it listens all the same.
+    pub fn adopt(&mut self, id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Result<(), String> {
+        (self.id, self.mode, self.leaving) = (id, listener.mode, None);
+        let failed = |errno: Errno| format!("{}: {}", self.address, io::Error::from(errno));
+        rustix::net::listen(&self.fd, backlog(listener)).map_err(failed)?;
+        if let (Address::Unix(path), Some(bits)) = (&self.address, permissions) {
+            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(bits)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Is to be closed once its queue is empty, at `deadline` at the latest. The kernel puts hardly anyone into the
+    /// queue any more.
+    pub fn leave(&mut self, deadline: Instant) {
+        if self.leaving.is_none() {
+            self.leaving = Some(deadline);
+            self.ready = true;
+            // A queue of length 0 takes one connection at a time; it cannot be closed for new ones alone.
+            let _ = rustix::net::listen(&self.fd, 0);
         }
     }
 }
@@ -159,7 +207,7 @@ mod tests {
             server_ms: 1,
             tunnel_ms: 1,
         };
-        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts }
+        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, removed: false }
     }
 
     struct Scratch(PathBuf);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{Passed, Task, ToMaster, ToWorker};
-use ipc::snapshot::Mode;
+use ipc::snapshot::{Mode, OnRemoval};
 use log::{debug, error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -150,9 +150,10 @@ impl Worker {
     fn wait(&mut self, events: &mut Events, more: bool) -> io::Result<()> {
         let now_ms = self.cx.clock.now_ms;
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
+        let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let deadlines = [self.cx.timers.next_deadline(), log, report, drain];
+        let deadlines = [self.cx.timers.next_deadline(), log, report, acknowledge, drain];
         let timeout = if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
@@ -202,8 +203,12 @@ impl Worker {
                     log.replace(fd, self.cx.clock.now_ms);
                 }
             }
+            ToWorker::Reload { generation } if !fds.is_empty() => {
+                let snapshot = fds.remove(0);
+                self.reload(generation, &snapshot, fds.pop())?;
+            }
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms),
-            ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog => {
+            ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     "a message from the master makes no sense here",
@@ -221,6 +226,7 @@ impl Worker {
             return self.cx.report_finished(passed.id);
         };
         let (mode, to) = (listener.mode, listener.to);
+        let cut = listener.removed && self.cx.site.snapshot.on_removal == OnRemoval::Cut;
         let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -233,7 +239,7 @@ impl Worker {
         }
         match (passed.task, mode, to) {
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
-            (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
+            (Task::Serve, Mode::Tcp, Some(group)) if !cut => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {
                 client.socket.reset();
                 self.close_client(key);
@@ -337,7 +343,7 @@ impl Worker {
         loop {
             if client.input.is_some() {
                 let bytes = client.unanswered(&self.cx.arena);
-                match self.cx.request.parse(bytes, &self.cx.head_limits) {
+                match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => {}
                     Err(error) => {
@@ -470,6 +476,7 @@ impl Worker {
 
     /// Tells the master which connections are finished, in batches.
     fn report(&mut self) {
+        self.acknowledge();
         if self.cx.finished.is_empty() {
             return;
         }

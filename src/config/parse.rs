@@ -6,14 +6,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipc::snapshot::{Balance, Dispatch, LogFormat, LogTarget, Mode, TimeoutOverrides};
+use ipc::snapshot::{Address, Balance, Dispatch, LogFormat, LogTarget, Mode, OnRemoval, TimeoutOverrides};
 use toml::de::{DeTable, DeValue};
 
-use super::Workers;
 use super::address::{parse_bind, parse_host, parse_network, parse_path, parse_server};
 use super::read::{Schema, Section, Value, entries, type_of};
 use super::report::{Diagnostic, Fault, Report, Source, quoted};
 use super::syntax::{At, File, Given, Group, Health, KeepAlive, Limits, Listen, Route, Server, Span, Timeouts};
+use super::{Control, Workers};
 
 /// Bounds on how much may be configured.
 const LISTENERS_MAX: usize = 1000;
@@ -33,6 +33,8 @@ static TOP: Schema = Schema {
         "user",
         "group",
         "shutdown_timeout",
+        "on_removal",
+        "control",
         "trusted_proxies",
         "timeouts",
         "limits",
@@ -161,6 +163,9 @@ impl Parser {
         let user = top.string("user", "\"www-data\"", report).at();
         let group = top.string("group", "\"www-data\"", report).at();
         let shutdown_timeout_ms = top.duration("shutdown_timeout", report).value();
+        let on_removal =
+            top.choice("on_removal", &[("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)], report).value();
+        let control = top.parsed("control", "\"unix:/run/pointsman/web.sock\"", report, read_control).at();
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
         let limits = self.limits(&top);
@@ -178,6 +183,8 @@ impl Parser {
             user,
             group,
             shutdown_timeout_ms,
+            on_removal,
+            control,
             trusted_proxies,
             timeouts,
             limits,
@@ -450,6 +457,24 @@ impl Group {
             worker_header: None,
         }
     }
+}
+
+fn read_control(text: &str) -> Result<Control, Fault> {
+    if text == "off" {
+        return Ok(Control::Off);
+    }
+    match parse_bind(text) {
+        Ok(Address::Unix(path)) => Ok(Control::At(path)),
+        Ok(Address::Inet(_)) => Err(Fault::new(format!("the control socket cannot be {}", quoted(text)))
+            .help("it is a Unix socket: \"unix:/run/pointsman/web.sock\", or \"off\"")),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// What a file says of the control socket, as far as it can be read, errors elsewhere aside.
+pub fn control_of(text: &str) -> Option<Control> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    read_control(document.get_ref().get("control")?.get_ref().as_str()?).ok()
 }
 
 fn check_name(name: &str) -> Result<(), Fault> {

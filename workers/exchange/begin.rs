@@ -28,7 +28,9 @@ impl Exchange {
             upstream: None,
             site,
             group: None,
-            server: None,
+            pool: None,
+            place: None,
+            gone_server: None,
             tried: Vec::new(),
             timeouts,
             method: Method::Other,
@@ -70,7 +72,10 @@ impl Exchange {
         let head = &cx.request;
         self.head.1 = self.head.0 + length;
         self.body_at = self.head.1;
-        self.close = false;
+        let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
+        // Where nothing is accepted any more, the client should go elsewhere.
+        self.close = listener.removed;
+        let to = listener.to;
         self.take_head(head, cx);
         let bytes = client.input_from(self.head.0, &cx.arena);
         self.client_keep_alive = head.keep_alive;
@@ -90,8 +95,7 @@ impl Exchange {
             self.close = true;
             return Err(Problem::new(413, "the request body is larger than limits.body"));
         }
-        let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
-        let group = listener.to.or_else(|| {
+        let group = to.or_else(|| {
             let host = head.host_name.map_or(&b""[..], |span| span.of(bytes));
             self.site.router.find(host, head.target.path(bytes))
         });
@@ -99,6 +103,7 @@ impl Exchange {
             return Err(Problem::new(404, "no route matches"));
         };
         self.group = Some(group);
+        self.pool = cx.pools.id(&self.site, group);
         if let Some(settings) = self.site.snapshot.groups.get(usize::from(group)) {
             self.timeouts = self.timeouts.with(&settings.timeouts);
         }
@@ -128,14 +133,14 @@ impl Exchange {
         let bytes = client.input_from(self.head.0, &cx.arena);
         let length = self.head.1 - self.head.0;
         // It was parsed before, from the same bytes.
-        if !matches!(cx.request.parse(&bytes[..length], &cx.head_limits), Ok(Some(n)) if n == length) {
+        if !matches!(cx.request.parse(&bytes[..length], &self.site.head_limits), Ok(Some(n)) if n == length) {
             self.replayable = false;
             return;
         }
         self.body_at = self.head.1;
         self.to_server.clear(&mut cx.buffers);
         self.server_keep_alive = true;
-        self.close = false;
+        self.close = cx.site.snapshot.listeners[usize::from(client.listener)].removed;
         self.server_wait = Wait::default();
         let head = std::mem::take(&mut cx.request);
         self.take_head(&head, cx);

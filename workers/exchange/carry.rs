@@ -2,15 +2,14 @@
 
 use std::net::SocketAddr;
 
-use ipc::snapshot::{GroupId, Snapshot};
-use log::{debug, info, warn};
+use log::debug;
 
 use crate::access_log::Entry;
 use crate::backend::connect;
-use crate::backend::pool::Pools;
+use crate::backend::pool::{GONE, Place};
 use crate::backend::upstream;
 use crate::backend::{Upstream, UpstreamState};
-use crate::balance::{self, ServerId};
+use crate::balance;
 use crate::client::ClientState;
 use crate::ctx::{Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
@@ -78,17 +77,18 @@ impl Worker {
     /// Gives the exchange a kept connection, or a new one to the next server that can be connected to.
     fn attach_upstream(&mut self, key: Key<Exchange>) -> Result<(), Step> {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
-        let Some(group) = exchange.group else { return Err(Step::Reply(NO_SERVER)) };
-        let site = std::rc::Rc::clone(&exchange.site);
-        let Some(settings) = site.snapshot.groups.get(usize::from(group)) else { return Err(Step::Reply(NO_SERVER)) };
+        let nobody = exchange.last_problem.unwrap_or(NO_SERVER);
+        // A group that is gone since the request began has no servers to go on with.
+        let (Some(group), Some(pool)) = (exchange.group, exchange.pool) else { return Err(Step::Reply(nobody)) };
         let source = source_of(self.clients.get(exchange.client).and_then(|client| client.peer));
-        let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
+        let tries = usize::from(exchange.site.snapshot.groups[usize::from(group)].tries).clamp(1, MAX_TRIES);
         while exchange.tried.len() < tries {
-            let Some(server) = self.cx.pools.pick(group, source, self.cx.clock.now_ms, &exchange.tried) else { break };
-            exchange.server = Some(server);
+            let Some(place) = self.cx.pools.pick(pool, source, self.cx.clock.now_ms, &exchange.tried) else { break };
+            exchange.place = Some(place);
+            exchange.gone_server = None;
             exchange.times.connect_us = self.cx.clock.now_us;
             while !exchange.fresh_only {
-                let Some(idle) = self.cx.pools.take_idle(group, server) else { break };
+                let Some(idle) = self.cx.pools.take_idle(place) else { break };
                 let Some(upstream) = self.upstreams.get_mut(idle) else { continue };
                 // A request that must not be sent twice is not risked on a connection that is already over. Asking
                 // costs a call; the others are simply sent again.
@@ -100,16 +100,14 @@ impl Worker {
                 upstream.reused = true;
                 exchange.upstream = Some(idle);
                 exchange.times.connected_us = self.cx.clock.now_us;
-                self.cx.pools.balance(group).began(server);
+                self.cx.pools.began(place);
                 return Ok(());
             }
-            let address = &settings.servers[usize::from(server)].address;
-            match connect::open(address) {
+            match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => {
                     let upstream = Upstream {
                         socket: connecting.socket,
-                        group,
-                        server,
+                        place: Some(place),
                         state: UpstreamState::Exchange(key),
                         connecting: !connecting.done,
                         reused: false,
@@ -119,18 +117,14 @@ impl Worker {
                         return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));
                     };
                     exchange.upstream = Some(upstream);
-                    self.cx.pools.balance(group).began(server);
+                    self.cx.pools.began(place);
                     return Ok(());
                 }
                 Err(errno) => {
-                    debug!(
-                        "{}: cannot connect to {}: {errno}",
-                        settings.name,
-                        settings.servers[usize::from(server)].name
-                    );
-                    exchange.tried.push(server);
+                    debug!("cannot connect to {}: {errno}", self.cx.pools.server(place).name);
+                    exchange.tried.push(place.server());
                     exchange.last_problem = Some(UNREACHABLE);
-                    report_failure(&mut self.cx.pools, &site.snapshot, group, server, self.cx.clock.now_ms);
+                    self.cx.pools.failed(place, self.cx.clock.now_ms);
                 }
             }
         }
@@ -146,9 +140,11 @@ impl Worker {
         if reused {
             // A kept connection may end at any time; that says nothing about the server.
             exchange.fresh_only = true;
-        } else if let (Some(group), Some(server)) = (exchange.group, exchange.server) {
-            exchange.tried.push(server);
-            report_failure(&mut self.cx.pools, &exchange.site.snapshot, group, server, self.cx.clock.now_ms);
+        } else {
+            exchange.tried.push(exchange.place.map_or(GONE, Place::server));
+            if let Some(place) = exchange.place {
+                self.cx.pools.failed(place, self.cx.clock.now_ms);
+            }
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -169,8 +165,8 @@ impl Worker {
     fn detach_upstream(&mut self, key: Key<Exchange>) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
         if let Some(upstream) = exchange.upstream.take() {
-            if let (Some(group), Some(server)) = (exchange.group, exchange.server) {
-                self.cx.pools.balance(group).ended(server);
+            if let Some(place) = exchange.place {
+                self.cx.pools.ended(place);
             }
             self.close_upstream(upstream);
         }
@@ -179,10 +175,8 @@ impl Worker {
     /// Answers the client ourselves.
     fn reply(&mut self, key: Key<Exchange>, problem: Problem) -> Step {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
-        if let (502 | 504, Some(group), Some(server)) = (problem.status, exchange.group, exchange.server)
-            && exchange.upstream.is_some()
-        {
-            report_failure(&mut self.cx.pools, &exchange.site.snapshot, group, server, self.cx.clock.now_ms);
+        if let (502 | 504, Some(place), Some(_)) = (problem.status, exchange.place, exchange.upstream) {
+            self.cx.pools.failed(place, self.cx.clock.now_ms);
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -208,14 +202,17 @@ impl Worker {
     /// The response has been sent: both connections go on, or end.
     fn finish(&mut self, key: Key<Exchange>) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
-        if let (Some(group), Some(server), Some(upstream)) = (exchange.group, exchange.server, exchange.upstream) {
-            report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
-            if exchange.server_goes_on() && !self.cx.draining {
-                exchange.upstream = None;
-                self.cx.pools.balance(group).ended(server);
-                self.keep_upstream(upstream);
-            } else {
-                self.detach_upstream(key);
+        if let Some(upstream) = exchange.upstream {
+            if let Some(place) = exchange.place {
+                self.cx.pools.succeeded(place);
+            }
+            match exchange.place {
+                Some(place) if exchange.server_goes_on() && !self.cx.draining => {
+                    exchange.upstream = None;
+                    self.cx.pools.ended(place);
+                    self.keep_upstream(upstream, place);
+                }
+                Some(_) | None => self.detach_upstream(key),
             }
         }
         self.log_exchange(key);
@@ -239,18 +236,17 @@ impl Worker {
     }
 
     /// Keeps a server's connection for the next request, if it is in order.
-    fn keep_upstream(&mut self, key: Key<Upstream>) {
+    fn keep_upstream(&mut self, key: Key<Upstream>, place: Place) {
         let Some(upstream) = self.upstreams.get_mut(key) else { return };
-        let (group, server) = (upstream.group, upstream.server);
         // A last read that filled the buffer exactly, or a close already announced: look before keeping it.
         let clean = !upstream.socket.is_gone()
             && !upstream.socket.is_read_closed()
             && (!upstream.socket.is_readable() || !upstream.socket.has_input());
-        if !clean || !self.cx.pools.put_idle(group, server, key) {
+        if !clean || !self.cx.pools.put_idle(place, key) {
             return self.close_upstream(key);
         }
         upstream.state = UpstreamState::Idle;
-        let timeout_ms = self.cx.site.snapshot.groups[usize::from(group)].keepalive.idle_timeout_ms;
+        let timeout_ms = self.cx.pools.settings(place.group()).keepalive.idle_timeout_ms;
         let due_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
         self.cx.arm(&mut upstream.socket, Owner::Upstream(key), due_ms);
     }
@@ -267,10 +263,10 @@ impl Worker {
         self.log_exchange(key);
         let Some(mut exchange) = self.exchanges.remove(key) else { return };
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
-        let (Some(upstream), Some(group), Some(server)) = (exchange.upstream, exchange.group, exchange.server) else {
-            return self.close_client(exchange.client);
-        };
-        report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
+        let Some(upstream) = exchange.upstream else { return self.close_client(exchange.client) };
+        if let Some(place) = exchange.place {
+            self.cx.pools.succeeded(place);
+        }
         let to_client = exchange.take_to_client();
         let (client, end, tunnel_ms) = (exchange.client, exchange.request_end(), exchange.timeouts.tunnel_ms);
         exchange.release(&mut self.cx);
@@ -286,28 +282,11 @@ impl Worker {
         let Some(client) = self.clients.get(exchange.client) else { return };
         let (start, end) = exchange.head_range();
         let head = client.input_from(start, &self.cx.arena);
-        let entry = exchange.log_entry(client, head.get(..end - start).unwrap_or(&[]), &self.cx.clock, self.cx.index);
+        let head = head.get(..end - start).unwrap_or(&[]);
+        let server = exchange.place.map(|place| self.cx.pools.server(place).name.as_str());
+        let server = server.or(exchange.gone_server.as_deref());
+        let entry = exchange.log_entry(client, head, server, &self.cx.clock, self.cx.index);
         let reason = exchange.reason.map(|reason| reason.to_string());
         log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);
-    }
-}
-
-pub(crate) fn report_success(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId) {
-    if pools.balance(group).succeeded(server) {
-        let settings = &snapshot.groups[usize::from(group)];
-        info!("backends.{}: {} answers again", settings.name, settings.servers[usize::from(server)].name);
-    }
-}
-
-pub(crate) fn report_failure(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId, now_ms: u64) {
-    if let Some(ejected) = pools.balance(group).failed(server, now_ms) {
-        let settings = &snapshot.groups[usize::from(group)];
-        warn!(
-            "backends.{}: {} failed {} times in a row and gets no requests for {} ms",
-            settings.name,
-            settings.servers[usize::from(server)].name,
-            ejected.failures,
-            ejected.for_ms
-        );
     }
 }

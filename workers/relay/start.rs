@@ -1,19 +1,17 @@
 //! How a relay begins: with a connection to a server, with a protocol switched to, or with what a former worker left.
 
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 
-use ipc::message::ServerRef;
-use ipc::snapshot::GroupId;
 use ipc::state::Phase;
 use log::{debug, warn};
 
+use crate::backend::pool::{GONE, Place};
 use crate::backend::{Upstream, UpstreamState, connect, upstream};
 use crate::buffer::Pending;
 use crate::client::{Client, ClientState};
 use crate::ctx::Owner;
-use crate::exchange::carry::{report_failure, report_success, source_of};
-use crate::exchange::{CLIENT_GONE, MAX_TRIES, Reason};
+use crate::exchange::carry::source_of;
+use crate::exchange::{MAX_TRIES, Reason};
 use crate::io::socket::Socket;
 use crate::io::splice::Pipe;
 use crate::relay::Relay;
@@ -26,7 +24,9 @@ impl Relay {
         Relay {
             client,
             upstream: None,
-            server: None,
+            pool: None,
+            place: None,
+            gone_server: None,
             tried: Vec::new(),
             connect_ms: 0,
             tunnel_ms,
@@ -44,7 +44,7 @@ impl Relay {
 
 impl Worker {
     /// Begins to relay a connection of a TCP listener.
-    pub(crate) fn begin_relay(&mut self, client: Key<Client>, group: GroupId) {
+    pub(crate) fn begin_relay(&mut self, client: Key<Client>, group: ipc::snapshot::GroupId) {
         let Some(connection) = self.clients.get_mut(client) else { return };
         let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
         let timeouts = listener.timeouts.with(&self.cx.site.snapshot.groups[usize::from(group)].timeouts);
@@ -52,11 +52,12 @@ impl Worker {
             connect_ms: timeouts.connect_ms,
             connected_us: 0,
             tcp: true,
+            pool: self.cx.pools.id(&self.cx.site, group),
             ..Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us)
         };
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
-        self.connect_relay(key, group);
+        self.connect_relay(key);
     }
 
     /// Goes on with two connections that an exchange has upgraded. Until the master has the server's connection
@@ -76,7 +77,8 @@ impl Worker {
         early.push(connection.input_from(request_end, &self.cx.arena), &mut self.cx.buffers);
         let mut relay = Relay::new(client, tunnel_ms, self.cx.clock.now_us);
         relay.upstream = Some(upstream);
-        relay.server = Some(ServerRef { group: server.group, server: server.server });
+        relay.place = server.place;
+        relay.pool = server.place.map(Place::group);
         relay.to_server.early = early;
         relay.to_client.early = to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
@@ -90,21 +92,20 @@ impl Worker {
     pub(crate) fn adopt_relay(
         &mut self,
         client: Key<Client>,
-        server: Option<ServerRef>,
+        server: Option<u64>,
         to_server: bool,
         rest: Vec<OwnedFd>,
     ) {
         let Some(connection) = self.clients.get_mut(client) else { return };
-        let server = server.filter(|server| {
-            let group = self.cx.site.snapshot.groups.get(usize::from(server.group));
-            group.is_some_and(|group| usize::from(server.server) < group.servers.len())
-        });
+        let place = server.and_then(|number| self.cx.pools.find(number));
+        let pool = place.map(Place::group);
         let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
-        let over = server.map(|server| self.cx.site.snapshot.groups[usize::from(server.group)].timeouts);
+        let over = pool.map(|pool| self.cx.pools.settings(pool).timeouts);
         let timeouts = listener.timeouts.with(&over.unwrap_or_default());
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
-        (relay.server, relay.tcp, relay.begun, relay.handed_over) = (server, tcp, true, true);
+        (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
+        (relay.begun, relay.handed_over) = (true, true);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
         for (flow, fd) in
@@ -118,11 +119,9 @@ impl Worker {
         }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
-        let place = server.unwrap_or(ServerRef { group: 0, server: 0 });
         let upstream = Upstream {
             socket,
-            group: place.group,
-            server: place.server,
+            place,
             state: UpstreamState::Relay(key),
             connecting: false,
             reused: false,
@@ -131,8 +130,8 @@ impl Worker {
         let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
             return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
         };
-        if let Some(ServerRef { group, server }) = server {
-            self.cx.pools.balance(group).began(server);
+        if let Some(place) = place {
+            self.cx.pools.began(place);
         }
         if let (Some(relay), Some(connection)) = (self.relays.get_mut(key), self.clients.get_mut(client)) {
             relay.upstream = Some(upstream);
@@ -142,29 +141,30 @@ impl Worker {
     }
 
     /// Connects to the next server; ends the relay when there is none.
-    fn connect_relay(&mut self, key: Key<Relay>, group: GroupId) {
+    fn connect_relay(&mut self, key: Key<Relay>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
-        let site = Rc::clone(&self.cx.site);
-        let settings = &site.snapshot.groups[usize::from(group)];
+        let Some(pool) = relay.pool else {
+            return self.end_relay(key, Some(Reason::Text("its backend group was removed")));
+        };
         let source = source_of(self.clients.get(relay.client).and_then(|client| client.peer));
-        let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
+        let tries = usize::from(self.cx.pools.settings(pool).tries).clamp(1, MAX_TRIES);
         while relay.tried.len() < tries {
             let now_ms = self.cx.clock.now_ms;
-            let Some(server) = self.cx.pools.pick(group, source, now_ms, &relay.tried) else { break };
-            relay.server = Some(ServerRef { group, server });
-            let connecting = match connect::open(&settings.servers[usize::from(server)].address) {
+            let Some(place) = self.cx.pools.pick(pool, source, now_ms, &relay.tried) else { break };
+            relay.place = Some(place);
+            relay.gone_server = None;
+            let connecting = match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => connecting,
                 Err(errno) => {
-                    debug!("{}: cannot connect: {errno}", settings.servers[usize::from(server)].name);
-                    relay.tried.push(server);
-                    report_failure(&mut self.cx.pools, &site.snapshot, group, server, now_ms);
+                    debug!("{}: cannot connect: {errno}", self.cx.pools.server(place).name);
+                    relay.tried.push(place.server());
+                    self.cx.pools.failed(place, now_ms);
                     continue;
                 }
             };
             let upstream = Upstream {
                 socket: connecting.socket,
-                group,
-                server,
+                place: Some(place),
                 state: UpstreamState::Relay(key),
                 connecting: !connecting.done,
                 reused: false,
@@ -174,7 +174,7 @@ impl Worker {
             let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
                 return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
             };
-            self.cx.pools.balance(group).began(server);
+            self.cx.pools.began(place);
             relay.upstream = Some(upstream);
             if let Some(connection) = self.upstreams.get_mut(upstream) {
                 let due_ms = now_ms + u64::from(connect_ms);
@@ -191,8 +191,8 @@ impl Worker {
     fn relay_connected(&mut self, key: Key<Relay>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
-        if let Some(ServerRef { group, server }) = relay.server {
-            report_success(&mut self.cx.pools, &self.cx.site.snapshot, group, server);
+        if let Some(place) = relay.place {
+            self.cx.pools.succeeded(place);
         }
         if let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) {
             upstream.connecting = false;
@@ -204,14 +204,18 @@ impl Worker {
     /// The connection to the server failed or took too long: the next one.
     pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
-        let Some(ServerRef { group, server }) = relay.server else { return self.end_relay(key, Some(CLIENT_GONE)) };
-        relay.tried.push(server);
-        report_failure(&mut self.cx.pools, &self.cx.site.snapshot, group, server, self.cx.clock.now_ms);
+        let place = relay.place;
+        relay.tried.push(place.map_or(GONE, Place::server));
+        if let Some(place) = place {
+            self.cx.pools.failed(place, self.cx.clock.now_ms);
+        }
         if let Some(upstream) = relay.upstream.take() {
-            self.cx.pools.balance(group).ended(server);
+            if let Some(place) = place {
+                self.cx.pools.ended(place);
+            }
             self.close_upstream(upstream);
         }
-        self.connect_relay(key, group);
+        self.connect_relay(key);
     }
 
     /// An event on the server's connection of a relay.
