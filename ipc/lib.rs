@@ -4,6 +4,7 @@
 
 pub mod channel;
 pub mod control;
+pub mod descriptors;
 pub mod message;
 pub mod sealed;
 pub mod shm;

@@ -41,10 +41,20 @@ pub enum ToWorker {
         /// The snapshot's [`crate::snapshot::Snapshot::generation`].
         generation: u64,
     },
-    /// Take nothing new, finish the requests in progress, close idle connections, exit with 0.
+    /// Close the connections that have been idle longest: somebody waits who cannot be accepted.
+    GiveWay {
+        /// So many of them.
+        connections: u32,
+    },
+    /// Turn the loop once, so that the heartbeat moves.
+    Ping,
+    /// Take nothing new, finish the requests in progress, exit with 0.
     Drain {
         /// After so many milliseconds, cut what is left.
         timeout_ms: u32,
+        /// Give idle connections and relays back with [`ToMaster::GaveBack`], to be served by another worker.
+        /// Otherwise idle ones are closed, and relays go on until the time is over.
+        give_back: bool,
     },
 }
 
@@ -60,6 +70,9 @@ pub enum ToMaster {
     },
     /// These connections are over: deregistered, shut down and closed here. The master drops its copies.
     Finished(Vec<u32>),
+    /// These connections were let go of without being ended: another worker is to serve them. For relays the
+    /// records and the pipes' owners say what is under way, as after a death.
+    GaveBack(Vec<GivenBack>),
     /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
     /// order. With copies of both the master can have the relay gone on with elsewhere.
     Relaying(Vec<Relaying>),
@@ -68,6 +81,15 @@ pub enum ToMaster {
         /// Below [`crate::state::MAX_PIPES`].
         number: u16,
     },
+}
+
+/// One connection that a worker gives back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenBack {
+    /// Which.
+    pub id: u32,
+    /// What had been read from it and not answered; all messages' together at most [`MAX_CARRIED_BYTES`].
+    pub carried: Vec<u8>,
 }
 
 /// One relay in use, as the worker reports it.

@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub shutdown_timeout_ms: u32,
     /// What a reload does with relays whose listener or group it takes out.
     pub on_removal: OnRemoval,
+    /// A worker whose loop has not turned for so long is killed and replaced.
+    pub worker_timeout_ms: u32,
 }
 
 /// Index into [`Snapshot::listeners`]. A listener keeps it through all reloads, and no other gets it while a
@@ -302,8 +304,8 @@ pub struct Limits {
     pub head_fields: u16,
     /// A request body in bytes; `None` = no bound.
     pub body_bytes: Option<u64>,
-    /// Client connections of one worker, 1 to 1,000,000.
-    pub connections: u32,
+    /// Client connections of one worker, 1 to 1,000,000; `None` = as many as the limit of open files allows.
+    pub connections: Option<u32>,
     /// Client connections from one IP address, over all workers; `None` = no bound.
     pub connections_per_address: Option<u32>,
     /// Bytes per second below which a client that is waited for is given up (averaged); 0 = no minimum.

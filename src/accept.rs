@@ -75,7 +75,7 @@ impl Gate {
                 _ => "the system is short of memory",
             };
             warn!(
-                "cannot accept: {}; new connections wait in the kernel's queue; {remedy}",
+                "cannot accept: {}; new connections wait in the kernel's queue until idle ones have given way; {remedy}",
                 std::io::Error::from(errno)
             );
         }

@@ -25,6 +25,7 @@ mod reload;
 mod salvage;
 mod signals;
 mod supervise;
+mod watchdog;
 
 /// How the master tells its children the level of `--log-level`.
 pub const LOG_LEVEL_VARIABLE: &str = "POINTSMAN_LOG_LEVEL";

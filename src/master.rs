@@ -36,8 +36,10 @@ use crate::supervise::{Equipment, Seat, Worker};
 mod lifecycle;
 mod passing;
 mod reconfigure;
+mod shortage;
 
 use reconfigure::{mode_name, permissions, room};
+use shortage::Plea;
 
 const SIGNALS: Token = Token(0);
 const DEMO: Token = Token(1);
@@ -52,6 +54,17 @@ const MAX_SLOTS: u32 = 65_536;
 
 /// How often copies of carried requests are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// How a burst of accepting ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Burst {
+    /// Nobody is waiting any more, or the others have their turn.
+    Over,
+    /// The workers have no room.
+    NoRoom,
+    /// Descriptors or memory ran out.
+    Exhausted,
+}
 
 /// What the master is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,11 +89,14 @@ pub struct Master {
     homeless: VecDeque<Connection>,
     addresses: Addresses,
     gate: Gate,
+    plea: Plea,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
     retry_at: Option<Instant>,
     retry: Wait,
     sweep_at: Option<Instant>,
+    /// When to ask the workers to show that they move.
+    ping_at: Instant,
     /// The configuration in force. Its snapshot has what is no longer configured and still has connections, too.
     config: Loaded,
     sealed: Rc<OwnedFd>,
@@ -153,10 +169,12 @@ impl Master {
             homeless: VecDeque::new(),
             addresses: Addresses::new(snapshot.limits.connections_per_address),
             gate: Gate::new(),
+            plea: Plea::new(),
             reserve: Reserve::default(),
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
             sweep_at: None,
+            ping_at: now,
             sealed: Rc::new(sealed),
             access_log,
             reload,
@@ -207,9 +225,10 @@ impl Master {
             self.take_reading(now);
             self.hear_workers(now);
             self.keep_time(now);
-            self.measure();
+            self.measure(now);
             self.rehome();
-            self.accept(now);
+            let exhausted = self.accept(now);
+            self.plead(exhausted, now);
             self.close_emptied();
             self.send(now);
         }
@@ -277,8 +296,16 @@ impl Master {
         let leaving = self.sockets.iter().filter_map(|socket| socket.leaving);
         let pending = self.reload.pending.as_ref().map(|pending| pending.deadline);
         let control = self.control.as_ref().and_then(control::Server::deadline);
-        let seats = seats.chain(leaving).chain(pending).chain(control);
-        let next = seats.chain(gate).chain(self.retry_at).chain(self.sweep_at).min()?;
+        let next = seats
+            .chain(gate)
+            .chain(leaving)
+            .chain(pending)
+            .chain(control)
+            .chain(self.retry_at)
+            .chain(self.sweep_at)
+            .chain(self.plea.again_at)
+            .chain([self.ping_at])
+            .min()?;
         // Rounded up: epoll counts whole milliseconds, and waking early would mean waking again.
         Some(next.saturating_duration_since(now) + Duration::from_micros(999))
     }
@@ -287,17 +314,23 @@ impl Master {
         self.candidates.iter().any(|candidate| candidate.room > 0)
     }
 
-    /// Accepts what waits, as far as there is room for it.
-    fn accept(&mut self, now: Instant) {
+    /// Accepts what waits, as far as there is room for it; whether descriptors ran out.
+    fn accept(&mut self, now: Instant) -> bool {
         // Connections that have waited longer come first.
         if self.course != Course::Running || !self.homeless.is_empty() || self.gate.closed_until(now).is_some() {
-            return;
+            return false;
         }
         for index in accept::turns(&mut self.next_socket, self.sockets.len()) {
-            if self.sockets[index].ready && !self.accept_burst(index, now) {
-                return;
+            if !self.sockets[index].ready {
+                continue;
+            }
+            match self.accept_burst(index, now) {
+                Burst::Over => {}
+                Burst::NoRoom => return false,
+                Burst::Exhausted => return true,
             }
         }
+        false
     }
 
     /// Closes listeners that are no longer configured, once nobody waits there any more.
@@ -307,11 +340,11 @@ impl Master {
         }
     }
 
-    /// Accepts up to a burst from one listener; `false` when no more can be accepted at all.
-    fn accept_burst(&mut self, index: usize, now: Instant) -> bool {
+    /// Accepts up to a burst from one listener.
+    fn accept_burst(&mut self, index: usize, now: Instant) -> Burst {
         for _ in 0..accept::BURST {
             if !self.has_room() {
-                return false;
+                return Burst::NoRoom;
             }
             let socket = &mut self.sockets[index];
             match accept::accept(&*socket) {
@@ -325,18 +358,18 @@ impl Master {
                 }
                 Accepted::Empty => {
                     socket.ready = false;
-                    return true;
+                    return Burst::Over;
                 }
                 Accepted::Exhausted(errno) => {
                     self.gate.exhausted(now, errno);
-                    return false;
+                    return Burst::Exhausted;
                 }
                 Accepted::Lost(errno) => {
                     log::debug!("a connection on {} was lost: {}", socket.address, io::Error::from(errno));
                 }
             }
         }
-        true
+        Burst::Over
     }
 
     fn watch_worker(poll: &Poll, seat: usize, worker: &Worker) -> io::Result<()> {
@@ -369,16 +402,22 @@ impl Master {
     }
 }
 
+/// With room for fewer connections in all, the limit of open files is so low that somebody must have forgotten it.
+const FEW_CONNECTIONS: u64 = 2000;
+
 /// Says what the limit of open files leaves of the connections asked for.
 fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
-    let (workers, wanted) = (snapshot.workers, snapshot.limits.connections);
-    if records < wanted {
-        warn!(
-            "the limit of {nofile} open files is low: room for {records} connections in each of {workers} workers, \
-             instead of {wanted}; raise it with `ulimit -n`, or LimitNOFILE= in systemd"
-        );
-    } else {
-        info!("room for {records} connections in each of {workers} workers");
+    let workers = snapshot.workers;
+    let room = format!("room for {records} connections in each of {workers} workers");
+    let remedy = "raise it with `ulimit -n`, or LimitNOFILE= in systemd";
+    match snapshot.limits.connections {
+        Some(wanted) if records < wanted => {
+            warn!("the limit of {nofile} open files is too low: {room}, instead of the {wanted} configured; {remedy}");
+        }
+        None if u64::from(records) * u64::from(workers) < FEW_CONNECTIONS => {
+            warn!("the limit of {nofile} open files is low: {room}; {remedy}");
+        }
+        Some(_) | None => info!("{room}"),
     }
 }
 

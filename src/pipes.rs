@@ -14,10 +14,13 @@ pub struct Pipes {
     ends: Vec<Option<OwnedFd>>,
 }
 
-/// What a dead worker left in its pipes.
+/// A pipe's number and our copy of its reading end.
+type Numbered = (u16, Option<OwnedFd>);
+
+/// What a worker left in its pipes.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    ends: HashMap<(u32, Direction), Vec<Option<OwnedFd>>>,
+    ends: HashMap<(u32, Direction), Vec<Numbered>>,
 }
 
 /// Two pipes claim the same place in a stream, or one with bytes in it is missing.
@@ -42,13 +45,22 @@ impl Pipes {
         self.ends.clear();
     }
 
-    /// Sorts what the dead worker left by connection and direction, as the shared region says.
+    /// Takes back what was not taken from `left`: the worker goes on using it.
+    pub fn put_back(&mut self, left: Leftovers) {
+        for (number, end) in left.ends.into_values().flatten() {
+            if let Some(end) = end {
+                self.put(number, end);
+            }
+        }
+    }
+
+    /// Sorts what the worker left by connection and direction, as the shared region says.
     pub fn leftovers(&mut self, control: &Control) -> Leftovers {
         let mut left = Leftovers::default();
         for number in 0..MAX_PIPES {
             let Some(owner) = control.pipe_owner(number).and_then(ipc::state::PipeOwner::get) else { continue };
             let end = self.ends.get_mut(usize::from(number)).and_then(Option::take);
-            left.ends.entry(owner).or_default().push(end);
+            left.ends.entry(owner).or_default().push((number, end));
         }
         left
     }
@@ -68,7 +80,7 @@ impl Leftovers {
     ) -> Result<Option<OwnedFd>, Contradiction> {
         let mut found = None;
         let left = self.ends.remove(&(id, direction)).unwrap_or_default();
-        for end in left.into_iter().chain(former.map(Some)) {
+        for end in left.into_iter().map(|(_, end)| end).chain(former.map(Some)) {
             let end = end.ok_or(Contradiction)?;
             let bytes = rustix::io::ioctl_fionread(&end).map_err(|_| Contradiction)?;
             if bytes > 0 && found.replace(end).is_some() {

@@ -1,14 +1,15 @@
 //! What the process may use: descriptors. Who the workers are: user and group.
 
-use ipc::message::MAX_FDS;
+use ipc::descriptors::OVERHEAD;
 use ipc::shm::MAX_RECORDS;
 use ipc::state::MAX_PIPES;
 use rustix::process::{Resource, Rlimit};
 
 use crate::config::ProcessSettings;
 
-/// Descriptors of a worker or the master that are no client's: its loop, channel, logs and the like, generously.
-const OVERHEAD: u64 = 48;
+/// Connections of one worker at most, unless the configuration says so. Each takes memory that is only given back
+/// when the worker ends, and a worker slows down long before.
+const MAX_AUTO: u32 = 65_536;
 
 /// Raises the limit of open files to what the kernel lets us, and returns it.
 pub fn raise_descriptor_limit() -> u64 {
@@ -29,19 +30,21 @@ pub struct Capacity {
     pub batch: usize,
 }
 
-/// What the limit `nofile` allows for `workers` workers, each of which may have `wanted` connections.
+/// What the limit `nofile` allows for `workers` workers, each of which may have `wanted` connections, or as many as
+/// there can be.
 ///
 /// The master holds one descriptor for each live connection of all workers, two where it is a relay, and one for
 /// each pipe. A worker holds two for each connection (the client's and the server's), and two for each pipe.
-pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: u32, relays: bool) -> Capacity {
-    let batch = (nofile / 8).clamp(1, MAX_FDS as u64);
+pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: Option<u32>, relays: bool) -> Capacity {
+    let batch = ipc::descriptors::batch(nofile);
     let workers = u64::from(workers.max(1));
-    let pipes = if relays { u64::from(MAX_PIPES).min(nofile / 16 / workers) } else { 0 };
+    let pipes = u64::from(MAX_PIPES).min(nofile / 16 / workers);
+    let wanted = wanted.unwrap_or(MAX_AUTO).min(MAX_RECORDS);
     let held = if relays { 2 } else { 1 };
     let master =
         (nofile.saturating_sub(OVERHEAD + listeners as u64 + 4 * workers) / workers).saturating_sub(pipes) / held;
     let worker = nofile.saturating_sub(OVERHEAD + batch + 2 * pipes) / 2;
-    let records = master.min(worker).min(u64::from(wanted.min(MAX_RECORDS))).max(1);
+    let records = master.min(worker).min(u64::from(wanted)).max(1);
     Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
 }
 
@@ -82,11 +85,13 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::message::MAX_FDS;
 
     #[test]
     fn enough_descriptors_give_what_is_wanted() {
-        assert_eq!(capacity(1 << 20, 4, 2, 10_000, false), Capacity { records: 10_000, batch: MAX_FDS });
-        assert_eq!(capacity(u64::MAX, 1, 1, u32::MAX, false).records, MAX_RECORDS);
+        assert_eq!(capacity(1 << 20, 4, 2, Some(10_000), false), Capacity { records: 10_000, batch: MAX_FDS });
+        assert_eq!(capacity(u64::MAX, 1, 1, Some(u32::MAX), false).records, MAX_RECORDS);
+        assert_eq!(capacity(u64::MAX, 1, 1, None, false).records, MAX_AUTO);
     }
 
     #[test]
@@ -94,7 +99,7 @@ mod tests {
         for nofile in [100, 256, 1024, 4096, 20_000] {
             for workers in [1u16, 2, 4, 16] {
                 for relays in [false, true] {
-                    let Capacity { records, batch } = capacity(nofile, workers, 3, 100_000, relays);
+                    let Capacity { records, batch } = capacity(nofile, workers, 3, None, relays);
                     let (records, batch) = (u64::from(records), batch as u64);
                     let held = if relays { 2 } else { 1 };
                     assert!(records == 1 || records * held * u64::from(workers) + OVERHEAD <= nofile);
@@ -107,6 +112,6 @@ mod tests {
 
     #[test]
     fn impossible_limits_still_give_one() {
-        assert_eq!(capacity(0, 1024, 9, 5, true), Capacity { records: 1, batch: 1 });
+        assert_eq!(capacity(0, 1024, 9, Some(5), true), Capacity { records: 1, batch: 1 });
     }
 }

@@ -53,12 +53,12 @@ fn request(signal: i32) -> Option<Request> {
 }
 
 /// Makes a worker deaf to what a terminal or an operator sends to the whole process group: the master gets
-/// the same signal and decides. TERM and KILL still end the worker.
+/// the same signal and decides, and its end is theirs. Only KILL ends a worker alone.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn ignore_in_worker() -> io::Result<()> {
-    for signal in [SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP, SIGTTIN, SIGTTOU] {
+    for signal in [SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP, SIGTTIN, SIGTTOU] {
         // A handler that sets a flag nobody reads: the safe way to ignore.
         signal_hook::flag::register(signal, std::sync::Arc::default())?;
     }

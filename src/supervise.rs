@@ -20,6 +20,7 @@ use crate::keeper::Table;
 use crate::pipes::Pipes;
 use crate::privilege::Identity;
 use crate::signals;
+use crate::watchdog::Watch;
 
 /// How long a worker may take from its start to `Ready`.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,6 +89,8 @@ pub struct Worker {
     pub control: Control,
     /// Its connections.
     pub table: Table,
+    /// Whether it still moves.
+    pub watch: Watch,
     /// The pipes it relays through.
     pub pipes: Pipes,
     /// Where it stands.
@@ -157,6 +160,7 @@ impl Worker {
             layout: equipment.layout,
             control,
             table: Table::new(equipment.layout.records),
+            watch: Watch::new(now),
             pipes: Pipes::default(),
             stage: Stage::Starting { deadline: now + READY_TIMEOUT },
             generation: equipment.generation,
@@ -192,7 +196,8 @@ impl Worker {
 
     /// Asks it to stop, and kills it a second later.
     pub fn terminate(&mut self, now: Instant) {
-        self.signal(Signal::TERM);
+        // The end of the channel is its sign to write what its log still holds and go.
+        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Both);
         self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
     }
 

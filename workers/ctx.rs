@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipc::channel::Channel;
-use ipc::message::ToMaster;
+use ipc::message::{GivenBack, ToMaster};
 use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
+use log::warn;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -23,6 +24,7 @@ use crate::io::socket::Socket;
 use crate::io::splice::{Pipe, Pipes};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
 use crate::relay::Relay;
+use crate::room::{Descriptors, GivenWay};
 use crate::route::Router;
 use crate::slab::Key;
 use crate::timers::{Armed, Timers};
@@ -159,6 +161,12 @@ pub struct Ctx {
     pub buffers: Buffers,
     /// Pipes for splicing.
     pub pipes: Pipes,
+    /// How many descriptors there may be.
+    pub descriptors: Descriptors,
+    /// Sockets registered with epoll.
+    pub sockets: usize,
+    /// What was closed to make room, to be warned of.
+    pub given_way: GivenWay,
     /// The access log, if there is one.
     pub log: Option<AccessLog>,
     /// To be gone on with in this turn.
@@ -173,6 +181,10 @@ pub struct Ctx {
     pub reloaded: Option<u64>,
     /// Whether the worker finishes what it has and takes nothing new.
     pub draining: bool,
+    /// Whether what can be served elsewhere is then given back to the master.
+    pub giving_back: bool,
+    /// Connections let go of and not yet reported so.
+    pub given_back: Vec<GivenBack>,
 }
 
 /// Token kinds, in the two bits that a key leaves free.
@@ -212,11 +224,15 @@ impl Owner {
 }
 
 impl Ctx {
-    /// Registers a socket for both directions, once for its life.
+    /// Registers a socket for both directions, once for its life; it may be registered already. A client's is
+    /// registered only when it must be waited for: one that is answered and closed at once never is.
     ///
     /// # Errors
     /// When the kernel has no room for it.
-    pub fn register(&self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
+    pub fn register(&mut self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
+        if socket.registered {
+            return Ok(());
+        }
         #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
         let token = Token(owner.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -225,8 +241,16 @@ impl Ctx {
         Ok(())
     }
 
+    /// As [`Ctx::register`]. A socket that cannot be watched is marked as gone, so that it is let go of.
+    pub fn watch(&mut self, socket: &mut Socket, owner: Owner) {
+        if let Err(error) = self.register(socket, owner) {
+            warn!("cannot watch a connection: {error}");
+            socket.give_up();
+        }
+    }
+
     /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.
-    fn deregister(&self, socket: &mut Socket) {
+    fn deregister(&mut self, socket: &mut Socket) {
         if socket.registered {
             socket.registered = false;
             // Fails only for a descriptor that is not registered.
@@ -258,9 +282,10 @@ impl Ctx {
         true
     }
 
-    /// Takes a socket out of epoll and the timer wheel, before it is closed.
+    /// Takes a socket out of epoll, the timer wheel and the count, before it is closed.
     pub fn forget(&mut self, socket: &mut Socket) {
         self.deregister(socket);
+        self.sockets = self.sockets.saturating_sub(1);
         if let Some(armed) = socket.deadline.armed.take() {
             self.timers.cancel(armed);
         }
@@ -270,6 +295,9 @@ impl Ctx {
     pub fn take_pipe(&mut self) -> Option<Pipe> {
         if let Some(pipe) = self.pipes.take() {
             return Some(pipe);
+        }
+        if self.descriptors_left() < 2 {
+            return None;
         }
         let pipe = self.pipes.make().ok()?;
         // Before a byte goes in: a death right after that must find the master with its copy.
@@ -282,6 +310,11 @@ impl Ctx {
         }
         self.pipes.discard(pipe);
         None
+    }
+
+    /// Has the master told of finished connections at the end of this turn: it waits for their room.
+    pub fn report_at_once(&mut self) {
+        self.finished_since_ms = 0;
     }
 
     /// A client connection is closed here; the master is told in a batch.

@@ -9,11 +9,13 @@ pub mod buffer;
 pub mod client;
 pub mod ctx;
 pub mod date;
+mod drain;
 pub mod exchange;
 pub mod io;
 pub mod proto;
 pub mod relay;
 mod reload;
+pub mod room;
 pub mod route;
 pub mod slab;
 pub mod timers;
@@ -24,8 +26,6 @@ use std::io as stdio;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ipc::channel::{Channel, RecvError};
 use ipc::message::{ToWorker, VERSION};
@@ -43,6 +43,8 @@ use crate::worker::{End, Worker};
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     match start(channel, index).and_then(|mut worker| worker.run()) {
         Ok(End::Drained | End::MasterGone) => ExitCode::SUCCESS,
+        // It was stopped before this worker had begun.
+        Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error}");
             ExitCode::FAILURE
@@ -51,7 +53,6 @@ pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
 }
 
 fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
-    ignore_signals_of_the_master()?;
     let mut channel = Channel::from_fd(channel);
     let poll = Poll::new()?;
     let (message, mut fds) = first_message(&mut channel)?;
@@ -93,15 +94,28 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         buffers: buffer::Buffers::default(),
         pipes: io::splice::Pipes::default(),
         log: log_fd.map(|fd| access_log::AccessLog::new(fd, site.snapshot.access_log.format)),
+        descriptors: room::Descriptors::new(descriptor_limit()),
+        sockets: 0,
+        given_way: room::GivenWay::default(),
         work: VecDeque::new(),
         finished: Vec::new(),
         finished_since_ms: 0,
         to_hand_over: Vec::new(),
         draining: false,
+        giving_back: false,
+        given_back: Vec::new(),
         reloaded: None,
         site,
     };
     Worker::new(poll, cx)
+}
+
+fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn master_is_gone() -> stdio::Error {
+    stdio::Error::new(stdio::ErrorKind::ConnectionAborted, "the master is gone")
 }
 
 /// Waits for the master's greeting.
@@ -116,7 +130,8 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             Ok(message) => return Ok((message, fds)),
             Err(RecvError::Empty) => {}
             Err(RecvError::Io(error)) => return Err(error),
-            Err(error @ (RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
+            Err(RecvError::Closed) => return Err(master_is_gone()),
+            Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_))) => {
                 return Err(stdio::Error::other(format!("no greeting from the master: {error}")));
             }
         }
@@ -125,13 +140,4 @@ fn first_message(channel: &mut Channel) -> stdio::Result<(ToWorker, Vec<OwnedFd>
             _ => {}
         }
     }
-}
-
-/// Signals that a terminal or an operator sends to the whole group are the master's to act on.
-fn ignore_signals_of_the_master() -> stdio::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2};
-    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2] {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
-    }
-    Ok(())
 }

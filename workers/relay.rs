@@ -189,10 +189,21 @@ impl Worker {
             (Moved::ToBroken, _) | (_, Moved::FromBroken) => {
                 self.end_relay(key, Some(Reason::Text("the server's connection broke")));
             }
+            _ if self.cx.giving_back && relay.phase == Phase::Relay && !done => self.give_back_relay(key),
             (Moved::Again, _) | (_, Moved::Again) => self.cx.work.push_back(Work::Relay(key)),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
         }
+    }
+
+    /// Lets go of a relay for another worker to go on with. What lies in its pipes stays there, and theirs.
+    fn give_back_relay(&mut self, key: Key<Relay>) {
+        let Some(relay) = self.relays.remove(key) else { return };
+        // Its pipes are dropped with their owners standing in the region; their numbers are not used again.
+        if let Some(mut upstream) = relay.upstream.and_then(|key| self.upstreams.remove(key)) {
+            self.cx.forget(&mut upstream.socket);
+        }
+        self.give_back(relay.client);
     }
 
     /// Ends a relay. With a `reason` both connections are reset, so that neither side takes what it has for all.

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{Passed, Task, ToMaster, ToWorker};
+use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::{Mode, OnRemoval};
-use log::{debug, error, info, warn};
+use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -61,7 +61,7 @@ pub struct Worker {
     /// What they share.
     pub(crate) cx: Ctx,
     /// When draining must be over.
-    drain_until_ms: u64,
+    pub(crate) drain_until_ms: u64,
 }
 
 impl Worker {
@@ -72,7 +72,10 @@ impl Worker {
     pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
-        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| io::Error::other(error.to_string()))?;
+        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| match error {
+            SendError::Closed => crate::master_is_gone(),
+            SendError::Full | SendError::TooLarge | SendError::Io(_) => io::Error::other(error.to_string()),
+        })?;
         Ok(Worker {
             poll,
             clients: Slab::new(),
@@ -89,12 +92,21 @@ impl Worker {
     /// # Errors
     /// When events cannot be waited for, or the master's messages are malformed.
     pub fn run(&mut self) -> io::Result<End> {
+        let end = self.turn_until_the_end();
+        if let Some(log) = &mut self.cx.log {
+            log.flush(self.cx.clock.now_ms);
+        }
+        end
+    }
+
+    fn turn_until_the_end(&mut self) -> io::Result<End> {
         let mut events = Events::with_capacity(EVENTS);
         let mut due = Vec::new();
         // A message may have come before the channel was watched.
         let mut channel_ready = true;
         loop {
-            self.wait(&mut events, channel_ready)?;
+            let more = channel_ready && self.cx.can_receive();
+            self.wait(&mut events, more)?;
             self.cx.clock.read();
             self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
             for event in &events {
@@ -115,7 +127,7 @@ impl Worker {
                     (_, None) => {}
                 }
             }
-            if channel_ready {
+            if channel_ready && self.can_receive() {
                 match self.on_channel()? {
                     Some(more) => channel_ready = more,
                     None => return Ok(End::MasterGone),
@@ -135,12 +147,14 @@ impl Worker {
             }
             self.hand_over_relays();
             self.report();
+            self.report_given_back();
+            self.cx.warn_of_shortage();
             if let Some(log) = &mut self.cx.log
                 && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
             {
                 log.flush(self.cx.clock.now_ms);
             }
-            if self.cx.draining && (self.clients.is_empty() || self.cx.clock.now_ms >= self.drain_until_ms) {
+            if self.is_drained() {
                 self.end_drain();
                 return Ok(End::Drained);
             }
@@ -153,8 +167,11 @@ impl Worker {
         let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let deadlines = [self.cx.timers.next_deadline(), log, report, acknowledge, drain];
-        let timeout = if more || !self.cx.work.is_empty() {
+        let given_way = self.cx.given_way.due_ms();
+        let deadlines = [self.cx.timers.next_deadline(), log, report, acknowledge, drain, given_way];
+        let timeout = if !self.cx.given_back.is_empty() {
+            Some(Duration::from_millis(1))
+        } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
@@ -170,6 +187,9 @@ impl Worker {
     fn on_channel(&mut self) -> io::Result<Option<bool>> {
         let mut fds = Vec::new();
         for _ in 0..MESSAGES {
+            if !self.can_receive() {
+                return Ok(Some(true));
+            }
             match self.cx.channel.recv::<ToWorker>(&mut fds) {
                 Ok(message) => self.on_message(message, &mut fds)?,
                 Err(RecvError::Empty) => return Ok(Some(false)),
@@ -186,6 +206,15 @@ impl Worker {
             }
         }
         Ok(Some(true))
+    }
+
+    /// Whether there are descriptors for a message from the master, if need be after closing what is idle. If not,
+    /// the message waits until something ends.
+    fn can_receive(&mut self) -> bool {
+        if !self.cx.can_receive() {
+            self.free_descriptors(MAX_FDS);
+        }
+        self.cx.can_receive()
     }
 
     fn on_message(&mut self, message: ToWorker, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
@@ -207,7 +236,11 @@ impl Worker {
                 let snapshot = fds.remove(0);
                 self.reload(generation, &snapshot, fds.pop())?;
             }
-            ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms),
+            ToWorker::GiveWay { connections } => {
+                self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
+            }
+            ToWorker::Ping => {}
+            ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -229,18 +262,15 @@ impl Worker {
         let cut = listener.removed && self.cx.site.snapshot.on_removal == OnRemoval::Cut;
         let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
+        self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
-        if let Err(error) = self.cx.register(&mut client.socket, Owner::Client(key)) {
-            warn!("cannot watch a client's connection: {error}");
-            return self.close_client(key);
-        }
         match (passed.task, mode, to) {
-            (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
+            (Task::Relay { server, to_server, .. }, _, _) if !cut => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) if !cut => self.begin_relay(key, group),
-            (_, Mode::Tcp, _) => {
+            (_, Mode::Tcp, _) | (Task::Relay { .. }, Mode::Http, _) => {
                 client.socket.reset();
                 self.close_client(key);
             }
@@ -389,10 +419,14 @@ impl Worker {
             }
             client.head_since_ms + u64::from(timeouts.header_ms)
         } else if self.cx.draining {
-            return self.close_client(key);
+            return self.leave(key);
         } else {
             self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
         };
+        self.cx.watch(&mut client.socket, Owner::Client(key));
+        if client.socket.is_gone() {
+            return self.close_client(key);
+        }
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
     }
 
@@ -439,6 +473,7 @@ impl Worker {
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
+        self.cx.watch(&mut client.socket, Owner::Client(key));
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
         self.drop_input(key);
     }
@@ -475,7 +510,7 @@ impl Worker {
     }
 
     /// Tells the master which connections are finished, in batches.
-    fn report(&mut self) {
+    pub(crate) fn report(&mut self) {
         self.acknowledge();
         if self.cx.finished.is_empty() {
             return;
@@ -498,45 +533,6 @@ impl Worker {
             Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
                 debug!("cannot report: {error}")
             }
-        }
-    }
-
-    fn begin_drain(&mut self, timeout_ms: u32) {
-        info!("finishing {} connections", self.clients.len());
-        self.cx.draining = true;
-        self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
-        for key in self.cx.pools.take_all_idle() {
-            self.close_upstream(key);
-        }
-        let idle: Vec<_> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.state == ClientState::Idle && client.input.is_none())
-            .map(|(key, _)| key)
-            .collect();
-        for key in idle {
-            // A request that is already here is served; without one this closes the connection.
-            self.serve_client(key);
-        }
-        for (_, exchange) in self.exchanges.iter_mut() {
-            exchange.close_client();
-        }
-    }
-
-    fn end_drain(&mut self) {
-        if !self.clients.is_empty() {
-            warn!("cutting {} connections that did not finish in time", self.clients.len());
-        }
-        let keys: Vec<_> = self.clients.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            if let Some(client) = self.clients.get_mut(key) {
-                client.socket.reset();
-            }
-            self.close_client(key);
-        }
-        self.report();
-        if let Some(log) = &mut self.cx.log {
-            log.flush(self.cx.clock.now_ms);
         }
     }
 }

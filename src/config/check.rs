@@ -36,6 +36,7 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 };
 
 const DEFAULT_SHUTDOWN_MS: u32 = 30_000;
+const DEFAULT_WORKER_TIMEOUT_MS: u32 = 10_000;
 /// The kernel lowers it to `net.core.somaxconn`.
 const DEFAULT_BACKLOG: u32 = 4096;
 const DEFAULT_TRIES: u8 = 3;
@@ -45,7 +46,7 @@ const DEFAULT_LIMITS: Limits = Limits {
     head_bytes: 16 * 1024,
     head_fields: 100,
     body_bytes: None,
-    connections: 10_000,
+    connections: None,
     connections_per_address: None,
     min_rate_bytes: 256,
 };
@@ -89,6 +90,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
         trusted_proxies: file.trusted_proxies.into_iter().map(|at| at.value).collect(),
         shutdown_timeout_ms: file.shutdown_timeout_ms.unwrap_or(DEFAULT_SHUTDOWN_MS),
         on_removal: file.on_removal.unwrap_or(OnRemoval::Keep),
+        worker_timeout_ms: file.worker_timeout_ms.unwrap_or(DEFAULT_WORKER_TIMEOUT_MS),
     };
     let mut report = check.report;
     report.sort();

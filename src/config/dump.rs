@@ -44,6 +44,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
         Control::Off => out.text("control", "off"),
         Control::At(path) => out.text("control", &format!("unix:{}", path.display())),
     }
+    out.duration("worker_timeout", snapshot.worker_timeout_ms);
     let proxies = snapshot.trusted_proxies.iter().map(|n| quote(&format!("{}/{}", n.address, n.prefix)));
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));
     limits(&mut out, snapshot);
@@ -81,8 +82,8 @@ fn limits(out: &mut Toml, snapshot: &Snapshot) {
         Some(bytes) => out.size("body", bytes),
         None => out.text("body", "none"),
     }
-    out.plain("connections", limits.connections);
-    out.count_or_none("connections_per_address", limits.connections_per_address);
+    out.count_or("connections", limits.connections, "auto");
+    out.count_or("connections_per_address", limits.connections_per_address, "none");
     out.size("min_rate", limits.min_rate_bytes.into());
 }
 
@@ -176,7 +177,7 @@ fn group(out: &mut Toml, group: &Group) {
     out.head(&format!("[{key}.keepalive]"));
     out.plain("idle_per_server", group.keepalive.idle_per_server);
     out.duration("idle_timeout", group.keepalive.idle_timeout_ms);
-    out.count_or_none("max_per_server", group.keepalive.max_per_server);
+    out.count_or("max_per_server", group.keepalive.max_per_server, "none");
     out.head(&format!("[{key}.health]"));
     out.plain("failures", group.health.failures);
     out.duration("eject", group.health.eject_ms);
@@ -210,10 +211,10 @@ impl Toml {
         self.text(key, &format_size(bytes));
     }
 
-    fn count_or_none(&mut self, key: &str, count: Option<u32>) {
+    fn count_or(&mut self, key: &str, count: Option<u32>, word: &str) {
         match count {
             Some(count) => self.plain(key, count),
-            None => self.text(key, "none"),
+            None => self.text(key, word),
         }
     }
 }

@@ -35,6 +35,7 @@ static TOP: Schema = Schema {
         "shutdown_timeout",
         "on_removal",
         "control",
+        "worker_timeout",
         "trusted_proxies",
         "timeouts",
         "limits",
@@ -166,6 +167,7 @@ impl Parser {
         let on_removal =
             top.choice("on_removal", &[("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)], report).value();
         let control = top.parsed("control", "\"unix:/run/pointsman/web.sock\"", report, read_control).at();
+        let worker_timeout_ms = top.duration("worker_timeout", report).value();
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
         let limits = self.limits(&top);
@@ -185,6 +187,7 @@ impl Parser {
             shutdown_timeout_ms,
             on_removal,
             control,
+            worker_timeout_ms,
             trusted_proxies,
             timeouts,
             limits,
@@ -243,7 +246,7 @@ impl Parser {
             head_bytes: small(section.size("head", 1 << 10..=256 << 10, false, report)),
             head_fields: section.integer("fields", 8..=1000, report).value(),
             body_bytes: section.size("body", 0..=u64::MAX, true, report).value(),
-            connections: section.integer("connections", 1..=1_000_000, report).value(),
+            connections: section.integer_or("connections", 1..=1_000_000, "auto", None, Some, report).value(),
             connections_per_address: section
                 .integer_or("connections_per_address", 1..=u32::MAX, "none", None, Some, report)
                 .value(),

@@ -133,7 +133,7 @@ fn limits() -> impl Strategy<Value = Limits> {
         1024..=262_144u32,
         8..=1000u16,
         option::of(any::<u64>()),
-        1..=1_000_000u32,
+        option::of(1..=1_000_000u32),
         option::of(1..=u32::MAX),
         any::<u32>(),
     );
@@ -171,10 +171,12 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         let dispatch = prop_oneof![Just(Dispatch::LeastConnections), Just(Dispatch::RoundRobin)];
         let listeners = vec(listener(count), 1..4);
         let routes = vec(route(count), 1..5);
-        let on_removal = prop_oneof![Just(OnRemoval::Keep), Just(OnRemoval::Cut)];
-        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), duration(), on_removal);
+        let removal = prop_oneof![Just(OnRemoval::Keep), Just(OnRemoval::Cut)];
+        let ends = (duration(), removal, duration());
+        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), ends);
         (Just(groups), listeners, routes, rest).prop_map(|(groups, listeners, mut routes, rest)| {
-            let (workers, dispatch, limits, access_log, trusted_proxies, shutdown_timeout_ms, on_removal) = rest;
+            let (workers, dispatch, limits, access_log, trusted_proxies, ends) = rest;
+            let (shutdown_timeout_ms, on_removal, worker_timeout_ms) = ends;
             let mut kept: Vec<Listener> = Vec::new();
             for listener in listeners {
                 if !kept.iter().any(|other| conflict(&other.bind, &listener.bind)) {
@@ -196,6 +198,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 trusted_proxies,
                 shutdown_timeout_ms,
                 on_removal,
+                worker_timeout_ms,
             }
         })
     })

@@ -67,6 +67,7 @@ pub struct File {
     pub shutdown_timeout_ms: Option<u32>,
     pub on_removal: Option<OnRemoval>,
     pub control: Option<At<Control>>,
+    pub worker_timeout_ms: Option<u32>,
     pub trusted_proxies: Vec<At<Network>>,
     pub timeouts: Timeouts,
     pub limits: Limits,
@@ -86,13 +87,13 @@ pub struct Timeouts {
     pub common: TimeoutOverrides,
 }
 
-/// `[limits]`. The inner option is "none".
+/// `[limits]`. The inner option is "none", or "auto" for `connections`.
 #[derive(Debug, Default)]
 pub struct Limits {
     pub head_bytes: Option<u32>,
     pub head_fields: Option<u16>,
     pub body_bytes: Option<Option<u64>>,
-    pub connections: Option<u32>,
+    pub connections: Option<Option<u32>>,
     pub connections_per_address: Option<Option<u32>>,
     pub min_rate_bytes: Option<u32>,
 }

@@ -316,7 +316,10 @@ fn each_fault_has_its_message() {
         ("[limits]\nhead = \"16B\"", "it may be from 1KiB to 256KiB"),
         ("[limits]\nfields = 7", "it is a whole number from 8 to 1000"),
         ("[limits]\nfields = 99999999999999999999999999999999999999999", "it is a whole number from 8 to 1000"),
-        ("[limits]\nconnections = 1.5", "`connections` must be a whole number from 1 to 1000000, found a fraction"),
+        (
+            "[limits]\nconnections = 1.5",
+            "`connections` must be a whole number from 1 to 1000000, or \"auto\", found a fraction",
+        ),
         ("[limits]\nconnections_per_address = \"no\"", "or \"none\", found a string"),
         ("[timeouts]\nidle = \"0s\"", "a duration of zero"),
         ("[timeouts]\nidle = \"31d\"", "the longest is 30d"),

@@ -19,6 +19,10 @@ const MAX_WORKERS: u16 = 1024;
 /// How much longer than told a draining worker may take to exit.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
+/// Workers are asked to show that they move at least, and at most, so often.
+const MIN_PING: Duration = Duration::from_millis(50);
+const MAX_PING: Duration = Duration::from_secs(10);
+
 /// Bursts accepted from every listener before it is closed for good.
 const LAST_BURSTS: usize = 64;
 
@@ -111,10 +115,33 @@ impl Master {
         if let Some(control) = &mut self.control {
             control.expire(now);
         }
+        self.watch_workers(now);
         for socket in self.sockets.iter_mut().filter(|socket| socket.leaving.is_some_and(|by| by <= now)) {
             if socket.ready {
                 warn!("{}: connections that waited there are refused: nobody had room for them", socket.address);
                 socket.ready = false;
+            }
+        }
+    }
+
+    /// Kills workers that are stuck, and asks the others to show that they are not.
+    fn watch_workers(&mut self, now: Instant) {
+        if now < self.ping_at {
+            return;
+        }
+        let timeout = Duration::from_millis(self.config.snapshot.worker_timeout_ms.into());
+        self.ping_at = now + (timeout / 3).clamp(MIN_PING, MAX_PING);
+        for seat in &mut self.seats {
+            let Some(worker) = seat.worker.as_mut() else { continue };
+            if !matches!(worker.stage, Stage::Ready | Stage::Draining { .. }) {
+                continue;
+            }
+            if worker.watch.is_stuck(worker.control.stats().heartbeat_ms.get(), timeout, now) {
+                let (index, pid, seconds) = (seat.index, worker.pid, timeout.as_secs_f32());
+                warn!("worker {index} (pid {pid}) has not moved for {seconds} s; killing it");
+                worker.kill(now);
+            } else if !worker.errands.iter().any(|errand| errand.message == ToWorker::Ping) {
+                worker.errands.push(Errand { message: ToWorker::Ping, fds: Vec::new(), after_connections: false });
             }
         }
     }
@@ -159,13 +186,13 @@ impl Master {
         for socket in &mut self.sockets {
             socket.ready = true;
         }
-        self.measure();
+        self.measure(now);
         self.rehome();
         for _ in 0..LAST_BURSTS {
             if !self.sockets.iter().any(|socket| socket.ready) || !self.has_room() {
                 break;
             }
-            self.accept(now);
+            let _ = self.accept(now);
         }
         self.course = Course::Draining;
         self.sockets.clear();
@@ -175,7 +202,7 @@ impl Master {
         for seat in &mut self.seats {
             seat.start_at = None;
             if let Some(worker) = seat.worker.as_mut() {
-                drain_worker(worker, timeout_ms, now);
+                drain_worker(worker, timeout_ms, false, now);
             }
         }
     }
@@ -232,7 +259,7 @@ impl Master {
             seat.wanted = false;
             seat.start_at = None;
             if let Some(worker) = seat.worker.as_mut() {
-                drain_worker(worker, timeout_ms, now);
+                drain_worker(worker, timeout_ms, true, now);
             }
         }
         info!("one worker fewer: {}", self.wanted());
@@ -257,14 +284,15 @@ impl Master {
     }
 }
 
-fn drain_worker(worker: &mut Worker, timeout_ms: u32, now: Instant) {
+/// Has a worker finish and exit. With `give_back`, other workers serve its idle connections and relays.
+fn drain_worker(worker: &mut Worker, timeout_ms: u32, give_back: bool, now: Instant) {
     match worker.stage {
         // It has nothing yet that it could finish.
         Stage::Starting { .. } => worker.terminate(now),
         Stage::Ready => {
             let deadline = now + Duration::from_millis(timeout_ms.into()) + DRAIN_GRACE;
             worker.stage = Stage::Draining { deadline };
-            let message = ToWorker::Drain { timeout_ms };
+            let message = ToWorker::Drain { timeout_ms, give_back };
             worker.errands.push(Errand { message, fds: Vec::new(), after_connections: true });
         }
         Stage::Draining { .. } | Stage::Dying { .. } => {}

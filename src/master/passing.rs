@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{Task, ToMaster, ToWorker};
+use ipc::message::{GivenBack, Task, ToMaster, ToWorker};
 use ipc::shm;
 use ipc::snapshot::Mode;
 use ipc::state::{Direction, Image, Phase, Record};
@@ -18,6 +18,7 @@ use crate::keeper::{Addresses, Connection, Relay};
 use crate::pipes::{Contradiction, Leftovers};
 use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
 use crate::supervise::{Stage, Worker};
+use crate::watchdog::Watch;
 
 /// Messages heard from one worker in one turn, so that a talkative one does not hold up the rest.
 const HEARD_PER_TURN: usize = 64;
@@ -35,13 +36,16 @@ struct Tally {
 
 impl Master {
     /// Looks how much each worker has and may get.
-    pub(super) fn measure(&mut self) {
+    pub(super) fn measure(&mut self, now: Instant) {
         let old: u32 = self.candidates.iter().map(|candidate| candidate.room).sum();
         self.candidates.clear();
-        self.candidates.extend(self.seats.iter().map(|seat| match &seat.worker {
+        self.candidates.extend(self.seats.iter_mut().map(|seat| match &mut seat.worker {
             Some(worker) if worker.is_ready() => {
                 let (table, stats) = (&worker.table, worker.control.stats());
-                Candidate::new(table.passed(), table.queued(), table.room(), stats.taken.get(), stats.finished.get())
+                let taken = stats.taken.get();
+                let behind = worker.watch.is_behind(table.passed(), taken, now);
+                let room = if behind { 0 } else { table.room() };
+                Candidate::new(table.passed(), table.queued(), room, taken, stats.finished.get())
             }
             Some(_) | None => Candidate::default(),
         }));
@@ -116,7 +120,9 @@ impl Master {
         for seat in &mut self.seats {
             let Some(worker) = seat.worker.as_mut().filter(|worker| worker.readable) else { continue };
             let before = worker.table.live();
-            became_ready |= hear(worker, seat.index, &mut self.addresses, now, HEARD_PER_TURN);
+            let mut returned = Vec::new();
+            became_ready |= hear(worker, seat.index, &mut self.addresses, &mut returned, now, HEARD_PER_TURN);
+            self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();
             }
@@ -134,10 +140,14 @@ impl Master {
         // A Ready among them comes too late. The kernel bounds what can be queued in the channel.
         worker.stage = Stage::Dying { deadline: now };
         worker.readable = true;
+        let mut returned = Vec::new();
         while worker.readable {
-            hear(worker, index, &mut self.addresses, now, HEARD_PER_TURN);
+            hear(worker, index, &mut self.addresses, &mut returned, now, HEARD_PER_TURN);
         }
         let mut tally = Tally::default();
+        for connection in returned {
+            self.settle(Verdict::Pass(connection), &mut tally);
+        }
         let mut left = worker.pipes.leftovers(&worker.control);
         for (id, was_sent, connection) in worker.table.take_all() {
             let verdict = if was_sent { judge(worker, id, connection, &mut left) } else { Verdict::Pass(connection) };
@@ -243,15 +253,10 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         }
         Salvage::Relay => {
             rebase(0);
-            let Some(relay) = &mut connection.relay else { return Verdict::Cut(connection) };
-            for (direction, pipe) in [Direction::ToServer, Direction::ToClient].into_iter().zip(&mut relay.pipes) {
-                match left.take(id, direction, pipe.take()) {
-                    Ok(end) => *pipe = end,
-                    Err(Contradiction) => return Verdict::Cut(connection),
-                }
+            match resume_relay(&mut connection, id, left) {
+                Ok(task) => connection.task = task,
+                Err(Contradiction) => return Verdict::Cut(connection),
             }
-            let [to_server, to_client] = relay.pipes.each_ref().map(Option::is_some);
-            connection.task = Task::Relay { server: relay.server, to_server, to_client };
         }
         Salvage::Fail => {
             rebase(0);
@@ -309,8 +314,48 @@ fn send_errands(worker: &mut Worker, after_connections: bool) -> Result<(), Send
     Ok(())
 }
 
-/// Receives up to `most` messages; whether the worker has become ready.
-fn hear(worker: &mut Worker, index: u16, addresses: &mut Addresses, now: Instant, most: usize) -> bool {
+/// A connection that its worker gives back, ready to be passed on; `None` when it cannot be.
+fn take_back(worker: &mut Worker, given: GivenBack, left: &mut Leftovers) -> Option<Verdict> {
+    let mut connection = worker.table.finish(given.id).ok()?;
+    let relayed =
+        worker.control.record(given.id).and_then(Record::read).is_some_and(|image| image.phase == Phase::Relay);
+    if let Ok(counters) = tcp_info::counters(&connection.fd) {
+        connection.base = salvage::successor_base(&counters, given.carried.len());
+    }
+    connection.strikes = 0;
+    connection.task = if relayed {
+        match resume_relay(&mut connection, given.id, left) {
+            Ok(task) => task,
+            Err(Contradiction) => return Some(Verdict::Cut(connection)),
+        }
+    } else if given.carried.is_empty() {
+        Task::Serve
+    } else {
+        Task::Resume(given.carried)
+    };
+    Some(Verdict::Pass(connection))
+}
+
+/// What a successor must be told of a relay. Takes over the pipes in which the former worker left bytes.
+fn resume_relay(connection: &mut Connection, id: u32, left: &mut Leftovers) -> Result<Task, Contradiction> {
+    let relay = connection.relay.as_mut().ok_or(Contradiction)?;
+    for (direction, pipe) in [Direction::ToServer, Direction::ToClient].into_iter().zip(&mut relay.pipes) {
+        *pipe = left.take(id, direction, pipe.take())?;
+    }
+    let [to_server, to_client] = relay.pipes.each_ref().map(Option::is_some);
+    Ok(Task::Relay { server: relay.server, to_server, to_client })
+}
+
+/// Receives up to `most` messages; whether the worker has become ready. Connections given back are appended to
+/// `returned`.
+fn hear(
+    worker: &mut Worker,
+    index: u16,
+    addresses: &mut Addresses,
+    returned: &mut Vec<Connection>,
+    now: Instant,
+    most: usize,
+) -> bool {
     let mut became_ready = false;
     let mut fds = Vec::new();
     for _ in 0..most {
@@ -319,6 +364,7 @@ fn hear(worker: &mut Worker, index: u16, addresses: &mut Addresses, now: Instant
                 if matches!(worker.stage, Stage::Starting { .. }) {
                     worker.stage = Stage::Ready;
                     worker.ready_since = Some(now);
+                    worker.watch = Watch::new(now);
                     became_ready = true;
                     info!("worker {index} (pid {}) ready", worker.pid);
                 }
@@ -335,6 +381,17 @@ fn hear(worker: &mut Worker, index: u16, addresses: &mut Addresses, now: Instant
                 if unknown > 0 {
                     warn!("worker {index} reported {unknown} connections finished that it does not have; ignored");
                 }
+            }
+            Ok(ToMaster::GaveBack(given)) => {
+                let mut left = worker.pipes.leftovers(&worker.control);
+                for one in given {
+                    match take_back(worker, one, &mut left) {
+                        Some(Verdict::Pass(connection)) => returned.push(connection),
+                        Some(Verdict::Cut(connection) | Verdict::Over(connection)) => addresses.leave(connection.peer),
+                        None => warn!("worker {index} gave back a connection that it does not have; ignored"),
+                    }
+                }
+                worker.pipes.put_back(left);
             }
             Ok(ToMaster::Relaying(relays)) => {
                 for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {

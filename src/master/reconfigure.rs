@@ -251,12 +251,12 @@ impl Master {
                 Snapshot::head_bytes_within(least)
             ));
         }
+        let (new_room, _) = room(self.nofile, new, self.sockets.len());
         let records = workers().map(|worker| worker.layout.records).min().unwrap_or(u32::MAX);
-        if new.limits.connections > self.config.snapshot.limits.connections && records < new.limits.connections {
+        if new.limits.connections != self.config.snapshot.limits.connections && records < new_room.records {
             notes.push(format!(
-                "`limits.connections` is {} in workers that start from now on, as far as the limit of open files lets \
-                 it; those that run take {records} at most",
-                new.limits.connections
+                "workers that start from now on have room for {} connections; those that run take {records} at most",
+                new_room.records
             ));
         }
         if identity != self.identity {
@@ -363,6 +363,7 @@ pub(super) fn mode_name(mode: Mode) -> &'static str {
 pub(super) fn room(nofile: u64, snapshot: &Snapshot, sockets: usize) -> (Layout, usize) {
     let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
     let capacity = privilege::capacity(nofile, snapshot.workers, sockets, snapshot.limits.connections, relays);
-    let slots = capacity.records.min(MAX_SLOTS);
+    // One more than can be in use: moving a request to another slot takes two for a moment.
+    let slots = (capacity.records + 1).min(MAX_SLOTS);
     (Layout { records: capacity.records, slots, slot_bytes: snapshot.slot_bytes() }, capacity.batch)
 }

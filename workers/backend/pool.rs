@@ -174,7 +174,11 @@ impl Pools {
 
     /// An idle connection is being closed.
     pub fn forget_idle(&mut self, place: Place, key: Key<Upstream>) {
-        self.connections(place).idle.retain(|&kept| kept != key);
+        let idle = &mut self.connections(place).idle;
+        // Those that time out, or are closed by their server for that, are at the front.
+        if let Some(at) = idle.iter().position(|&kept| kept == key) {
+            idle.remove(at);
+        }
     }
 
     /// A connection to a server was opened.

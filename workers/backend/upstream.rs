@@ -43,8 +43,10 @@ pub fn add(upstreams: &mut Slab<Upstream>, upstream: Upstream, cx: &mut Ctx) -> 
     let place = upstream.place;
     let key = upstreams.insert(upstream).ok()?;
     let upstream = upstreams.get_mut(key)?;
+    cx.sockets += 1;
     if let Err(error) = cx.register(&mut upstream.socket, Owner::Upstream(key)) {
         warn!("cannot watch a connection to a server: {error}");
+        cx.forget(&mut upstream.socket);
         upstreams.remove(key);
         return None;
     }

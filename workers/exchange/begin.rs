@@ -12,7 +12,8 @@ use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::wait::Wait;
 use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Times};
 use crate::proto::h1::body::BodyReader;
-use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Version};
+use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Scheme, Version};
+use crate::proto::path::without_dot_segments;
 use crate::slab::Key;
 
 impl Exchange {
@@ -80,6 +81,8 @@ impl Exchange {
         let bytes = client.input_from(self.head.0, &cx.arena);
         self.client_keep_alive = head.keep_alive;
         if self.method == Method::Connect {
+            // What follows may be meant for a tunnel.
+            self.close = true;
             return Err(Problem::new(405, "CONNECT is not enabled here"));
         }
         if self.method == Method::Trace && head.framing != BodyFraming::None {
@@ -95,9 +98,12 @@ impl Exchange {
             self.close = true;
             return Err(Problem::new(413, "the request body is larger than limits.body"));
         }
+        if head.target.scheme == Some(Scheme::Https) {
+            return Err(Problem::new(421, "an https target on a connection without TLS"));
+        }
         let group = to.or_else(|| {
             let host = head.host_name.map_or(&b""[..], |span| span.of(bytes));
-            self.site.router.find(host, head.target.path(bytes))
+            self.site.router.find(host, &without_dot_segments(head.target.path(bytes)))
         });
         let Some(group) = group else {
             return Err(Problem::new(404, "no route matches"));

@@ -14,6 +14,7 @@ use crate::client::ClientState;
 use crate::ctx::{Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
+use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -76,7 +77,9 @@ impl Worker {
 
     /// Gives the exchange a kept connection, or a new one to the next server that can be connected to.
     fn attach_upstream(&mut self, key: Key<Exchange>) -> Result<(), Step> {
-        let Some(exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
+        self.make_room();
+        let mut made_room = false;
+        let Some(mut exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
         let nobody = exchange.last_problem.unwrap_or(NO_SERVER);
         // A group that is gone since the request began has no servers to go on with.
         let (Some(group), Some(pool)) = (exchange.group, exchange.pool) else { return Err(Step::Reply(nobody)) };
@@ -119,6 +122,17 @@ impl Worker {
                     exchange.upstream = Some(upstream);
                     self.cx.pools.began(place);
                     return Ok(());
+                }
+                // None of the server's doing.
+                Err(errno) if is_shortage(errno) => {
+                    if made_room || self.free_descriptors(room::BATCH) == 0 {
+                        return Err(Step::Reply(Problem::new(503, "the worker has no descriptor for a connection")));
+                    }
+                    made_room = true;
+                    exchange = match self.exchanges.get_mut(key) {
+                        Some(exchange) => exchange,
+                        None => return Err(Step::Wait),
+                    };
                 }
                 Err(errno) => {
                     debug!("cannot connect to {}: {errno}", self.cx.pools.server(place).name);
@@ -228,7 +242,9 @@ impl Worker {
         }
         client.state = ClientState::Idle;
         client.answered(end, &mut self.cx);
-        if client.input.is_some() || client.socket.is_readable() {
+        if self.cx.giving_back {
+            self.give_back(client_key);
+        } else if client.input.is_some() || client.socket.is_readable() {
             self.cx.work.push_back(Work::Client(client_key));
         } else {
             self.wait_idle(client_key);

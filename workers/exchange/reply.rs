@@ -14,7 +14,7 @@ impl Exchange {
     /// read and the client wants to.
     pub fn reply(&mut self, problem: Problem, client: &Client, cx: &mut Ctx) {
         self.discard_body(client, cx);
-        self.close |= !self.client_keep_alive || !self.request_body.is_done() || cx.draining;
+        self.close |= !self.client_keep_alive || !self.request_body.is_done() || (cx.draining && !cx.giving_back);
         self.status = problem.status;
         self.times.first_us = cx.clock.now_us;
         if problem.status != 200 {

@@ -183,7 +183,7 @@ impl Exchange {
 
     fn check_body_limit(&self) -> Option<Step> {
         let limit = self.site.snapshot.limits.body_bytes?;
-        if self.request_body.bytes() <= limit {
+        if self.request_body.announced() <= limit {
             return None;
         }
         Some(self.failed(Problem::new(413, "the request body is larger than limits.body")))

@@ -187,7 +187,7 @@ impl Exchange {
         self.close |= !self.client_keep_alive
             || out_framing == OutFraming::UntilClose
             || !self.request_body.is_done()
-            || cx.draining;
+            || (cx.draining && !cx.giving_back);
         self.response_body = Transfer::new(reader, outgoing);
         let context = ResponseContext {
             framing: out_framing,

@@ -59,6 +59,12 @@ impl Transfer {
         self.bytes
     }
 
+    /// Bytes that have come and that are known to come.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.bytes.saturating_add(self.reader.announced())
+    }
+
     /// Bytes still to come, when they can be moved without being looked at.
     #[must_use]
     pub fn spliceable(&self) -> Option<u64> {

@@ -10,6 +10,9 @@ use crate::ctx::{Ctx, Owner};
 use crate::exchange::{Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step};
 use crate::io::socket::Socket;
 
+/// How long a client may be left unwatched while its request is served.
+const UNWATCHED_MS: u64 = 1000;
+
 /// No connection to the server could be made.
 pub(super) const UNREACHABLE: Problem = Problem::new(502, "could not connect to the server");
 
@@ -75,10 +78,14 @@ impl Exchange {
             | Waiting::ResponseHead
             | Waiting::ResponseBody => u64::MAX,
         };
-        if due_ms == u64::MAX {
+        let owner = Owner::Client(self.client);
+        if due_ms != u64::MAX {
+            cx.watch(&mut client.socket, owner);
+            cx.arm(&mut client.socket, owner, due_ms);
+        } else if client.socket.registered {
             client.socket.deadline.due_ms = u64::MAX;
         } else {
-            cx.arm(&mut client.socket, Owner::Client(self.client), due_ms);
+            cx.arm(&mut client.socket, owner, cx.clock.now_ms + UNWATCHED_MS);
         }
     }
 
@@ -123,6 +130,12 @@ impl Exchange {
     /// The client's time limit has passed.
     pub fn on_client_timeout(&mut self, client: &mut Client, cx: &mut Ctx) -> Step {
         let Wait { what, bytes } = self.client_wait;
+        if what == Waiting::Nothing {
+            // The answer takes long: the client may go away meanwhile.
+            cx.watch(&mut client.socket, Owner::Client(self.client));
+            client.socket.deadline.due_ms = u64::MAX;
+            return Step::Wait;
+        }
         let (period_ms, problem) = match what {
             Waiting::RequestBody => {
                 (self.timeouts.body_ms, Problem::new(408, "the client sent its request body too slowly or not at all"))

@@ -82,6 +82,11 @@ impl Socket {
         self.gone |= event.is_error() || event.is_write_closed();
     }
 
+    /// No events will come for it: it is of no further use.
+    pub fn give_up(&mut self) {
+        self.gone = true;
+    }
+
     /// Whether a read may bring something.
     #[must_use]
     pub fn is_readable(&self) -> bool {

@@ -36,7 +36,7 @@ impl Pipe {
     ///
     /// # Errors
     /// When it is no pipe.
-    pub fn inherited(read: OwnedFd) -> Result<(Pipe, usize), Errno> {
+    fn inherited(read: OwnedFd) -> Result<(Pipe, usize), Errno> {
         let held = rustix::io::ioctl_fionread(&read)?;
         Ok((Pipe { read, write: None, number: None }, usize::try_from(held).unwrap_or(0)))
     }
@@ -71,6 +71,7 @@ pub struct Pipes {
     free: Vec<Pipe>,
     numbers: Vec<u16>,
     made: u16,
+    inherited: usize,
 }
 
 impl Pipes {
@@ -95,15 +96,45 @@ impl Pipes {
         Pipe::new(number).inspect_err(|_| self.numbers.push(number))
     }
 
+    /// Takes over a former worker's pipe, see [`Pipe::inherited`].
+    ///
+    /// # Errors
+    /// When it is no pipe.
+    pub fn inherit(&mut self, read: OwnedFd) -> Result<(Pipe, usize), Errno> {
+        let inherited = Pipe::inherited(read)?;
+        self.inherited += 1;
+        Ok(inherited)
+    }
+
     /// Gives a pipe back that is empty.
     pub fn put(&mut self, pipe: Pipe) {
         if pipe.number.is_some() {
             self.free.push(pipe);
+        } else {
+            self.discard(pipe);
         }
     }
 
     /// Closes a pipe, with whatever is in it.
     pub fn discard(&mut self, pipe: Pipe) {
-        self.numbers.extend(pipe.number);
+        match pipe.number {
+            Some(number) => self.numbers.push(number),
+            None => self.inherited = self.inherited.saturating_sub(1),
+        }
+    }
+
+    /// Closes up to `most` pipes that are not in use; how many were closed.
+    pub fn trim(&mut self, most: usize) -> usize {
+        let from = self.free.len().saturating_sub(most);
+        let closed = self.free.drain(from..).filter_map(|pipe| pipe.number);
+        let before = self.numbers.len();
+        self.numbers.extend(closed);
+        self.numbers.len() - before
+    }
+
+    /// Descriptors that the pipes take.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        2 * (usize::from(self.made) - self.numbers.len()) + self.inherited
     }
 }

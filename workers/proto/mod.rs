@@ -1,3 +1,4 @@
 //! Protocol cores without I/O: bytes in, events out. Nothing here knows a socket, a clock or a file.
 
 pub mod h1;
+pub mod path;

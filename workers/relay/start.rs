@@ -13,9 +13,9 @@ use crate::ctx::Owner;
 use crate::exchange::carry::source_of;
 use crate::exchange::{MAX_TRIES, Reason};
 use crate::io::socket::Socket;
-use crate::io::splice::Pipe;
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
+use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -57,6 +57,7 @@ impl Worker {
         };
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
+        self.cx.watch(&mut connection.socket, Owner::Client(client));
         self.connect_relay(key);
     }
 
@@ -83,6 +84,7 @@ impl Worker {
         relay.to_client.early = to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
+        self.cx.watch(&mut connection.socket, Owner::Client(client));
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
         self.cx.to_hand_over.push(key);
@@ -111,14 +113,15 @@ impl Worker {
         for (flow, fd) in
             [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)
         {
-            match Pipe::inherited(fd) {
+            match self.cx.pipes.inherit(fd) {
                 Ok((pipe, held @ 1..)) => flow.pipe = Some((pipe, held)),
-                Ok((_, 0)) => {}
+                Ok((pipe, 0)) => self.cx.pipes.discard(pipe),
                 Err(errno) => warn!("what came as a pipe of a former worker is none: {errno}"),
             }
         }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
+        self.cx.watch(&mut connection.socket, Owner::Client(client));
         let upstream = Upstream {
             socket,
             place,
@@ -142,7 +145,9 @@ impl Worker {
 
     /// Connects to the next server; ends the relay when there is none.
     fn connect_relay(&mut self, key: Key<Relay>) {
-        let Some(relay) = self.relays.get_mut(key) else { return };
+        self.make_room();
+        let mut made_room = false;
+        let Some(mut relay) = self.relays.get_mut(key) else { return };
         let Some(pool) = relay.pool else {
             return self.end_relay(key, Some(Reason::Text("its backend group was removed")));
         };
@@ -155,6 +160,18 @@ impl Worker {
             relay.gone_server = None;
             let connecting = match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => connecting,
+                // None of the server's doing.
+                Err(errno) if is_shortage(errno) => {
+                    if made_room || self.free_descriptors(room::BATCH) == 0 {
+                        break;
+                    }
+                    made_room = true;
+                    relay = match self.relays.get_mut(key) {
+                        Some(relay) => relay,
+                        None => return,
+                    };
+                    continue;
+                }
                 Err(errno) => {
                     debug!("{}: cannot connect: {errno}", self.cx.pools.server(place).name);
                     relay.tried.push(place.server());

@@ -92,13 +92,14 @@ impl Small {
                 head_bytes: 1024,
                 head_fields: 8,
                 body_bytes: None,
-                connections: 1,
+                connections: None,
                 connections_per_address: None,
                 min_rate_bytes: 0,
             },
             access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Json },
             trusted_proxies: Vec::new(),
             shutdown_timeout_ms: 1,
+            worker_timeout_ms: 1,
             on_removal: OnRemoval::Keep,
         }
     }

@@ -39,7 +39,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         head_bytes: 16384,
         head_fields: 100,
         body_bytes: None,
-        connections: 1,
+        connections: None,
         connections_per_address: None,
         min_rate_bytes: 0,
     };
@@ -54,6 +54,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Json },
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1,
+        worker_timeout_ms: 1,
         on_removal: OnRemoval::Keep,
     };
     Rc::new(Site::new(snapshot, 32768))

@@ -127,6 +127,16 @@ impl BodyReader {
         }
     }
 
+    /// Bytes that are known to come: all of a body of known length, the present chunk of a chunked one.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        match self {
+            BodyReader::Length(left) => *left,
+            BodyReader::Chunked(decoder) => decoder.announced(),
+            BodyReader::None | BodyReader::UntilClose { .. } => 0,
+        }
+    }
+
     /// Counts `n` bytes of a body of known length, moved without passing through here; at most `remaining`.
     pub fn advance(&mut self, n: u64) {
         if let BodyReader::Length(left) = self {

@@ -142,6 +142,12 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Bytes still to come in the present chunk, as its size announced; 0 between chunks.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        if self.state == State::Data { self.left } else { 0 }
+    }
+
     /// The trailer fields that may be passed on, each as `Name: value` CRLF; complete when the body is.
     #[must_use]
     pub fn trailers(&self) -> &[u8] {

@@ -141,12 +141,14 @@ impl FieldName {
             25 => &[("proxy-authentication-info", FieldName::ProxyAuth)],
             _ => &[],
         };
+        // Most names differ in their first letter from all known ones of their length.
+        let first = name.first().map_or(0, u8::to_ascii_lowercase);
         for (text, kind) in known {
-            if name.eq_ignore_ascii_case(text.as_bytes()) {
+            if text.as_bytes().first() == Some(&first) && name.eq_ignore_ascii_case(text.as_bytes()) {
                 return *kind;
             }
         }
-        if name.get(..11).is_some_and(|head| head.eq_ignore_ascii_case(b"x-forwarded")) {
+        if first == b'x' && name.get(..11).is_some_and(|head| head.eq_ignore_ascii_case(b"x-forwarded")) {
             return FieldName::ClientIdentity;
         }
         FieldName::Other

@@ -1,0 +1,521 @@
+//! The proxy under test: the real binary, its log, its processes.
+//!
+//! Stopping it is part of every test: it must exit with 0, have logged no error and no panic, and leave no
+//! process behind.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{DEADLINE, TempDir, wait_for};
+
+/// Where the proxy listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addr {
+    Inet(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Addr {
+    #[track_caller]
+    pub fn inet(&self) -> SocketAddr {
+        match self {
+            Addr::Inet(addr) => *addr,
+            Addr::Unix(path) => panic!("{} is no IP address", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Addr::Inet(addr) => addr.fmt(f),
+            Addr::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Lines a process has written, with the time each was read.
+#[derive(Debug, Clone, Default)]
+pub struct Lines(Arc<Mutex<Vec<(Instant, String)>>>);
+
+impl Lines {
+    fn read(&self, source: impl Read + Send + 'static) {
+        let lines = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(source).split(b'\n') {
+                let Ok(line) = line else { break };
+                let line = String::from_utf8_lossy(&line).into_owned();
+                lines.0.lock().unwrap().push((Instant::now(), line));
+            }
+        });
+    }
+
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// The first line from `skip` on that has all of `parts`.
+    pub fn find(&self, skip: usize, parts: &[&str]) -> Option<(Instant, String)> {
+        let lines = self.0.lock().unwrap();
+        lines.iter().skip(skip).find(|(_, line)| parts.iter().all(|part| line.contains(part))).cloned()
+    }
+}
+
+/// How to start the proxy.
+#[derive(Debug)]
+pub struct Launch {
+    args: Vec<String>,
+    config: Option<String>,
+    dir: TempDir,
+    workers: usize,
+    listeners: usize,
+    descriptors: Option<(u64, u64)>,
+    own_group: bool,
+}
+
+impl Launch {
+    /// `master` with these arguments; two workers unless they say otherwise.
+    pub fn new(args: &[&str]) -> Launch {
+        Launch {
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            config: None,
+            dir: TempDir::new(),
+            workers: 2,
+            listeners: args.iter().filter(|&&arg| arg == "--listen").count(),
+            descriptors: None,
+            own_group: false,
+        }
+    }
+
+    /// HTTP on a free port, balanced over these backends.
+    pub fn http(backends: &[SocketAddr]) -> Launch {
+        let mut launch = Launch::new(&["--listen", "127.0.0.1:0"]);
+        for backend in backends {
+            launch.args.extend(["--backend".to_owned(), backend.to_string()]);
+        }
+        launch
+    }
+
+    /// A TCP relay on a free port to these backends.
+    pub fn tcp(backends: &[SocketAddr]) -> Launch {
+        let mut launch = Launch::http(backends);
+        launch.args.extend(["--mode".to_owned(), "tcp".to_owned()]);
+        launch
+    }
+
+    /// With this configuration; `{dir}` in it stands for the test's own directory.
+    pub fn config(text: &str) -> Launch {
+        let mut launch = Launch::new(&[]);
+        launch.listeners = text.matches("[[listen]]").count();
+        launch.config = Some(text.replace("{dir}", launch.dir.path().to_str().unwrap()));
+        launch
+    }
+
+    pub fn workers(mut self, workers: usize) -> Launch {
+        self.workers = workers;
+        self
+    }
+
+    pub fn arg(mut self, arg: &str) -> Launch {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// In a process group of its own, so that a signal to all of it reaches nobody else.
+    pub fn own_group(mut self) -> Launch {
+        self.own_group = true;
+        self
+    }
+
+    /// With these soft and hard limits on descriptors.
+    pub fn descriptors(mut self, soft: u64, hard: u64) -> Launch {
+        self.descriptors = Some((soft, hard));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_master");
+        let mut command = match self.descriptors {
+            // prlimit replaces itself, so the process number stays the same.
+            Some((soft, hard)) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={soft}:{hard}")).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
+        if let Some(config) = &self.config {
+            let text = format!("workers = {}\n{config}", self.workers);
+            command.arg("--config").arg(self.dir.write("pointsman.toml", &text));
+        } else if !self.args.iter().any(|arg| arg == "--workers") {
+            command.args(["--workers", &self.workers.to_string()]);
+        }
+        command.args(&self.args).env_remove("RUST_LOG").current_dir(self.dir.path());
+        if self.own_group {
+            command.process_group(0);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts it and waits until it listens and every worker is ready.
+    #[track_caller]
+    pub fn start(self) -> Proxy {
+        let mut child = self.command().spawn().unwrap();
+        let (log, output) = (Lines::default(), Lines::default());
+        log.read(child.stderr.take().unwrap());
+        output.read(child.stdout.take().unwrap());
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let mut proxy =
+            Proxy { child, pid, log, output, addrs: Vec::new(), dir: self.dir, seen: Vec::new(), over: false };
+        for _ in 0..self.listeners {
+            let addr = proxy.listening(proxy.addrs.len());
+            proxy.addrs.push(addr);
+        }
+        wait_for(&format!("{} workers are ready\n{}", self.workers, proxy.text()), || {
+            proxy.running();
+            (proxy.ready() >= self.workers && proxy.workers().len() >= self.workers).then_some(())
+        });
+        proxy.seen = proxy.workers();
+        proxy
+    }
+
+    /// Runs it to its end, for arguments that do not start anything.
+    #[track_caller]
+    pub fn run(self) -> Output {
+        let mut command = self.command();
+        let child = command.spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let (done, alarm) = std::sync::mpsc::channel::<()>();
+        let guard = thread::spawn(move || {
+            if alarm.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(done);
+        guard.join().unwrap();
+        assert!(output.status.code().is_some(), "{command:?} did not end by itself: {output:?}");
+        output
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    child: Child,
+    pub pid: Pid,
+    pub log: Lines,
+    /// What it writes to standard output.
+    pub output: Lines,
+    addrs: Vec<Addr>,
+    pub dir: TempDir,
+    /// Every worker seen so far: none may outlive the master.
+    seen: Vec<Pid>,
+    over: bool,
+}
+
+/// Open descriptors of a proxy's processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptors(pub Vec<usize>);
+
+impl Proxy {
+    /// The first listener's address.
+    #[track_caller]
+    pub fn addr(&self) -> &Addr {
+        &self.addrs[0]
+    }
+
+    pub fn addrs(&self) -> &[Addr] {
+        &self.addrs
+    }
+
+    #[track_caller]
+    fn listening(&mut self, index: usize) -> Addr {
+        wait_for("the proxy listens", || {
+            self.running();
+            let lines = self.log.all();
+            let line = lines.iter().filter(|line| line.contains("listening on ")).nth(index)?;
+            let addr = line.split("listening on ").nth(1)?.split_whitespace().next()?;
+            Some(match addr.strip_prefix("unix:") {
+                Some(path) => Addr::Unix(path.into()),
+                None => Addr::Inet(addr.parse().unwrap()),
+            })
+        })
+    }
+
+    #[track_caller]
+    fn running(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            self.over = true;
+            panic!("the proxy ended: {status}\n{}", self.text());
+        }
+    }
+
+    fn ready(&self) -> usize {
+        self.log.all().iter().filter(|line| line.contains("worker ") && line.ends_with(" ready")).count()
+    }
+
+    /// The log so far, as one text.
+    pub fn text(&self) -> String {
+        self.log.all().join("\n")
+    }
+
+    /// The numbers of the worker processes alive now, in the order of their numbers as workers.
+    pub fn workers(&self) -> Vec<Pid> {
+        let mut workers: Vec<(String, Pid)> = children(self.pid)
+            .into_iter()
+            .filter_map(|pid| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+                let role = String::from_utf8_lossy(&line).replace('\0', " ");
+                role.contains(" worker").then_some((role, pid))
+            })
+            .collect();
+        workers.sort();
+        workers.into_iter().map(|(_, pid)| pid).collect()
+    }
+
+    /// Waits until there are `count` workers and each was logged as ready.
+    #[track_caller]
+    pub fn wait_for_workers(&mut self, count: usize) -> Vec<Pid> {
+        let workers = wait_for(&format!("{count} workers run\n{}", self.text()), || {
+            let workers = self.workers();
+            let ready = |pid: &Pid| self.log.find(0, &[&format!("(pid {pid}) ready")]).is_some();
+            (workers.len() == count && workers.iter().all(ready)).then_some(workers)
+        });
+        self.seen.extend(&workers);
+        workers
+    }
+
+    /// Waits until a line has all of `parts`, and gives it with the time it was read.
+    #[track_caller]
+    pub fn wait_for_log(&self, parts: &[&str]) -> (Instant, String) {
+        self.wait_for_log_after(0, parts)
+    }
+
+    /// The same, among the lines from `skip` on.
+    #[track_caller]
+    pub fn wait_for_log_after(&self, skip: usize, parts: &[&str]) -> (Instant, String) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(found) = self.log.find(skip, parts) {
+                return found;
+            }
+            assert!(Instant::now() < end, "no line with {parts:?} in the log:\n{}", self.text());
+            thread::park_timeout(Duration::from_millis(3));
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).unwrap();
+    }
+
+    /// Open descriptors of the master and of each worker.
+    pub fn descriptors(&self) -> Descriptors {
+        let count = |pid: &Pid| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        Descriptors(std::iter::once(self.pid).chain(self.workers()).map(|pid| count(&pid)).collect())
+    }
+
+    /// Waits until no process has more descriptors than `before`, `slack` aside.
+    #[track_caller]
+    pub fn assert_no_leaks(&self, before: &Descriptors, slack: usize) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let now = self.descriptors();
+            if now.0.len() == before.0.len() && now.0.iter().zip(&before.0).all(|(now, old)| *now <= old + slack) {
+                return;
+            }
+            assert!(Instant::now() < end, "descriptors leaked: {before:?} before, {now:?} now\n{}", self.text());
+            thread::park_timeout(Duration::from_millis(3));
+        }
+    }
+
+    /// Memory of a worker that is its own (anonymous and shared, not the program's file), in KiB.
+    pub fn memory_kib(pid: Pid) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let value = |name: &str| -> u64 {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        value("RssAnon:") + value("RssShmem:")
+    }
+
+    /// Waits for its end, however that came about, and gives the status; checks that no worker is left.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        self.seen.extend(self.workers());
+        let status = wait_for(&format!("the master ends\n{}", self.text()), || self.child.try_wait().unwrap());
+        self.over = true;
+        let mut left = std::mem::take(&mut self.seen);
+        wait_for(&format!("its workers {left:?} end\n{}", self.text()), || {
+            left.retain(|&pid| alive(pid));
+            left.is_empty().then_some(())
+        });
+        status
+    }
+
+    /// Stops it and makes all the checks of its end; gives the log.
+    #[track_caller]
+    pub fn stop(mut self) -> Vec<String> {
+        self.check_end(Some(Signal::SIGTERM));
+        self.log.all()
+    }
+
+    /// Waits for its end, which the test has brought about, with all the checks.
+    #[track_caller]
+    pub fn check_end(&mut self, signal: Option<Signal>) {
+        self.seen.extend(self.workers());
+        if let Some(signal) = signal {
+            self.signal(signal);
+        }
+        let status = self.wait();
+        assert!(status.success(), "exit status {status}\n{}", self.text());
+        self.check_log();
+    }
+
+    /// Panics if the log has an error or a panic.
+    #[track_caller]
+    pub fn check_log(&self) {
+        let bad: Vec<String> =
+            self.log.all().into_iter().filter(|line| line.contains("ERROR") || line.contains("panicked")).collect();
+        assert!(bad.is_empty(), "errors were logged: {bad:#?}\n{}", self.text());
+    }
+
+    fn put_down(&mut self) {
+        let workers = self.workers();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for pid in workers.into_iter().filter(|&pid| alive(pid)) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            if !self.over {
+                self.put_down();
+            }
+            eprintln!("--- the proxy's log\n{}\n---", self.text());
+        } else if !self.over {
+            self.seen.extend(self.workers());
+            self.signal(Signal::SIGTERM);
+            let end = Instant::now() + DEADLINE;
+            while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+                if Instant::now() > end {
+                    self.put_down();
+                    panic!("the proxy did not stop on SIGTERM\n{}", self.text());
+                }
+                thread::park_timeout(Duration::from_millis(3));
+            }
+            self.check_end(None);
+        }
+    }
+}
+
+/// The direct children of a process.
+pub fn children(pid: Pid) -> Vec<Pid> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+}
+
+/// Whether the process runs; one that has ended and waits to be reaped does not.
+pub fn alive(pid: Pid) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}
+
+/// A configuration put together from its parts.
+#[derive(Debug, Default)]
+pub struct Conf {
+    top: String,
+    listen: String,
+    group: String,
+    tables: String,
+    servers: Vec<String>,
+    unrouted: bool,
+}
+
+impl Conf {
+    /// One HTTP listener, one group `web` of these servers.
+    pub fn http(servers: &[SocketAddr]) -> Conf {
+        let servers = servers.iter().map(|server| format!("\"{server}\"")).collect();
+        Conf { servers, ..Conf::default() }
+    }
+
+    /// One TCP listener, one group `web` of these servers.
+    pub fn tcp(servers: &[SocketAddr]) -> Conf {
+        let mut conf = Conf::http(servers).listen("mode = \"tcp\"").listen("to = \"web\"");
+        conf.unrouted = true;
+        conf
+    }
+
+    /// Leaves out the route that takes everything; [`Conf::tables`] gives others.
+    pub fn unrouted(mut self) -> Conf {
+        self.unrouted = true;
+        self
+    }
+
+    /// Another server of the group, as TOML.
+    pub fn server(mut self, toml: String) -> Conf {
+        self.servers.push(toml);
+        self
+    }
+
+    /// A line at the top level.
+    pub fn top(mut self, line: &str) -> Conf {
+        self.top += &format!("{line}\n");
+        self
+    }
+
+    /// A line of the listener.
+    pub fn listen(mut self, line: &str) -> Conf {
+        self.listen += &format!("{line}\n");
+        self
+    }
+
+    /// A line of the group.
+    pub fn group(mut self, line: &str) -> Conf {
+        self.group += &format!("{line}\n");
+        self
+    }
+
+    /// Further tables.
+    pub fn tables(mut self, text: &str) -> Conf {
+        self.tables += &format!("{text}\n");
+        self
+    }
+
+    pub fn text(&self) -> String {
+        let route = if self.unrouted { "" } else { "[[route]]\nto = \"web\"\n" };
+        let bind = if self.listen.contains("bind") { "" } else { "bind = \"127.0.0.1:0\"\n" };
+        format!(
+            "{}[[listen]]\n{bind}{}\n{route}[backends.web]\nservers = [{}]\n{}\n{}",
+            self.top,
+            self.listen,
+            self.servers.join(", "),
+            self.group,
+            self.tables
+        )
+    }
+
+    pub fn launch(&self) -> Launch {
+        Launch::config(&self.text())
+    }
+
+    #[track_caller]
+    pub fn start(&self) -> Proxy {
+        self.launch().start()
+    }
+}

@@ -1,0 +1,241 @@
+//! Byte relays whose worker is killed: they go on, byte-exact, half-closed ones included.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::common::backend::{Backend, Conn};
+use crate::common::client::{Client, End};
+use crate::common::proxy::{Launch, Proxy, alive};
+use crate::common::{DEADLINE, PIECE, check_pattern, pattern, wait_until};
+
+fn kill_all(proxy: &Proxy) {
+    for worker in proxy.workers() {
+        kill(worker, Signal::SIGKILL).unwrap();
+    }
+}
+
+/// Kills every worker and waits until others have taken their places.
+fn replace_all(proxy: &mut Proxy, count: usize) {
+    let old = proxy.workers();
+    kill_all(proxy);
+    wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
+    proxy.wait_for_workers(count);
+}
+
+/// Sends the pattern's first `length` bytes and counts them.
+fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
+    let mut at = 0;
+    while at < length {
+        let piece = pattern(at, usize::try_from(length - at).unwrap().min(PIECE));
+        stream.write_all(piece).unwrap();
+        at += piece.len() as u64;
+        count.store(at, Ordering::SeqCst);
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+}
+
+/// Reads the pattern to its end and counts it.
+fn receive(mut stream: &TcpStream, count: &AtomicU64) {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (mut at, mut buffer) = (0, vec![0; PIECE]);
+    loop {
+        match stream.read(&mut buffer).unwrap() {
+            0 => return,
+            length => {
+                check_pattern(at, &buffer[..length]);
+                at += length as u64;
+                count.store(at, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// Workers that take turns in being killed.
+const WORKERS: usize = 4;
+
+/// Pushes the pattern through an echo and kills a worker each time another part of it has come back.
+fn echo_under_kills(proxy: &mut Proxy, clients: Vec<TcpStream>, length: u64, kills: u64) {
+    let counts: Vec<Arc<AtomicU64>> = clients.iter().map(|_| Arc::new(AtomicU64::new(0))).collect();
+    let threads: Vec<_> = clients
+        .into_iter()
+        .zip(&counts)
+        .map(|(stream, count)| {
+            let count = Arc::clone(count);
+            thread::spawn(move || {
+                thread::scope(|scope| {
+                    scope.spawn(|| send(&stream, length, &AtomicU64::new(0)));
+                    receive(&stream, &count);
+                });
+                count.load(Ordering::SeqCst)
+            })
+        })
+        .collect();
+    for round in 1..=kills {
+        wait_until("bytes flow", || {
+            counts.iter().zip(&threads).all(|(count, thread)| {
+                count.load(Ordering::SeqCst) >= length * round / (kills + 1) || thread.is_finished()
+            })
+        });
+        // One after the other: quick deaths of the same worker would be waited out.
+        let workers = proxy.workers();
+        let victim = workers[usize::try_from(round).unwrap() % workers.len()];
+        kill(victim, Signal::SIGKILL).unwrap();
+        wait_until("it is dead", || !alive(victim));
+    }
+    proxy.wait_for_workers(WORKERS);
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), length);
+    }
+}
+
+#[test]
+fn idle_relays_survive_the_death_of_every_worker() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = Launch::tcp(&[backend.addr]).workers(2).start();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
+    for round in 0..3 {
+        for client in &mut clients {
+            client.send(format!("round {round}"));
+            client.wire.begin();
+            assert_eq!(client.wire.take(7).unwrap(), format!("round {round}").as_bytes());
+        }
+        replace_all(&mut proxy, 2);
+    }
+    for mut client in clients {
+        client.send("end");
+        client.shutdown_write();
+        assert_eq!(client.read_to_end(), (b"end".to_vec(), End::Clean));
+    }
+    assert_eq!(backend.connections(), 20, "a relay was connected again");
+}
+
+#[test]
+fn busy_relays_lose_no_byte() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = Launch::tcp(&[backend.addr]).workers(WORKERS).start();
+    let clients = (0..8).map(|_| TcpStream::connect(proxy.addr().inet()).unwrap()).collect();
+    echo_under_kills(&mut proxy, clients, 16 << 20, 12);
+    assert_eq!(backend.connections(), 8, "a relay was connected again");
+}
+
+#[test]
+fn half_closed_relays_survive() {
+    // The backend answers only when the gate opens, long after the client has closed its sending side.
+    let backend = Backend::serve(|conn| {
+        let mut all = Vec::new();
+        conn.wire.stream.read_to_end(&mut all).unwrap();
+        conn.gate().pass();
+        all.reverse();
+        conn.send(&all);
+    });
+    let mut proxy = Launch::tcp(&[backend.addr]).workers(2).start();
+    let mut clients: Vec<Client> = (0..6).map(|_| Client::connect(proxy.addr())).collect();
+    for client in &mut clients {
+        client.send("abc");
+        client.shutdown_write();
+    }
+    wait_until("every relay stands", || backend.open() == 6);
+    replace_all(&mut proxy, 2);
+    replace_all(&mut proxy, 2);
+    backend.gate().open();
+    for client in &mut clients {
+        assert_eq!(client.read_to_end(), (b"cba".to_vec(), End::Clean));
+    }
+}
+
+#[test]
+fn relay_closed_by_the_backend_while_no_worker_ran_ends() {
+    let backend = Backend::serve(|conn| {
+        conn.send(b"last words");
+        conn.gate().pass();
+    });
+    let proxy = Launch::tcp(&[backend.addr]).workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    client.wire.begin();
+    assert_eq!(client.wire.take(10).unwrap(), b"last words");
+    kill_all(&proxy);
+    backend.gate().open();
+    client.shutdown_write();
+    client.end();
+    wait_until("both sides are closed", || backend.open() == 0);
+}
+
+#[test]
+fn bytes_sent_while_the_worker_is_stopped_and_killed_arrive() {
+    let backend = Backend::tcp_echo();
+    let proxy = Launch::tcp(&[backend.addr]).workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    client.send("x");
+    client.wire.begin();
+    assert_eq!(client.wire.take(1).unwrap(), b"x");
+    let worker = proxy.workers()[0];
+    kill(worker, Signal::SIGSTOP).unwrap();
+    client.send("sent to nobody");
+    client.shutdown_write();
+    kill(worker, Signal::SIGKILL).unwrap();
+    assert_eq!(client.read_to_end(), (b"sent to nobody".to_vec(), End::Clean));
+}
+
+/// Agrees to any upgrade and echoes.
+fn upgrading() -> Backend {
+    Backend::serve(|conn: &mut Conn| {
+        if conn.request().is_some() {
+            conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+            let mut output = conn.wire.stream.try_clone().unwrap();
+            let early = std::mem::take(&mut conn.wire.buffer);
+            let _ = output.write_all(&early);
+            let _ = std::io::copy(&mut conn.wire.stream, &mut output);
+            let _ = output.shutdown(Shutdown::Write);
+        }
+    })
+}
+
+fn tunnel(proxy: &Proxy) -> TcpStream {
+    let mut client = Client::connect(proxy.addr());
+    let response = client.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(response.status, 101);
+    assert!(client.wire.buffer.is_empty());
+    client.wire.stream
+}
+
+#[test]
+fn tunnels_after_an_upgrade_lose_no_byte() {
+    let backend = upgrading();
+    let mut proxy = Launch::http(&[backend.addr]).workers(WORKERS).start();
+    let clients = (0..8).map(|_| tunnel(&proxy)).collect();
+    echo_under_kills(&mut proxy, clients, 8 << 20, 8);
+    assert_eq!(backend.connections(), 8);
+}
+
+#[test]
+fn relays_that_survived_leave_no_descriptor_behind() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = Launch::tcp(&[backend.addr]).workers(2).start();
+    let round = |proxy: &mut Proxy| {
+        let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
+        for client in &mut clients {
+            client.send("x");
+            client.wire.begin();
+            assert_eq!(client.wire.take(1).unwrap(), b"x");
+        }
+        replace_all(proxy, 2);
+        for mut client in clients {
+            client.send("y");
+            client.shutdown_write();
+            assert_eq!(client.read_to_end(), (b"y".to_vec(), End::Clean));
+        }
+        wait_until("every relay has ended", || backend.open() == 0);
+    };
+    round(&mut proxy);
+    let before = proxy.descriptors();
+    for _ in 0..2 {
+        round(&mut proxy);
+    }
+    // Pipes are kept for later relays.
+    proxy.assert_no_leaks(&before, 8);
+}

@@ -1,0 +1,28 @@
+//! Integration tests: the real binary, real sockets, real signals. One module a subject.
+//!
+//! One crate rather than one a file, so that the binary is linked once.
+
+// Tests say what went wrong by panicking.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod balance;
+mod cli;
+mod continuity;
+mod hostile;
+mod http_basic;
+mod http_errors;
+mod http_semantics;
+mod http_strict;
+mod http_strict_responses;
+mod limits;
+mod logs;
+mod memory;
+mod random;
+mod real_clients;
+mod tcp;
+mod timeouts;
+mod upgrade;
+mod workers;

@@ -1,0 +1,113 @@
+//! The end of a worker that is told to finish: requests in progress are answered, idle connections are closed, or
+//! given back to the master for another worker, and so are relays.
+
+use ipc::message::{GivenBack, MAX_CARRIED_BYTES, ToMaster};
+use log::{debug, info, warn};
+
+use crate::client::{Client, ClientState};
+use crate::ctx::Work;
+use crate::slab::Key;
+use crate::worker::Worker;
+
+/// Connections given back in one message at most.
+const GIVEN_AT_ONCE: usize = 1024;
+
+impl Worker {
+    /// Begins to finish: within `timeout_ms`, giving back what can be served elsewhere if `give_back` says so.
+    pub(crate) fn begin_drain(&mut self, timeout_ms: u32, give_back: bool) {
+        info!("finishing {} connections", self.clients.len());
+        self.cx.draining = true;
+        self.cx.giving_back = give_back;
+        self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        for key in self.cx.pools.take_all_idle() {
+            self.close_upstream(key);
+        }
+        let keys: Vec<_> = self.clients.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let Some(client) = self.clients.get(key) else { continue };
+            match client.state {
+                ClientState::Idle if give_back => self.leave(key),
+                // A request that is already here is served; without one this closes the connection.
+                ClientState::Idle => self.serve_client(key),
+                ClientState::Relay(relay) if give_back => self.cx.work.push_back(Work::Relay(relay)),
+                ClientState::Relay(_) | ClientState::Lingering(_) => {}
+                ClientState::Exchange(exchange) => {
+                    if let Some(exchange) = self.exchanges.get_mut(exchange)
+                        && !give_back
+                    {
+                        exchange.close_client();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets go of a client between requests: for another worker to serve, or for good.
+    pub(crate) fn leave(&mut self, key: Key<Client>) {
+        if self.cx.giving_back {
+            self.give_back(key);
+        } else {
+            self.close_client(key);
+        }
+    }
+
+    /// Lets go of a client without ending its connection. Its record stays as it is: should this process die before
+    /// the master has heard, the record says the same.
+    pub(crate) fn give_back(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get(key) else { return };
+        let carried = client.unanswered(&self.cx.arena).to_vec();
+        if carried.len() > MAX_CARRIED_BYTES {
+            return self.close_client(key);
+        }
+        let Some(mut client) = self.clients.remove(key) else { return };
+        self.cx.forget(&mut client.socket);
+        // Its slot is not reused, since this process takes nothing new.
+        self.cx.control.stats().finished.add(1);
+        self.cx.given_back.push(GivenBack { id: client.id, carried });
+    }
+
+    /// Tells the master which connections were let go of.
+    pub(crate) fn report_given_back(&mut self) {
+        while !self.cx.given_back.is_empty() {
+            let mut bytes = 0;
+            let fits = |one: &&GivenBack| {
+                bytes += one.carried.len();
+                bytes <= MAX_CARRIED_BYTES
+            };
+            let count = self.cx.given_back.iter().take(GIVEN_AT_ONCE).take_while(fits).count().max(1);
+            let rest = self.cx.given_back.split_off(count);
+            let now = std::mem::replace(&mut self.cx.given_back, rest);
+            let message = ToMaster::GaveBack(now);
+            if let Err(error) = self.cx.channel.send(&message, &[]) {
+                // Tried again in the next turn; the master still has the connections.
+                debug!("cannot give connections back: {error}");
+                if let ToMaster::GaveBack(mut now) = message {
+                    now.append(&mut self.cx.given_back);
+                    self.cx.given_back = now;
+                }
+                return;
+            }
+        }
+    }
+
+    /// Whether everything is finished, or the time is over.
+    pub(crate) fn is_drained(&self) -> bool {
+        let over = self.cx.clock.now_ms >= self.drain_until_ms;
+        self.cx.draining && (over || (self.clients.is_empty() && self.cx.given_back.is_empty()))
+    }
+
+    /// Cuts what is left and reports everything.
+    pub(crate) fn end_drain(&mut self) {
+        if !self.clients.is_empty() {
+            warn!("cutting {} connections that did not finish in time", self.clients.len());
+        }
+        let keys: Vec<_> = self.clients.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(client) = self.clients.get_mut(key) {
+                client.socket.reset();
+            }
+            self.close_client(key);
+        }
+        self.report();
+    }
+}
