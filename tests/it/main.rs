@@ -22,6 +22,7 @@ mod logs;
 mod memory;
 mod random;
 mod real_clients;
+mod reload;
 mod tcp;
 mod timeouts;
 mod upgrade;
