@@ -60,6 +60,37 @@ impl Drop for SocketFile {
 /// # Errors
 /// What went wrong, in words for the operator, the address included.
 pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Result<Socket, String> {
+    bind_beside(id, listener, permissions, &[])
+}
+
+/// As [`bind`], where `leaving` are listeners that this one follows: the wildcard address of one does not keep out
+/// a single address of the other, nor the other way round, although both listen for a moment.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_beside(
+    id: ListenerId,
+    listener: &Listener,
+    permissions: Option<u32>,
+    leaving: &[&Socket],
+) -> Result<Socket, String> {
+    let port = |address: &Address| match address {
+        Address::Inet(address) => Some(address.port()).filter(|&port| port != 0),
+        Address::Unix(_) => None,
+    };
+    let wanted = port(&listener.bind);
+    let beside: Vec<&&Socket> =
+        leaving.iter().filter(|former| wanted.is_some() && port(&former.address) == wanted).collect();
+    // Both must allow it. Afterwards neither does, so that no other process can join them.
+    let share = |share| beside.iter().try_for_each(|former| sockopt::set_socket_reuseport(former, share));
+    let failed = |errno: Errno| format!("cannot listen on {}: {}", listener.bind, io::Error::from(errno));
+    share(true).map_err(failed)?;
+    let bound = bind_alone(id, listener, permissions, !beside.is_empty());
+    share(false).map_err(failed)?;
+    bound
+}
+
+fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, share: bool) -> Result<Socket, String> {
     let failed = |errno: Errno| format!("cannot listen on {}: {}", listener.bind, explain(&listener.bind, errno));
     match &listener.bind {
         Address::Inet(address) => {
@@ -67,6 +98,7 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             let fd = socket(family).map_err(failed)?;
             let bound = (|| {
                 sockopt::set_socket_reuseaddr(&fd, true)?;
+                sockopt::set_socket_reuseport(&fd, share)?;
                 if address.is_ipv6() {
                     // `[::]` and `0.0.0.0` are two addresses, whatever net.ipv6.bindv6only says.
                     sockopt::set_ipv6_v6only(&fd, true)?;
@@ -77,6 +109,7 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
                 sockopt::set_socket_oobinline(&fd, true)?;
                 rustix::net::bind(&fd, address)?;
                 rustix::net::listen(&fd, backlog(listener))?;
+                sockopt::set_socket_reuseport(&fd, false)?;
                 rustix::net::getsockname(&fd)
             })()
             .map_err(failed)?;

@@ -205,11 +205,13 @@ impl Master {
             connections: connected.get(usize::from(id)).copied().unwrap_or(false),
         };
         let plan = plan(&self.config.snapshot, snapshot, left, self.reload.next_number)?;
+        let closing = |socket: &&Socket| plan.changes.contains(&Change::Close(socket.id));
+        let leaving: Vec<&Socket> = self.sockets.iter().filter(closing).collect();
         let mut bound = Vec::new();
         for change in &plan.changes {
             if let Change::Bind(id) = *change {
                 let listener = &plan.snapshot.listeners[usize::from(id)];
-                let socket = listen::bind(id, listener, permissions(process, &listener.bind))?;
+                let socket = listen::bind_beside(id, listener, permissions(process, &listener.bind), &leaving)?;
                 // Dropping the socket takes it out again.
                 watch(&self.poll, socket.as_fd(), Token(LISTENERS + usize::from(id)), Interest::READABLE)
                     .map_err(|failed| format!("cannot watch {}: {failed}", socket.address))?;

@@ -231,6 +231,25 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_port() {
 }
 
 #[test]
+fn a_listener_can_become_wider_and_narrower_on_the_same_port() {
+    let backend = Backend::echo();
+    let port = free_address().parse::<SocketAddr>().unwrap().port();
+    let conf = |host: &str| Conf::http(&[backend.addr]).listen(&format!("bind = \"{host}:{port}\"")).text();
+    let mut proxy = Launch::config(&conf("127.0.0.1")).start();
+    let load = Load::start(proxy.addr(), 4, true);
+    for host in ["0.0.0.0", "127.0.0.1", "0.0.0.0", "127.0.0.1"] {
+        load.flow();
+        let mut waiting = Client::connect(proxy.addr());
+        proxy.reload(2, &conf(host));
+        assert_eq!(waiting.get("/").status, 200);
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+        // Nobody else can have the port meanwhile.
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+    }
+    load.finish();
+}
+
+#[test]
 fn connections_waiting_at_a_removed_listener_are_served() {
     const WAITING: usize = 60;
     let (web, db) = (Backend::echo(), Backend::tcp_echo());
