@@ -196,6 +196,7 @@ impl AsFd for Channel {
 mod tests {
     use super::*;
     use crate::message::{Passed, Task, ToMaster, ToWorker};
+    use crate::origin::Origin;
 
     fn pair() -> (Channel, Channel) {
         let (ours, theirs) = Channel::pair().unwrap();
@@ -203,7 +204,7 @@ mod tests {
     }
 
     fn passed(id: u32) -> Passed {
-        Passed { id, listener: 0, peer: "192.0.2.1:7".parse().ok(), task: Task::Serve }
+        Passed { id, listener: 0, peer: "192.0.2.1:7".parse().ok(), origin: Origin::Direct, task: Task::Serve }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod channel;
 pub mod control;
 pub mod descriptors;
 pub mod message;
+pub mod origin;
 pub mod sealed;
 pub mod shm;
 pub mod snapshot;

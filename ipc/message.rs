@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::origin::Origin;
 use crate::snapshot::ListenerId;
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
@@ -120,8 +121,10 @@ pub struct Passed {
     pub id: u32,
     /// Where it was accepted.
     pub listener: ListenerId,
-    /// The client's address; `None` on a Unix listener.
+    /// The address of the connection's other end; `None` on a Unix listener.
     pub peer: Option<SocketAddr>,
+    /// What a proxy in front says of it.
+    pub origin: Origin,
     /// What the worker is to do with it.
     pub task: Task,
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! page 0        WorkerStats, then a PipeOwner for each pipe
 //! page 1 …      one Record per connection
+//! then          one OriginCell per connection, untouched where no listener expects PROXY headers
 //! then          slots: buffers for requests not yet answered
 //! ```
 //! The master maps the first two parts only and reads slots of a dead worker through the file. This is the
@@ -18,6 +19,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::message::Layout;
+use crate::origin::OriginCell;
 use crate::state::{MAX_PIPES, PipeOwner, Record};
 use crate::stats::WorkerStats;
 
@@ -25,6 +27,8 @@ const PAGE: usize = 4096;
 /// Where the pipes' owners begin.
 const OWNERS: usize = 2048;
 const _: () = assert!(size_of::<WorkerStats>() <= OWNERS && size_of::<Record>() == 64);
+const _: () =
+    assert!(size_of::<OriginCell>() == size_of::<Record>() && align_of::<OriginCell>() <= align_of::<Record>());
 const _: () = assert!(OWNERS + MAX_PIPES as usize * size_of::<PipeOwner>() <= PAGE);
 
 /// The most connections, and so records, one worker may be laid out for.
@@ -32,7 +36,7 @@ pub const MAX_RECORDS: u32 = 1_000_000;
 
 impl Layout {
     fn control_bytes(&self) -> usize {
-        (PAGE + self.records as usize * size_of::<Record>()).next_multiple_of(PAGE)
+        (PAGE + self.records as usize * (size_of::<Record>() + size_of::<OriginCell>())).next_multiple_of(PAGE)
     }
 
     fn arena_bytes(&self) -> usize {
@@ -138,6 +142,18 @@ impl Control {
         }
         // SAFETY: within the mapping by the check above; otherwise as in `stats`.
         Some(unsafe { self.mapping.base.add(PAGE).cast::<Record>().add(id).as_ref() })
+    }
+
+    /// The place for what a PROXY header says of connection `id`; `None` beyond the layout.
+    #[must_use]
+    pub fn origin(&self, id: u32) -> Option<&OriginCell> {
+        let id = id as usize;
+        if id >= self.records {
+            return None;
+        }
+        let start = PAGE + self.records * size_of::<Record>();
+        // SAFETY: within the mapping by the check above; otherwise as in `stats`.
+        Some(unsafe { self.mapping.base.add(start).cast::<OriginCell>().add(id).as_ref() })
     }
 }
 
@@ -272,6 +288,10 @@ mod tests {
         worker.record(99).unwrap().publish(&image);
         assert_eq!(master.record(99).unwrap().read(), Some(image));
         assert!(master.record(100).is_none());
+        worker.origin(99).unwrap().publish(28, None);
+        assert_eq!(master.origin(99).unwrap().read(), Some((28, None)));
+        assert_eq!((master.origin(98).unwrap().read(), master.record(99).unwrap().read()), (None, Some(image)));
+        assert!(master.origin(100).is_none());
         worker.pipe_owner(255).unwrap().set(Some((7, crate::state::Direction::ToClient)));
         assert_eq!(master.pipe_owner(255).unwrap().get(), Some((7, crate::state::Direction::ToClient)));
         assert!(master.pipe_owner(256).is_none());

@@ -134,6 +134,43 @@ pub struct Listener {
     /// No longer configured: nothing is accepted there any more. What it was is kept for the connections that are
     /// left; an HTTP connection ends with its next response.
     pub removed: bool,
+    /// From whom connections begin with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Whose connections begin with a PROXY header. Theirs must; those of others must not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProxyProtocol {
+    /// Proxies in front, by their addresses.
+    pub from: Vec<Network>,
+    /// Whoever connects to the Unix socket.
+    pub from_unix: bool,
+}
+
+impl ProxyProtocol {
+    /// Whether a connection from `peer` (`None` = on a Unix socket) begins with a header.
+    #[must_use]
+    pub fn is_expected(&self, peer: Option<IpAddr>) -> bool {
+        match peer {
+            Some(ip) => self.from.iter().any(|network| network.contains(ip)),
+            None => self.from_unix,
+        }
+    }
+
+    /// Whether no connection does.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.from.is_empty() && !self.from_unix
+    }
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyVersion {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// All time limits, in milliseconds, each at least 1.
@@ -256,6 +293,8 @@ pub struct Group {
     pub worker_header: bool,
     /// No longer configured: kept for connections of a removed listener.
     pub removed: bool,
+    /// Begins each connection to a server with a PROXY header; it then serves one client's connection only.
+    pub send_proxy: Option<ProxyVersion>,
 }
 
 /// One server of a group.

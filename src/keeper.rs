@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
+use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
 
 /// Where a worker's own counters begin, in bytes since the connection was accepted.
@@ -29,10 +30,12 @@ pub struct Base {
 pub struct Connection<F = OwnedFd> {
     /// The master's copy of the socket.
     pub fd: F,
-    /// The client's address; `None` on a Unix listener.
+    /// The address of its other end; `None` on a Unix listener.
     pub peer: Option<SocketAddr>,
     /// Where it was accepted.
     pub listener: ListenerId,
+    /// What a proxy in front says of it.
+    pub origin: Origin,
     /// What the worker is told to do with it.
     pub task: Task,
     /// Where that worker's counters begin.
@@ -57,7 +60,33 @@ pub struct Relay<F = OwnedFd> {
 impl<F> Connection<F> {
     /// One just accepted.
     pub fn new(fd: F, peer: Option<SocketAddr>, listener: ListenerId) -> Connection<F> {
-        Connection { fd, peer, listener, task: Task::Serve, base: Base::default(), strikes: 0, relay: None }
+        Connection {
+            fd,
+            peer,
+            listener,
+            origin: Origin::Direct,
+            task: Task::Serve,
+            base: Base::default(),
+            strikes: 0,
+            relay: None,
+        }
+    }
+
+    /// The client's address as far as it is known, for the log.
+    pub fn client(&self) -> Option<SocketAddr> {
+        match self.origin {
+            Origin::Told(Some(ends)) => Some(ends.source),
+            Origin::Direct | Origin::Awaited | Origin::Told(None) => self.peer,
+        }
+    }
+
+    /// The address that it counts under where the connections of one are bounded. A proxy in front brings those of
+    /// many clients.
+    pub fn counted(&self) -> Option<SocketAddr> {
+        match self.origin {
+            Origin::Direct => self.peer,
+            Origin::Awaited | Origin::Told(_) => None,
+        }
     }
 
     fn carried_bytes(&self) -> usize {
@@ -192,6 +221,7 @@ impl<F> Table<F> {
                 id,
                 listener: connection.listener,
                 peer: connection.peer,
+                origin: connection.origin,
                 task: connection.task.clone(),
             });
             batch.1.extend(connection.descriptors());

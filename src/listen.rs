@@ -226,7 +226,7 @@ impl AsFd for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ipc::snapshot::Timeouts;
+    use ipc::snapshot::{ProxyProtocol, Timeouts};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn listener(bind: Address) -> Listener {
@@ -240,7 +240,8 @@ mod tests {
             server_ms: 1,
             tunnel_ms: 1,
         };
-        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, removed: false }
+        let proxy_protocol = ProxyProtocol::default();
+        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, proxy_protocol, removed: false }
     }
 
     struct Scratch(PathBuf);

@@ -19,6 +19,7 @@ mod keeper;
 mod listen;
 mod logging;
 mod master;
+mod moderate;
 mod pipes;
 mod privilege;
 mod reload;

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::message::Layout;
+use ipc::origin::Origin;
 use ipc::snapshot::{LogTarget, Snapshot};
 use log::{error, info, warn};
 use mio::unix::SourceFd;
@@ -28,6 +29,7 @@ use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::keeper::{Addresses, Connection};
 use crate::listen::{self, Socket};
+use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
@@ -89,6 +91,9 @@ pub struct Master {
     homeless: VecDeque<Connection>,
     addresses: Addresses,
     gate: Gate,
+    moderation: Moderation,
+    /// Connections accepted in this turn.
+    accepted: u32,
     plea: Plea,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
@@ -169,6 +174,8 @@ impl Master {
             homeless: VecDeque::new(),
             addresses: Addresses::new(snapshot.limits.connections_per_address),
             gate: Gate::new(),
+            moderation: Moderation::new(now),
+            accepted: 0,
             plea: Plea::new(),
             reserve: Reserve::default(),
             retry_at: None,
@@ -231,6 +238,9 @@ impl Master {
             self.plead(exhausted, now);
             self.close_emptied();
             self.send(now);
+            if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
+                std::thread::sleep(hold);
+            }
         }
     }
 
@@ -350,8 +360,13 @@ impl Master {
             match accept::accept(&*socket) {
                 Accepted::Connection(fd, peer) => {
                     self.gate.succeeded();
+                    self.accepted += 1;
                     let mut connection = Connection::new(fd, peer, socket.id);
-                    if !self.addresses.enter(peer) {
+                    let listener = &self.config.snapshot.listeners[usize::from(socket.id)];
+                    if listener.proxy_protocol.is_expected(peer.map(|addr| addr.ip())) {
+                        connection.origin = Origin::Awaited;
+                    }
+                    if !self.addresses.enter(connection.counted()) {
                         connection.task = ipc::message::Task::Refuse;
                     }
                     self.give(connection);

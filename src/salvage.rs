@@ -46,6 +46,8 @@ pub struct Remains<'a> {
     pub task: &'a Task,
     /// Where its counters began.
     pub base: Base,
+    /// The length of a PROXY header that it took from the socket first; 0 = none. No image falls behind that.
+    pub header: u16,
     /// The kernel's counters; `None` when there are none (a Unix socket, a connection already reset).
     pub counters: Option<Counters>,
 }
@@ -102,13 +104,19 @@ impl Remains<'_> {
     /// the answer before it has not, our direction is shut down, or the record contradicts the kernel.
     fn unanswered(&self, image: &Image) -> Option<u64> {
         let counters = self.counters?;
-        let begun = self.base.consumed.checked_add(image.consumed)?;
+        let begun = self.base.consumed.checked_add(image.consumed.max(self.header.into()))?;
         let written = self.base.written.checked_add(image.written)?;
         if counters.shut_down || counters.written != written {
             return None;
         }
         counters.consumed.checked_sub(begun)
     }
+}
+
+/// Whether a worker that was to read a PROXY header, and published that it has `length` bytes, took them from the
+/// socket: it takes nothing before, and all of them at once.
+pub fn header_taken(base: Base, counters: &Counters, length: u16) -> bool {
+    length > 0 && counters.consumed.checked_sub(base.consumed).is_some_and(|taken| taken >= length.into())
 }
 
 /// Where a successor's counters begin, given the kernel's and the bytes it gets with the connection.
@@ -137,7 +145,7 @@ mod tests {
     }
 
     fn salvage(image: Image, counters: Option<Counters>) -> Salvage {
-        Remains { image: Some(image), former: None, task: &Task::Serve, base: BASE, counters }.salvage(
+        Remains { image: Some(image), former: None, task: &Task::Serve, base: BASE, header: 0, counters }.salvage(
             |slot, offset, len| {
                 assert_eq!((slot, offset), (3, 7));
                 Ok(vec![b'x'; len])
@@ -171,6 +179,7 @@ mod tests {
                 former: Some(image(phase, 20, 30)),
                 task: &Task::Serve,
                 base: BASE,
+                header: 0,
                 counters: Some(counters(124, written)),
             };
             let read = |_, _, len| Ok(vec![b'x'; len]);
@@ -200,6 +209,7 @@ mod tests {
             former: None,
             task: &Task::Serve,
             base: BASE,
+            header: 0,
             counters: Some(counters(121, 80)),
         };
         assert_eq!(remains.salvage(|_, _, _| Err(io::ErrorKind::InvalidData.into())), Salvage::Fail);
@@ -210,8 +220,14 @@ mod tests {
         assert_eq!(salvage(image(Phase::Open, 21, 30), Some(counters(120, 80))), Salvage::Cut);
         assert_eq!(salvage(image(Phase::Open, u64::MAX, 30), Some(counters(120, 80))), Salvage::Cut);
         assert_eq!(salvage(image(Phase::Open, 20, u64::MAX), Some(counters(120, 80))), Salvage::Cut);
-        let remains =
-            Remains { image: None, former: None, task: &Task::Serve, base: BASE, counters: Some(counters(100, 50)) };
+        let remains = Remains {
+            image: None,
+            former: None,
+            task: &Task::Serve,
+            base: BASE,
+            header: 0,
+            counters: Some(counters(100, 50)),
+        };
         assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Cut);
     }
 
@@ -226,6 +242,7 @@ mod tests {
             former: None,
             task: &task,
             base: BASE,
+            header: 0,
             counters: Some(counters(consumed, 50)),
         };
         assert_eq!(with(103).salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);
@@ -240,6 +257,7 @@ mod tests {
                 former: None,
                 task: &task,
                 base: BASE,
+                header: 0,
                 counters: Some(counters(140, 50)),
             };
             assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);
@@ -264,9 +282,38 @@ mod tests {
             former: None,
             task: &Task::Serve,
             base,
+            header: 0,
             counters: Some(kernel),
         };
         assert_eq!(remains.salvage(|_, _, len| Ok(vec![0; len])), Salvage::Resume(vec![0; 4]));
+    }
+
+    #[test]
+    fn a_header_counts_as_taken_once_the_kernel_says_so() {
+        for (consumed, taken) in [(99, false), (100, false), (127, false), (128, true), (500, true)] {
+            assert_eq!(header_taken(BASE, &counters(consumed, 50), 28), taken);
+        }
+        assert!(!header_taken(BASE, &counters(500, 50), 0));
+    }
+
+    #[test]
+    fn a_header_taken_is_not_part_of_the_request() {
+        let with = |image_consumed, consumed| {
+            Remains {
+                image: Some(image(Phase::Open, image_consumed, 0)),
+                former: None,
+                task: &Task::Serve,
+                base: BASE,
+                header: 28,
+                counters: Some(counters(consumed, 50)),
+            }
+            .salvage(|_, _, len| Ok(vec![b'x'; len]))
+        };
+        // Taken, and the record not yet moved on; then moved on; then a request behind it.
+        assert_eq!(with(0, 128), Salvage::Serve);
+        assert_eq!(with(28, 128), Salvage::Serve);
+        assert_eq!(with(28, 131), Salvage::Resume(vec![b'x'; 3]));
+        assert_eq!(with(40, 140), Salvage::Serve);
     }
 
     #[test]
@@ -287,6 +334,7 @@ mod tests {
                 former: None,
             task: &Task::Serve,
                 base: Base::default(),
+                header: 0,
                 counters: Some(counters(read.into(), wrote.into())),
             };
             let verdict = remains.salvage(|_, _, len| {

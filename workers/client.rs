@@ -9,6 +9,7 @@ use ipc::shm::{Arena, Slot};
 use ipc::snapshot::ListenerId;
 use ipc::state::{Image, Phase};
 
+use crate::backend::Upstream;
 use crate::ctx::Ctx;
 use crate::exchange::Exchange;
 use crate::io::socket::{Io, Socket};
@@ -18,6 +19,8 @@ use crate::slab::Key;
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientState {
+    /// Its PROXY header has not come whole.
+    Header,
     /// Between requests, or within a request head.
     Idle,
     /// A request is being served.
@@ -48,10 +51,14 @@ pub struct Client {
     pub id: u32,
     /// Where it was accepted.
     pub listener: ListenerId,
-    /// Its address; `None` on a Unix listener.
+    /// Its address, by its PROXY header if there was one; `None` on a Unix listener.
     pub peer: Option<SocketAddr>,
+    /// What it connected to, if a PROXY header said so; else it is the socket's own address.
+    pub destination: Option<SocketAddr>,
     /// What it is doing.
     pub state: ClientState,
+    /// A server's connection that may serve this client only, kept for its next request; it may be over by then.
+    pub kept: Option<Key<Upstream>>,
     /// Bytes read and not yet answered; `None` while there are none.
     pub input: Option<Input>,
     /// When the first byte of the present request head came; 0 = none has.
@@ -69,7 +76,9 @@ impl Client {
             id,
             listener,
             peer,
+            destination: None,
             state: ClientState::Idle,
+            kept: None,
             input: None,
             head_since_ms: 0,
             written_before: 0,

@@ -26,6 +26,8 @@ impl Worker {
         for key in keys {
             let Some(client) = self.clients.get(key) else { continue };
             match client.state {
+                ClientState::Header if give_back => self.leave(key),
+                ClientState::Header => self.read_header(key),
                 ClientState::Idle if give_back => self.leave(key),
                 // A request that is already here is served; without one this closes the connection.
                 ClientState::Idle => self.serve_client(key),
@@ -60,6 +62,9 @@ impl Worker {
             return self.close_client(key);
         }
         let Some(mut client) = self.clients.remove(key) else { return };
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
         self.cx.forget(&mut client.socket);
         // Its slot is not reused, since this process takes nothing new.
         self.cx.control.stats().finished.add(1);

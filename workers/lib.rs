@@ -13,6 +13,7 @@ mod drain;
 pub mod exchange;
 pub mod io;
 pub mod proto;
+pub mod proxy_protocol;
 pub mod relay;
 mod reload;
 pub mod room;

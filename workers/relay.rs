@@ -11,7 +11,7 @@ mod flow;
 mod start;
 
 use ipc::message::{Relaying, ToMaster};
-use ipc::snapshot::Mode;
+use ipc::snapshot::{Mode, ProxyVersion};
 use ipc::state::{Direction, Phase};
 use std::os::fd::AsFd;
 
@@ -28,6 +28,8 @@ use crate::worker::Worker;
 
 use flow::{Flow, Moved};
 
+/// After how long a relay that was taken for drained is looked at again.
+const LOOK_AGAIN_MS: u64 = 50;
 /// Relays handed over in one message at most.
 const HANDED_AT_ONCE: usize = 64;
 
@@ -42,6 +44,8 @@ pub struct Relay {
     place: Option<Place>,
     /// That server's name, when it is not configured any more.
     gone_server: Option<Box<str>>,
+    /// How the server is told of the client.
+    send_proxy: Option<ProxyVersion>,
     tried: Vec<u16>,
     connect_ms: u32,
     tunnel_ms: u32,
@@ -55,6 +59,10 @@ pub struct Relay {
     phase: Phase,
     began_us: u64,
     connected_us: u64,
+    /// Whether it is among those to be looked at again.
+    queued: bool,
+    /// Whether both sockets are to be read although no event came.
+    look_again: bool,
     /// Whether it belongs to a TCP listener and has a line of its own in the access log.
     tcp: bool,
 }
@@ -174,12 +182,22 @@ impl Worker {
             }
             return;
         }
+        if std::mem::take(&mut relay.look_again) {
+            client.socket.look_again();
+            upstream.socket.look_again();
+        }
         let before = relay.to_server.moved + relay.to_client.moved;
         let moved = relay.pump(client, upstream, &mut self.cx);
         let after = relay.to_server.moved + relay.to_client.moved;
         if after != before || client.socket.deadline.due_ms == u64::MAX {
             let due_ms = self.cx.clock.now_ms + u64::from(relay.tunnel_ms);
             self.cx.arm(&mut client.socket, Owner::Client(relay.client), due_ms);
+        }
+        if std::mem::take(&mut relay.to_server.presumed) | std::mem::take(&mut relay.to_client.presumed)
+            && !relay.queued
+        {
+            relay.queued = true;
+            self.presumed.push(key);
         }
         let done = relay.to_server.is_passed_on() && relay.to_client.is_passed_on();
         match moved {
@@ -193,6 +211,26 @@ impl Worker {
             (Moved::Again, _) | (_, Moved::Again) => self.cx.work.push_back(Work::Relay(key)),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
+        }
+    }
+
+    /// When relays that were taken for drained are to be looked at again; `None` = there are none.
+    pub(crate) fn look_again_at(&self) -> Option<u64> {
+        (!self.presumed.is_empty()).then_some(self.presumed_since_ms + LOOK_AGAIN_MS)
+    }
+
+    /// Looks at relays that were taken for drained, if it is time.
+    pub(crate) fn look_again(&mut self) {
+        let now_ms = self.cx.clock.now_ms;
+        if self.presumed.is_empty() {
+            self.presumed_since_ms = now_ms;
+        } else if now_ms >= self.presumed_since_ms + LOOK_AGAIN_MS {
+            self.presumed_since_ms = now_ms;
+            for key in std::mem::take(&mut self.presumed) {
+                let Some(relay) = self.relays.get_mut(key) else { continue };
+                (relay.queued, relay.look_again) = (false, true);
+                self.drive_relay(key);
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use log::{debug, info};
 
 use crate::access_log::AccessLog;
 use crate::backend::pool::{Pools, Remap};
+use crate::backend::{Upstream, UpstreamState};
 use crate::ctx::Site;
 use crate::exchange::Reason;
 use crate::relay::Relay;
@@ -42,7 +43,10 @@ impl Worker {
         for (_, upstream) in self.upstreams.iter_mut() {
             upstream.place = upstream.place.and_then(|place| remap.place(place));
         }
-        for key in surplus {
+        // Those that one client has to itself are in no pool.
+        let useless = |upstream: &Upstream| upstream.state == UpstreamState::Idle && upstream.place.is_none();
+        let useless = self.upstreams.iter().filter(|(_, upstream)| useless(upstream)).map(|(key, _)| key);
+        for key in useless.chain(surplus).collect::<Vec<_>>() {
             self.close_upstream(key);
         }
         self.move_exchanges(&remap);

@@ -20,6 +20,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
+use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
 use crate::timers::Armed;
@@ -58,10 +59,16 @@ pub struct Worker {
     pub(crate) exchanges: Slab<Exchange>,
     /// Relays.
     pub(crate) relays: Slab<Relay>,
+    /// Relays that were taken for drained.
+    pub(crate) presumed: Vec<Key<Relay>>,
+    /// Since when the first of them waits.
+    pub(crate) presumed_since_ms: u64,
     /// What they share.
     pub(crate) cx: Ctx,
     /// When draining must be over.
     pub(crate) drain_until_ms: u64,
+    /// Warnings of PROXY headers.
+    pub(crate) header_refusals: Refusals,
 }
 
 impl Worker {
@@ -82,8 +89,11 @@ impl Worker {
             upstreams: Slab::new(),
             exchanges: Slab::new(),
             relays: Slab::new(),
+            presumed: Vec::new(),
+            presumed_since_ms: 0,
             cx,
             drain_until_ms: u64::MAX,
+            header_refusals: Refusals::default(),
         })
     }
 
@@ -145,6 +155,7 @@ impl Worker {
                     None => {}
                 }
             }
+            self.look_again();
             self.hand_over_relays();
             self.report();
             self.report_given_back();
@@ -167,15 +178,15 @@ impl Worker {
         let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let given_way = self.cx.given_way.due_ms();
-        let deadlines = [self.cx.timers.next_deadline(), log, report, acknowledge, drain, given_way];
+        let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge];
+        let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let timeout = if !self.cx.given_back.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
-            deadlines.into_iter().flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
+            deadlines.flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
         };
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -267,10 +278,16 @@ impl Worker {
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
+        client.begin(&passed.origin);
         match (passed.task, mode, to) {
-            (Task::Relay { server, to_server, .. }, _, _) if !cut => self.adopt_relay(key, server, to_server, rest),
-            (Task::Serve, Mode::Tcp, Some(group)) if !cut => self.begin_relay(key, group),
-            (_, Mode::Tcp, _) | (Task::Relay { .. }, Mode::Http, _) => {
+            (Task::Relay { .. }, _, _) | (_, Mode::Tcp, _) if cut => {
+                client.socket.reset();
+                self.close_client(key);
+            }
+            (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
+            (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
+            (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
+            (_, Mode::Tcp, _) => {
                 client.socket.reset();
                 self.close_client(key);
             }
@@ -294,6 +311,7 @@ impl Worker {
     fn on_client(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.read_header(key),
             ClientState::Idle => self.serve_client(key),
             ClientState::Exchange(exchange) => self.drive(exchange),
             ClientState::Relay(relay) => self.drive_relay(relay),
@@ -336,6 +354,7 @@ impl Worker {
     fn on_client_timeout(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
+            ClientState::Header => self.refuse_header(key, "the PROXY header did not come in time"),
             ClientState::Idle if client.input.is_some() => {
                 self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
@@ -498,6 +517,9 @@ impl Worker {
     pub(crate) fn close_client(&mut self, key: Key<Client>) {
         let Some(mut client) = self.clients.remove(key) else { return };
         client.release_input(&mut self.cx);
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
         self.cx.forget(&mut client.socket);
         client.socket.shutdown_both();
         client.publish(ipc::state::Phase::Done, &self.cx);

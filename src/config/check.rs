@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use ipc::snapshot::{
     AccessLog, Address, Dispatch, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat, LogTarget,
-    Mode, OnRemoval, PathMatch, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
+    Mode, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
 };
 
 use super::address::{ServerAddress, conflict, first_of};
 use super::parse::SERVERS_MAX;
 use super::report::{Diagnostic, Report, quoted};
 use super::suggest::nearest;
-use super::syntax::{self, At, File, Given, Span};
+use super::syntax::{self, At, File, Given, ProxySource, Span};
 use super::system::System;
 use super::units::format_duration;
 use super::{Control, Loaded, ProcessSettings, Workers};
@@ -153,6 +153,7 @@ impl Check<'_> {
                 backlog: DEFAULT_BACKLOG,
                 timeouts: *global,
                 removed: false,
+                proxy_protocol: ProxyProtocol::default(),
             }];
         }
         let mut binds: Vec<&At<Address>> = Vec::new();
@@ -184,6 +185,7 @@ impl Check<'_> {
                 backlog: listen.backlog.unwrap_or(DEFAULT_BACKLOG),
                 timeouts: merged(*global, &listen.timeouts),
                 removed: false,
+                proxy_protocol: self.proxy_protocol(bind, &listen.proxy_protocol),
             });
         }
         listeners
@@ -391,6 +393,7 @@ impl Check<'_> {
             health: self.health(&group.health),
             worker_header: group.worker_header.unwrap_or(false),
             removed: false,
+            send_proxy: group.send_proxy.flatten(),
         }
     }
 
@@ -449,13 +452,47 @@ impl Check<'_> {
 
     fn networks(&mut self, file: &File) {
         for At { value: network, span } in &file.trusted_proxies {
-            let first = first_of(*network);
-            if first != network.address {
-                let text = format!("the address has bits behind its prefix of {}", network.prefix);
-                let help = format!("the whole network is meant: \"{first}/{}\"", network.prefix);
-                self.report.push(Diagnostic::warning(text).at(span.clone(), "").help(help));
+            self.whole_network(network, span);
+        }
+    }
+
+    fn whole_network(&mut self, network: &Network, span: &Span) {
+        let first = first_of(*network);
+        if first != network.address {
+            let text = format!("the address has bits behind its prefix of {}", network.prefix);
+            let help = format!("the whole network is meant: \"{first}/{}\"", network.prefix);
+            self.report.push(Diagnostic::warning(text).at(span.clone(), "").help(help));
+        }
+    }
+
+    /// Who may say where a connection comes from: networks for an IP listener, `unix` for a Unix one.
+    fn proxy_protocol(&mut self, bind: &At<Address>, written: &[At<ProxySource>]) -> ProxyProtocol {
+        let mut checked = ProxyProtocol::default();
+        for At { value: source, span } in written {
+            match (source, &bind.value) {
+                (ProxySource::Network(network), Address::Inet(_)) => {
+                    self.whole_network(network, span);
+                    if network.prefix == 0 {
+                        let text = "every client can claim any address in a PROXY header";
+                        let help = "write the addresses of the proxies in front, unless nobody else can connect";
+                        self.report.push(Diagnostic::warning(text).at(span.clone(), "").help(help));
+                    }
+                    checked.from.push(*network);
+                }
+                (ProxySource::Unix, Address::Unix(_)) => checked.from_unix = true,
+                (ProxySource::Network(_), Address::Unix(_)) => self.report.push(
+                    Diagnostic::error("clients of a Unix socket have no address")
+                        .at(span.clone(), "")
+                        .help("write `from = [\"unix\"]`; who may connect is up to the permissions of the socket"),
+                ),
+                (ProxySource::Unix, Address::Inet(_)) => self.report.push(
+                    Diagnostic::error("`unix` stands for the clients of a Unix socket, and this is none")
+                        .at(span.clone(), "")
+                        .help("write the addresses of the proxies in front, as in `from = [\"10.0.0.0/8\"]`"),
+                ),
             }
         }
+        checked
     }
 
     fn access_log(&mut self, file: &File) {

@@ -65,6 +65,7 @@ pub fn check_options(options: &Options, system: &dyn System) -> Result<Loaded, R
         keepalive: KeepAlive::default(),
         health: Health::default(),
         worker_header: None,
+        send_proxy: None,
     });
     check::check(file, None, system, report)
 }
@@ -96,7 +97,16 @@ fn listener(bind: At<ipc::snapshot::Address>, mode: Mode) -> Listen {
     };
     let span = bind.span.clone();
     let mode = Given::Is(At { value: mode, span: span.clone() });
-    Listen { span, bind: Some(bind), mode, to, backlog: None, permissions: None, timeouts: Timeouts::default() }
+    Listen {
+        span,
+        bind: Some(bind),
+        mode,
+        to,
+        backlog: None,
+        permissions: None,
+        timeouts: Timeouts::default(),
+        proxy_protocol: Vec::new(),
+    }
 }
 
 fn group_name() -> At<String> {

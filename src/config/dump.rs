@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 
 use ipc::snapshot::{
-    Balance, Dispatch, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, OnRemoval, Route, Snapshot,
-    TimeoutOverrides, Timeouts,
+    Balance, Dispatch, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, Network, OnRemoval, ProxyVersion, Route,
+    Snapshot, TimeoutOverrides, Timeouts,
 };
 
 use super::check::{host_text, path_text};
@@ -45,7 +45,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
         Control::At(path) => out.text("control", &format!("unix:{}", path.display())),
     }
     out.duration("worker_timeout", snapshot.worker_timeout_ms);
-    let proxies = snapshot.trusted_proxies.iter().map(|n| quote(&format!("{}/{}", n.address, n.prefix)));
+    let proxies = snapshot.trusted_proxies.iter().map(network);
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));
     limits(&mut out, snapshot);
     out.head("[access_log]");
@@ -71,6 +71,10 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
         group(&mut out, one);
     }
     out.0
+}
+
+fn network(network: &Network) -> String {
+    quote(&format!("{}/{}", network.address, network.prefix))
 }
 
 fn limits(out: &mut Toml, snapshot: &Snapshot) {
@@ -105,6 +109,11 @@ fn listener(out: &mut Toml, listener: &Listener, snapshot: &Snapshot, process: &
         && let Some(bits) = process.unix_permissions.get(path)
     {
         out.text("permissions", &format!("{bits:04o}"));
+    }
+    let proxies = &listener.proxy_protocol;
+    if !proxies.is_off() {
+        let from = proxies.from_unix.then(|| quote("unix")).into_iter().chain(proxies.from.iter().map(network));
+        out.plain("proxy_protocol", format_args!("{{ from = [{}] }}", from.collect::<Vec<_>>().join(", ")));
     }
     out.head("[listen.timeouts]");
     let Timeouts { header_ms, idle_ms, body_ms, write_ms, connect_ms, response_ms, server_ms, tunnel_ms } =
@@ -157,6 +166,14 @@ fn group(out: &mut Toml, group: &Group) {
     out.plain("servers", servers);
     out.plain("tries", group.tries);
     out.plain("worker_header", group.worker_header);
+    out.text(
+        "send_proxy",
+        match group.send_proxy {
+            None => "off",
+            Some(ProxyVersion::V1) => "v1",
+            Some(ProxyVersion::V2) => "v2",
+        },
+    );
     if group.timeouts != TimeoutOverrides::default() {
         out.head(&format!("[{key}.timeouts]"));
         let TimeoutOverrides { body_ms, write_ms, connect_ms, response_ms, server_ms, tunnel_ms } = group.timeouts;

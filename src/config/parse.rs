@@ -6,13 +6,17 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipc::snapshot::{Address, Balance, Dispatch, LogFormat, LogTarget, Mode, OnRemoval, TimeoutOverrides};
+use ipc::snapshot::{
+    Address, Balance, Dispatch, LogFormat, LogTarget, Mode, OnRemoval, ProxyVersion, TimeoutOverrides,
+};
 use toml::de::{DeTable, DeValue};
 
 use super::address::{parse_bind, parse_host, parse_network, parse_path, parse_server};
 use super::read::{Schema, Section, Value, entries, type_of};
 use super::report::{Diagnostic, Fault, Report, Source, quoted};
-use super::syntax::{At, File, Given, Group, Health, KeepAlive, Limits, Listen, Route, Server, Span, Timeouts};
+use super::syntax::{
+    At, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
+};
 use super::{Control, Workers};
 
 /// Bounds on how much may be configured.
@@ -48,13 +52,15 @@ static TOP: Schema = Schema {
 static LISTEN: Schema = Schema {
     name: "`[[listen]]`",
     home: "`[[listen]]`",
-    keys: &["bind", "mode", "to", "backlog", "permissions", "timeouts"],
+    keys: &["bind", "mode", "to", "backlog", "permissions", "timeouts", "proxy_protocol"],
 };
+static PROXY_PROTOCOL: Schema =
+    Schema { name: "[listen.proxy_protocol]", home: "`[listen.proxy_protocol]`", keys: &["from"] };
 static ROUTE: Schema = Schema { name: "`[[route]]`", home: "`[[route]]`", keys: &["host", "path", "to"] };
 static GROUP: Schema = Schema {
     name: "`[backends.NAME]`",
     home: "`[backends.NAME]`",
-    keys: &["balance", "servers", "tries", "timeouts", "keepalive", "health", "worker_header"],
+    keys: &["balance", "servers", "tries", "timeouts", "keepalive", "health", "worker_header", "send_proxy"],
 };
 static SERVER: Schema = Schema {
     name: "an entry of `servers`",
@@ -87,8 +93,8 @@ static HEALTH: Schema = Schema {
     home: "`[backends.NAME.health]`",
     keys: &["failures", "eject", "eject_max"],
 };
-static ALL: [&Schema; 10] =
-    [&TOP, &LISTEN, &ROUTE, &GROUP, &SERVER, &TIMEOUTS, &LIMITS, &ACCESS_LOG, &KEEPALIVE, &HEALTH];
+static ALL: [&Schema; 11] =
+    [&TOP, &LISTEN, &PROXY_PROTOCOL, &ROUTE, &GROUP, &SERVER, &TIMEOUTS, &LIMITS, &ACCESS_LOG, &KEEPALIVE, &HEALTH];
 
 /// Reads `source` as far as it can be read; `None` where it is not TOML, which leaves nothing to be checked
 /// further. Findings go into `report`.
@@ -203,18 +209,7 @@ impl Parser {
         let array = top.array("trusted_proxies", "[\"10.0.0.0/8\"]", &mut self.report);
         let Some(At { value: values, span }) = array.at() else { return Vec::new() };
         self.bounded(values.len(), NETWORKS_MAX, "networks", Some(span));
-        let mut networks = Vec::new();
-        for value in values {
-            let parsed = match value.get_ref().as_str() {
-                Some(text) => parse_network(text),
-                None => Err(Fault::new(format!("a network must be a string, found {}", type_of(value)))),
-            };
-            match parsed {
-                Ok(network) => networks.push(At { value: network, span: value.span() }),
-                Err(fault) => self.report.push(fault.at(value.span())),
-            }
-        }
-        networks
+        self.each(values, parse_network)
     }
 
     fn timeouts(&mut self, outer: &Section<'_>, shown: &str) -> Timeouts {
@@ -286,7 +281,48 @@ impl Parser {
             }
         });
         let timeouts = self.timeouts(&section, "[listen.timeouts]");
-        Listen { span, bind, mode, to, backlog, permissions: permissions.at(), timeouts }
+        let proxy_protocol = self.proxy_protocol(&section);
+        Listen { span, bind, mode, to, backlog, permissions: permissions.at(), timeouts, proxy_protocol }
+    }
+
+    fn proxy_protocol(&mut self, listen: &Section<'_>) -> Vec<At<ProxySource>> {
+        const EXAMPLE: &str = "[\"10.0.0.0/8\"]";
+        let shown = "[listen.proxy_protocol]";
+        let Some(section) = self.inner(listen, "proxy_protocol", shown, &PROXY_PROTOCOL) else { return Vec::new() };
+        let At { value: values, span } = match section.array("from", EXAMPLE, &mut self.report) {
+            Given::Is(at) => at,
+            Given::Wrong => return Vec::new(),
+            Given::Absent => {
+                section.missing("from", EXAMPLE, &mut self.report);
+                return Vec::new();
+            }
+        };
+        self.bounded(values.len(), NETWORKS_MAX, "networks", Some(span.clone()));
+        if values.is_empty() {
+            let fault = Fault::new("nobody is listed whose connections begin with a PROXY header");
+            self.report.push(fault.help(format!("write the proxies in front, as in `from = {EXAMPLE}`")).at(span));
+            return Vec::new();
+        }
+        self.each(values, |text| match text {
+            "unix" => Ok(ProxySource::Unix),
+            _ => parse_network(text).map(ProxySource::Network),
+        })
+    }
+
+    /// Reads strings that stand for networks.
+    fn each<T>(&mut self, values: Vec<Value<'_>>, parse: impl Fn(&str) -> Result<T, Fault>) -> Vec<At<T>> {
+        let mut read = Vec::new();
+        for value in values {
+            let parsed = match value.get_ref().as_str() {
+                Some(text) => parse(text),
+                None => Err(Fault::new(format!("a network must be a string, found {}", type_of(value)))),
+            };
+            match parsed {
+                Ok(parsed) => read.push(At { value: parsed, span: value.span() }),
+                Err(fault) => self.report.push(fault.at(value.span())),
+            }
+        }
+        read
     }
 
     fn route<'t>(&mut self, table: &'t DeTable<'t>, span: Span) -> Route {
@@ -344,6 +380,8 @@ impl Parser {
         let balance = section.choice("balance", &balance, report).value();
         let tries = section.integer("tries", 1..=16, report).value();
         let worker_header = section.boolean("worker_header", report).value();
+        let versions = [("off", None), ("v1", Some(ProxyVersion::V1)), ("v2", Some(ProxyVersion::V2))];
+        let send_proxy = section.choice("send_proxy", &versions, report).value();
         let (servers, no_servers) = self.servers(&section);
         let timeouts = match self.inner(&section, "timeouts", "[backends.NAME.timeouts]", &GROUP_TIMEOUTS) {
             Some(section) => self.common_timeouts(&section),
@@ -351,7 +389,7 @@ impl Parser {
         };
         let keepalive = self.keepalive(&section);
         let health = self.health(&section);
-        Group { name, balance, servers, no_servers, timeouts, tries, keepalive, health, worker_header }
+        Group { name, balance, servers, no_servers, timeouts, tries, keepalive, health, worker_header, send_proxy }
     }
 
     fn servers(&mut self, section: &Section<'_>) -> (Vec<Server>, Option<Span>) {
@@ -458,6 +496,7 @@ impl Group {
             keepalive: KeepAlive::default(),
             health: Health::default(),
             worker_header: None,
+            send_proxy: None,
         }
     }
 }

@@ -91,12 +91,14 @@ fn group() -> impl Strategy<Value = Group> {
         eject_ms: a.min(b),
         eject_max_ms: a.max(b),
     });
-    let parts =
-        ("[a-zA-Z0-9._-]{1,12}", balance, vec(server(), 0..5), overrides(), 1..=16u8, keepalive, health, any::<bool>());
-    parts.prop_map(|(name, balance, mut servers, timeouts, tries, keepalive, health, worker_header)| {
+    let send_proxy = prop_oneof![Just(None), Just(Some(ProxyVersion::V1)), Just(Some(ProxyVersion::V2))];
+    let upstream = (overrides(), 1..=16u8, keepalive, health, any::<bool>(), send_proxy);
+    let parts = ("[a-zA-Z0-9._-]{1,12}", balance, vec(server(), 0..5), upstream);
+    parts.prop_map(|(name, balance, mut servers, upstream)| {
+        let (timeouts, tries, keepalive, health, worker_header, send_proxy) = upstream;
         let mut seen = std::collections::HashSet::new();
         servers.retain(|server| seen.insert(server.address.clone()));
-        Group { name, balance, servers, timeouts, tries, keepalive, health, worker_header, removed: false }
+        Group { name, balance, servers, timeouts, tries, keepalive, health, worker_header, send_proxy, removed: false }
     })
 }
 
@@ -118,13 +120,13 @@ fn listener(groups: usize) -> impl Strategy<Value = Listener> {
         let id = |to: usize| u16::try_from(to).unwrap();
         if http { (Mode::Http, some.map(id)) } else { (Mode::Tcp, Some(id(always))) }
     });
-    (address(0..=u16::MAX), to, 1..=65535u32, timeouts()).prop_map(|(bind, (mode, to), backlog, timeouts)| Listener {
-        bind,
-        mode,
-        to,
-        backlog,
-        timeouts,
-        removed: false,
+    let parts = (address(0..=u16::MAX), to, 1..=65535u32, timeouts(), vec(network(), 0..3), any::<bool>());
+    parts.prop_map(|(bind, (mode, to), backlog, timeouts, from, from_unix)| {
+        let proxy_protocol = match &bind {
+            Address::Inet(_) => ProxyProtocol { from, from_unix: false },
+            Address::Unix(_) => ProxyProtocol { from: Vec::new(), from_unix },
+        };
+        Listener { bind, mode, to, backlog, timeouts, proxy_protocol, removed: false }
     })
 }
 

@@ -5,7 +5,8 @@
 use std::ops::Range;
 
 use ipc::snapshot::{
-    Address, Balance, Dispatch, HostMatch, LogFormat, LogTarget, Mode, Network, OnRemoval, PathMatch, TimeoutOverrides,
+    Address, Balance, Dispatch, HostMatch, LogFormat, LogTarget, Mode, Network, OnRemoval, PathMatch, ProxyVersion,
+    TimeoutOverrides,
 };
 
 use super::address::ServerAddress;
@@ -109,6 +110,16 @@ pub struct Listen {
     pub backlog: Option<u32>,
     pub permissions: Option<At<u32>>,
     pub timeouts: Timeouts,
+    /// `from` of `proxy_protocol`.
+    pub proxy_protocol: Vec<At<ProxySource>>,
+}
+
+/// From whom PROXY headers are expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxySource {
+    Network(Network),
+    /// Whoever connects to the Unix socket.
+    Unix,
 }
 
 /// One `[[route]]`.
@@ -134,6 +145,8 @@ pub struct Group {
     pub keepalive: KeepAlive,
     pub health: Health,
     pub worker_header: Option<bool>,
+    /// The inner option is "off".
+    pub send_proxy: Option<Option<ProxyVersion>>,
 }
 
 /// One entry of `servers`.

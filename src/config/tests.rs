@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use ipc::snapshot::{Address, Balance, HostMatch, LogTarget, Mode, PathMatch, Snapshot};
+use ipc::snapshot::{Address, Balance, HostMatch, LogTarget, Mode, PathMatch, ProxyVersion, Snapshot};
 
 use super::check::DEFAULT_TIMEOUTS;
 use super::command_line::check_options;
@@ -567,4 +567,49 @@ fn a_finding_for_the_log_is_one_line_with_its_place() {
     let lines: Vec<String> = report.lines().collect();
     assert!(lines[0].starts_with("test.toml:2: `workers` is out of bounds; it is a whole number"), "{lines:?}");
     assert!(lines.iter().all(|line| !line.chars().any(char::is_control)), "{lines:?}");
+}
+
+#[test]
+fn proxy_headers_are_expected_from_listed_sources_only() {
+    let loaded = good(
+        "route = [{ to = \"a\" }]\nbackends.a = { servers = [\"127.0.0.1:9\"], send_proxy = \"v2\" }\n\
+         backends.b = { servers = [\"127.0.0.1:9\"], send_proxy = \"off\" }\n\
+         [[listen]]\nbind = \"127.0.0.1:1\"\nproxy_protocol.from = [\"10.0.0.0/8\", \"2001:db8::1\"]\n\
+         [[listen]]\nbind = \"127.0.0.1:2\"\nto = \"b\"\n\
+         [[listen]]\nbind = \"unix:/run/s\"\nproxy_protocol = { from = [\"unix\"] }",
+    );
+    assert_dump_reads_back(&loaded);
+    let expects =
+        |listener: usize, peer: &str| loaded.snapshot.listeners[listener].proxy_protocol.is_expected(peer.parse().ok());
+    assert!(expects(0, "10.255.0.1") && expects(0, "::ffff:10.0.0.1") && expects(0, "2001:db8::1"));
+    assert!(!expects(0, "11.0.0.1") && !expects(0, "2001:db8::2") && !expects(0, "unix"));
+    assert!(!expects(1, "10.255.0.1") && loaded.snapshot.listeners[1].proxy_protocol.is_off());
+    assert!(expects(2, "unix") && !loaded.snapshot.listeners[2].proxy_protocol.is_off());
+    assert_eq!(loaded.snapshot.groups[0].send_proxy, Some(ProxyVersion::V2));
+    assert_eq!(loaded.snapshot.groups[1].send_proxy, None);
+}
+
+#[test]
+fn wrong_proxy_protocol_says_what_to_write() {
+    let listen = |line: &str| bad_after_sound(&format!("[[listen]]\nbind = \"127.0.0.1:1\"\n{line}"));
+    let shown = listen("proxy_protocol = true");
+    assert!(shown.contains("`proxy_protocol` must be a table, found a boolean"), "{shown}");
+    let shown = listen("proxy_protocol = {}");
+    assert!(shown.contains("has no `from`") && shown.contains("add `from = [\"10.0.0.0/8\"]`"), "{shown}");
+    let shown = listen("proxy_protocol = { from = [] }");
+    assert!(shown.contains("nobody is listed") && shown.contains("from = [\"10.0.0.0/8\"]"), "{shown}");
+    let shown = listen("proxy_protocol = { from = [\"10.0.0.0/33\", 7] }");
+    assert!(shown.contains("`33` is not a prefix length") && shown.contains("found an integer"), "{shown}");
+    let shown = listen("proxy_protocol = { from = [\"unix\"] }");
+    assert!(shown.contains("the clients of a Unix socket, and this is none"), "{shown}");
+    let shown = listen("proxy_protocol = { form = [\"10.0.0.0/8\"] }");
+    assert!(shown.contains("did you mean `from`?"), "{shown}");
+    let shown = bad_after_sound("[[listen]]\nbind = \"unix:/run/s\"\nproxy_protocol.from = [\"10.0.0.0/8\"]");
+    assert!(shown.contains("have no address") && shown.contains("from = [\"unix\"]"), "{shown}");
+    let shown = bad("route = [{ to = \"a\" }]\nbackends.a = { servers = [\"127.0.0.1:9\"], send_proxy = \"v3\" }");
+    assert!(shown.contains("`send_proxy` cannot be `v3`") && shown.contains("\"off\", \"v1\", \"v2\""), "{shown}");
+    let text = "route = [{ to = \"a\" }]\nbackends.a.servers = [\"127.0.0.1:9\"]\n[[listen]]\nbind = \"127.0.0.1:1\"\n";
+    let loaded = read(&format!("{text}proxy_protocol.from = [\"0.0.0.0/0\", \"10.0.0.1/8\"]")).unwrap();
+    let shown = loaded.warnings.to_string();
+    assert!(shown.contains("every client can claim any address") && shown.contains("behind its prefix"), "{shown}");
 }

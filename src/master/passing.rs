@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{GivenBack, Task, ToMaster, ToWorker};
+use ipc::origin::{Origin, OriginCell};
 use ipc::shm;
 use ipc::snapshot::Mode;
 use ipc::state::{Direction, Image, Phase, Record};
@@ -58,8 +59,12 @@ impl Master {
     pub(super) fn give(&mut self, connection: Connection) {
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
+        let awaited = connection.origin == Origin::Awaited;
         match worker.table.enqueue(connection) {
             Ok(id) => {
+                if awaited && let Some(cell) = worker.control.origin(id) {
+                    cell.clear();
+                }
                 if let Some(record) = worker.control.record(id) {
                     record.publish(&PASSED);
                 }
@@ -167,7 +172,7 @@ impl Master {
             self.config.snapshot.listeners.get(usize::from(connection.listener)).is_none_or(|l| l.mode == Mode::Tcp)
         };
         match verdict {
-            Verdict::Over(connection) => self.addresses.leave(connection.peer),
+            Verdict::Over(connection) => self.addresses.leave(connection.counted()),
             // There is no 502 in a byte stream.
             Verdict::Pass(connection) if connection.task != Task::Fail || !is_relay(&connection) => {
                 if self.course != Course::Running {
@@ -190,7 +195,7 @@ impl Master {
 
     /// Ends a connection so that its client sees that something is missing: with a reset where there is one.
     pub(super) fn cut(&mut self, connection: Connection) {
-        self.addresses.leave(connection.peer);
+        self.addresses.leave(connection.counted());
         if connection.peer.is_some() {
             // The worker's copies are gone with it, so that closing ours closes the connection.
             let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, Some(std::time::Duration::ZERO));
@@ -211,11 +216,24 @@ enum Verdict {
 fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftovers) -> Verdict {
     let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
+    let mut header = 0;
+    if connection.origin == Origin::Awaited
+        && let Some(counters) = &counters
+        && let Some((length, ends)) = worker.control.origin(id).and_then(OriginCell::read)
+        && salvage::header_taken(connection.base, counters, length)
+    {
+        header = length;
+        connection.origin = Origin::Told(ends);
+    }
+    // Whoever awaits a header takes nothing before it.
+    let sound = connection.origin != Origin::Awaited
+        || counters.is_none_or(|counters| counters.consumed == connection.base.consumed);
     let remains = Remains {
-        image: record.and_then(Record::read),
+        image: record.filter(|_| sound).and_then(Record::read),
         former: record.and_then(Record::read_former),
         task: &connection.task,
         base: connection.base,
+        header,
         counters,
     };
     let image = remains.standing();
@@ -242,7 +260,7 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
                 connection.task = Task::Fail;
-                match connection.peer {
+                match connection.client() {
                     Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
                     None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
                 }
@@ -322,6 +340,12 @@ fn take_back(worker: &mut Worker, given: GivenBack, left: &mut Leftovers) -> Opt
     if let Ok(counters) = tcp_info::counters(&connection.fd) {
         connection.base = salvage::successor_base(&counters, given.carried.len());
     }
+    // A living worker that has said what the header says has also taken it.
+    if let (Origin::Awaited, Some((_, ends))) =
+        (connection.origin, worker.control.origin(given.id).and_then(OriginCell::read))
+    {
+        connection.origin = Origin::Told(ends);
+    }
     connection.strikes = 0;
     connection.task = if relayed {
         match resume_relay(&mut connection, given.id, left) {
@@ -374,7 +398,7 @@ fn hear(
                 let mut unknown = 0;
                 for id in ids {
                     match worker.table.finish(id) {
-                        Ok(connection) => addresses.leave(connection.peer),
+                        Ok(connection) => addresses.leave(connection.counted()),
                         Err(_) => unknown += 1,
                     }
                 }
@@ -387,7 +411,9 @@ fn hear(
                 for one in given {
                     match take_back(worker, one, &mut left) {
                         Some(Verdict::Pass(connection)) => returned.push(connection),
-                        Some(Verdict::Cut(connection) | Verdict::Over(connection)) => addresses.leave(connection.peer),
+                        Some(Verdict::Cut(connection) | Verdict::Over(connection)) => {
+                            addresses.leave(connection.counted());
+                        }
                         None => warn!("worker {index} gave back a connection that it does not have; ignored"),
                     }
                 }

@@ -320,7 +320,7 @@ impl Master {
             self.addresses = Addresses::new(new.limits.connections_per_address);
             let tables = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
             for connection in tables.flat_map(|worker| worker.table.connections()).chain(&self.homeless) {
-                self.addresses.enter(connection.peer);
+                self.addresses.enter(connection.counted());
             }
         }
         let (layout, batch) = room(self.nofile, new, self.sockets.len());

@@ -480,6 +480,16 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
 }
 
+/// Kills every worker at once. They are stopped first: what the master passes from one that is dead to one that is
+/// about to be must not count as a second death over the same request.
+pub fn kill_all(proxy: &Proxy) {
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for worker in proxy.workers() {
+            kill(worker, signal).unwrap();
+        }
+    }
+}
+
 /// Whether the process runs; one that has ended and waits to be reaped does not.
 pub fn alive(pid: Pid) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };

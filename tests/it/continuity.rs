@@ -10,14 +10,8 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, Conn};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Launch, Proxy, alive};
+use crate::common::proxy::{Launch, Proxy, alive, kill_all};
 use crate::common::{DEADLINE, PIECE, check_pattern, pattern, wait_until};
-
-fn kill_all(proxy: &Proxy) {
-    for worker in proxy.workers() {
-        kill(worker, Signal::SIGKILL).unwrap();
-    }
-}
 
 /// Kills every worker and waits until others have taken their places.
 fn replace_all(proxy: &mut Proxy, count: usize) {

@@ -20,6 +20,7 @@ mod http_strict_responses;
 mod limits;
 mod logs;
 mod memory;
+mod proxy_protocol;
 mod random;
 mod real_clients;
 mod reload;

@@ -9,14 +9,8 @@ use nix::unistd::Pid;
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End, describe, get};
 use crate::common::load::Load;
-use crate::common::proxy::{Conf, Launch, Proxy, alive};
+use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all};
 use crate::common::{dawdle, wait_for, wait_until};
-
-fn kill_all(proxy: &Proxy) {
-    for worker in proxy.workers() {
-        kill(worker, Signal::SIGKILL).unwrap();
-    }
-}
 
 /// Answers each request once the test opens the gate.
 fn gated() -> Backend {

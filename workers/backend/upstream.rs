@@ -34,6 +34,8 @@ pub struct Upstream {
     pub connecting: bool,
     /// Whether it has served a request before: then its death says nothing about the server.
     pub reused: bool,
+    /// Whether it began with a PROXY header, so that it may serve one client's connection only.
+    pub private: bool,
     /// A response head that has not come whole; empty otherwise.
     pub partial: Vec<u8>,
 }

@@ -28,6 +28,7 @@ fn group(balance: Balance, servers: &[(u16, u16)]) -> Group {
         health: snapshot::Health { failures: 2, eject_ms: 1000, eject_max_ms: 8000 },
         worker_header: false,
         removed: false,
+        send_proxy: None,
     }
 }
 

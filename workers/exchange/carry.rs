@@ -10,12 +10,12 @@ use crate::backend::pool::{GONE, Place};
 use crate::backend::upstream;
 use crate::backend::{Upstream, UpstreamState};
 use crate::balance;
-use crate::client::ClientState;
-use crate::ctx::{Owner, Work};
+use crate::client::{Client, ClientState};
+use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
 use crate::room::{self, is_shortage};
-use crate::slab::Key;
+use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
 const NO_SERVER: Problem = Problem::new(503, "no server of the group can take the request");
@@ -84,27 +84,29 @@ impl Worker {
         // A group that is gone since the request began has no servers to go on with.
         let (Some(group), Some(pool)) = (exchange.group, exchange.pool) else { return Err(Step::Reply(nobody)) };
         let source = source_of(self.clients.get(exchange.client).and_then(|client| client.peer));
-        let tries = usize::from(exchange.site.snapshot.groups[usize::from(group)].tries).clamp(1, MAX_TRIES);
+        let settings = &exchange.site.snapshot.groups[usize::from(group)];
+        let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
+        let private = settings.send_proxy.is_some();
+        if private && let Some(kept) = self.clients.get_mut(exchange.client).and_then(|client| client.kept.take()) {
+            let place = self.upstreams.get(kept).and_then(|upstream| upstream.place);
+            exchange.times.connect_us = self.cx.clock.now_us;
+            if let Some(place) = place.filter(|place| place.group() == pool && !exchange.fresh_only)
+                && reuse((kept, place), &mut self.upstreams, key, exchange, &mut self.cx)
+            {
+                return Ok(());
+            }
+            upstream::close(&mut self.upstreams, kept, &mut self.cx);
+        }
         while exchange.tried.len() < tries {
             let Some(place) = self.cx.pools.pick(pool, source, self.cx.clock.now_ms, &exchange.tried) else { break };
             exchange.place = Some(place);
             exchange.gone_server = None;
             exchange.times.connect_us = self.cx.clock.now_us;
-            while !exchange.fresh_only {
+            while !exchange.fresh_only && !private {
                 let Some(idle) = self.cx.pools.take_idle(place) else { break };
-                let Some(upstream) = self.upstreams.get_mut(idle) else { continue };
-                // A request that must not be sent twice is not risked on a connection that is already over. Asking
-                // costs a call; the others are simply sent again.
-                if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
-                    upstream::close(&mut self.upstreams, idle, &mut self.cx);
-                    continue;
+                if reuse((idle, place), &mut self.upstreams, key, exchange, &mut self.cx) {
+                    return Ok(());
                 }
-                upstream.state = UpstreamState::Exchange(key);
-                upstream.reused = true;
-                exchange.upstream = Some(idle);
-                exchange.times.connected_us = self.cx.clock.now_us;
-                self.cx.pools.began(place);
-                return Ok(());
             }
             match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => {
@@ -114,6 +116,7 @@ impl Worker {
                         state: UpstreamState::Exchange(key),
                         connecting: !connecting.done,
                         reused: false,
+                        private,
                         partial: Vec::new(),
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
@@ -223,8 +226,9 @@ impl Worker {
             match exchange.place {
                 Some(place) if exchange.server_goes_on() && !self.cx.draining => {
                     exchange.upstream = None;
+                    let owner = exchange.client_goes_on().then_some(exchange.client);
                     self.cx.pools.ended(place);
-                    self.keep_upstream(upstream, place);
+                    self.keep_upstream(upstream, place, owner);
                 }
                 Some(_) | None => self.detach_upstream(key),
             }
@@ -251,19 +255,33 @@ impl Worker {
         }
     }
 
-    /// Keeps a server's connection for the next request, if it is in order.
-    fn keep_upstream(&mut self, key: Key<Upstream>, place: Place) {
+    /// Keeps a server's connection for the next request, if it is in order: for anyone's, or for `owner`'s if it may
+    /// serve that client only.
+    fn keep_upstream(&mut self, key: Key<Upstream>, place: Place, owner: Option<Key<Client>>) {
         let Some(upstream) = self.upstreams.get_mut(key) else { return };
         // A last read that filled the buffer exactly, or a close already announced: look before keeping it.
         let clean = !upstream.socket.is_gone()
             && !upstream.socket.is_read_closed()
             && (!upstream.socket.is_readable() || !upstream.socket.has_input());
-        if !clean || !self.cx.pools.put_idle(place, key) {
+        let keepalive = self.cx.pools.settings(place.group()).keepalive;
+        let kept = match owner.filter(|_| upstream.private).and_then(|owner| self.clients.get_mut(owner)) {
+            // Where connections are bounded, one that waits for one client must not keep out the others.
+            Some(client) if clean && keepalive.idle_per_server > 0 && keepalive.max_per_server.is_none() => {
+                let former = client.kept.replace(key);
+                if let Some(former) = former {
+                    upstream::close(&mut self.upstreams, former, &mut self.cx);
+                }
+                true
+            }
+            Some(_) => false,
+            None => clean && !upstream.private && self.cx.pools.put_idle(place, key),
+        };
+        let Some(upstream) = self.upstreams.get_mut(key) else { return };
+        if !kept {
             return self.close_upstream(key);
         }
         upstream.state = UpstreamState::Idle;
-        let timeout_ms = self.cx.pools.settings(place.group()).keepalive.idle_timeout_ms;
-        let due_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        let due_ms = self.cx.clock.now_ms + u64::from(keepalive.idle_timeout_ms);
         self.cx.arm(&mut upstream.socket, Owner::Upstream(key), due_ms);
     }
 
@@ -305,4 +323,29 @@ impl Worker {
         let reason = exchange.reason.map(|reason| reason.to_string());
         log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);
     }
+}
+
+/// Gives an exchange a kept connection. False when that is already over; then it is closed.
+fn reuse(
+    (idle, place): (Key<Upstream>, Place),
+    upstreams: &mut Slab<Upstream>,
+    key: Key<Exchange>,
+    exchange: &mut Exchange,
+    cx: &mut Ctx,
+) -> bool {
+    let Some(upstream) = upstreams.get_mut(idle) else { return false };
+    // A request that must not be sent twice is not risked on a connection that is already over. Asking costs a
+    // call; the others are simply sent again.
+    if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
+        upstream::close(upstreams, idle, cx);
+        return false;
+    }
+    upstream.state = UpstreamState::Exchange(key);
+    upstream.reused = true;
+    exchange.place = Some(place);
+    exchange.gone_server = None;
+    exchange.upstream = Some(idle);
+    exchange.times.connected_us = cx.clock.now_us;
+    cx.pools.began(place);
+    true
 }

@@ -24,11 +24,8 @@ impl Exchange {
             // From here on a server may see it: a successor must not run it again.
             client.publish(Phase::Committed, cx);
         }
-        let worker_pid = self
-            .group
-            .and_then(|group| self.site.snapshot.groups.get(usize::from(group)))
-            .filter(|group| group.worker_header)
-            .map(|_| cx.pid);
+        let group = self.group.and_then(|group| self.site.snapshot.groups.get(usize::from(group)));
+        let worker_pid = group.filter(|group| group.worker_header).map(|_| cx.pid);
         let peer = client.peer.map(|addr| addr.ip().to_canonical());
         let trusted = peer.is_some_and(|ip| self.site.snapshot.trusted_proxies.iter().any(|net| net.contains(ip)));
         let context = RequestContext {
@@ -39,6 +36,11 @@ impl Exchange {
             default_host: self.site.listener_names[usize::from(client.listener)].as_bytes(),
         };
         cx.out.clear();
+        if upstream.socket.bytes_out == 0
+            && let Some(version) = group.and_then(|group| group.send_proxy)
+        {
+            client.write_proxy_header(version, &mut cx.out);
+        }
         let bytes = client.input_from(self.head.0, &cx.arena);
         rewrite::request(&mut cx.out, &bytes[..self.head.1 - self.head.0], &cx.request, &context);
         let body = client.input_from(self.body_at, &cx.arena);

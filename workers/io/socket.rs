@@ -4,6 +4,7 @@
 //! only place that touches it: a lost wake-up can only come from here. It knows no protocol.
 
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mio::event::Event;
@@ -135,6 +136,37 @@ impl Socket {
         }
     }
 
+    /// Reads into `buffer`, which must not be empty, what the next read will bring again.
+    pub fn peek(&mut self, buffer: &mut [u8]) -> Io {
+        if !self.readable {
+            return Io::Blocked;
+        }
+        loop {
+            return match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK) {
+                Ok((_, 0)) => Io::Eof,
+                Ok((_, n)) => Io::Moved(n),
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    Io::Blocked
+                }
+                Err(Errno::INTR) => continue,
+                Err(errno) => Io::Broken(errno),
+            };
+        }
+    }
+
+    /// What was peeked at is not enough: more raises a new edge, though nothing was taken. To be called before the
+    /// next wait for events.
+    pub fn await_more(&mut self) {
+        self.readable = false;
+    }
+
+    /// The address that its peer is connected to; `None` when it has none, or on a Unix socket.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        rustix::net::getsockname(&self.fd).ok().and_then(|address| SocketAddr::try_from(address).ok())
+    }
+
     /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any.
     #[must_use]
     pub fn has_input(&mut self) -> bool {
@@ -196,6 +228,17 @@ impl Socket {
                 Err(errno) => Io::Broken(errno),
             };
         }
+    }
+
+    /// Takes the socket for drained although that is not certain. The caller looks again later, with
+    /// [`Socket::look_again`].
+    pub fn presume_drained(&mut self) {
+        self.readable = self.read_closed;
+    }
+
+    /// A read may bring something after all.
+    pub fn look_again(&mut self) {
+        self.readable = true;
     }
 
     /// Moves at most `most` bytes, all of which the pipe holds, into the socket.
@@ -300,6 +343,25 @@ mod tests {
         let mut buffer = [0; 8];
         assert_eq!(b.recv(&mut buffer), Io::Moved(1));
         assert_eq!(b.recv(&mut buffer), Io::Eof);
+    }
+
+    #[test]
+    fn what_is_peeked_at_stays() {
+        let (mut a, mut b) = pair();
+        let mut buffer = [0; 8];
+        assert_eq!(b.peek(&mut buffer), Io::Blocked);
+        b.readable = true;
+        assert_eq!(a.send(b"hel", b""), Io::Moved(3));
+        assert_eq!(a.send(b"lo", b""), Io::Moved(2));
+        assert_eq!((b.peek(&mut buffer), &buffer[..5]), (Io::Moved(5), b"hello".as_slice()));
+        b.await_more();
+        assert_eq!(b.peek(&mut buffer), Io::Blocked);
+        b.readable = true;
+        assert_eq!((b.recv(&mut buffer), b.bytes_in), (Io::Moved(5), 5));
+        a.shutdown_write();
+        (b.read_closed, b.readable) = (true, true);
+        assert_eq!(b.peek(&mut buffer), Io::Eof);
+        assert_eq!(a.local_addr(), None);
     }
 
     #[test]

@@ -21,11 +21,18 @@ pub struct Flow {
     pub pipe: Option<(Pipe, usize)>,
     /// Bytes moved.
     pub moved: u64,
+    /// The sender was taken for drained after a short splice, which is not certain: it is looked at again soon.
+    pub presumed: bool,
     /// The sender has sent its last byte.
     ended: bool,
     /// The receiver has been told so.
     passed_on: bool,
 }
+
+/// A splice that brought fewer bytes has most probably drained the socket. It has not when the pipe ran out of
+/// segments first: when so few bytes came in more pieces than a pipe has segments (64), each of them tiny. Asking
+/// the socket each time would cost a third system call for every small message.
+const SMALL_BYTES: usize = 4096;
 
 /// What moving one direction came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +87,10 @@ impl Flow {
                 Io::Moved(n) => {
                     budget = budget.saturating_sub(n);
                     self.pipe = Some((pipe, n));
+                    if n < SMALL_BYTES && from.is_readable() {
+                        from.presume_drained();
+                        self.presumed = true;
+                    }
                 }
                 Io::Blocked => {
                     put_back(pipe, cx);

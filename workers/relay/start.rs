@@ -12,7 +12,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::Owner;
 use crate::exchange::carry::source_of;
 use crate::exchange::{MAX_TRIES, Reason};
-use crate::io::socket::Socket;
+use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
 use crate::room::{self, is_shortage};
@@ -27,6 +27,7 @@ impl Relay {
             pool: None,
             place: None,
             gone_server: None,
+            send_proxy: None,
             tried: Vec::new(),
             connect_ms: 0,
             tunnel_ms,
@@ -37,6 +38,8 @@ impl Relay {
             phase: Phase::Open,
             began_us: now_us,
             connected_us: now_us,
+            queued: false,
+            look_again: false,
             tcp: false,
         }
     }
@@ -128,6 +131,7 @@ impl Worker {
             state: UpstreamState::Relay(key),
             connecting: false,
             reused: false,
+            private: false,
             partial: Vec::new(),
         };
         let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
@@ -158,6 +162,7 @@ impl Worker {
             let Some(place) = self.cx.pools.pick(pool, source, now_ms, &relay.tried) else { break };
             relay.place = Some(place);
             relay.gone_server = None;
+            relay.send_proxy = self.cx.pools.settings(pool).send_proxy;
             let connecting = match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => connecting,
                 // None of the server's doing.
@@ -185,6 +190,7 @@ impl Worker {
                 state: UpstreamState::Relay(key),
                 connecting: !connecting.done,
                 reused: false,
+                private: relay.send_proxy.is_some(),
                 partial: Vec::new(),
             };
             let connect_ms = relay.connect_ms;
@@ -206,6 +212,9 @@ impl Worker {
     }
 
     fn relay_connected(&mut self, key: Key<Relay>) {
+        if !self.introduce_client(key) {
+            return self.relay_connect_failed(key);
+        }
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
         if let Some(place) = relay.place {
@@ -216,6 +225,19 @@ impl Worker {
             upstream.socket.deadline.due_ms = u64::MAX;
         }
         self.cx.to_hand_over.push(key);
+    }
+
+    /// Writes the PROXY header to a server that wants one, before anything else moves and before the master gets a
+    /// copy of the connection. False when the connection does not take it.
+    fn introduce_client(&mut self, key: Key<Relay>) -> bool {
+        let Some(relay) = self.relays.get(key) else { return true };
+        let Some(client) = self.clients.get(relay.client) else { return true };
+        let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return true };
+        let Some(version) = relay.send_proxy else { return true };
+        self.cx.out.clear();
+        client.write_proxy_header(version, &mut self.cx.out);
+        // Far less than the kernel holds for a connection on which nothing has been sent.
+        upstream.socket.send(&self.cx.out, &[]) == Io::Moved(self.cx.out.len())
     }
 
     /// The connection to the server failed or took too long: the next one.

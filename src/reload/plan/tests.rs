@@ -66,6 +66,7 @@ impl Small {
                 keepalive: KeepAlive { idle_per_server: 1, idle_timeout_ms: 1, max_per_server: None },
                 health: Health { failures: 0, eject_ms: 1, eject_max_ms: 1 },
                 worker_header: false,
+                send_proxy: None,
                 removed: false,
             })
             .collect();
@@ -84,6 +85,7 @@ impl Small {
                     backlog: 1,
                     timeouts,
                     removed: false,
+                    proxy_protocol: ProxyProtocol::default(),
                 })
                 .collect(),
             routes: Vec::new(),

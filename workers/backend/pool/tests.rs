@@ -33,6 +33,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         keepalive: KeepAlive { idle_per_server, idle_timeout_ms: 1, max_per_server: None },
         health: Health { failures: 1, eject_ms: 1000, eject_max_ms: 1000 },
         worker_header: false,
+        send_proxy: None,
         removed: false,
     };
     let limits = Limits {
