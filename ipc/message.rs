@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::origin::Origin;
-use crate::snapshot::{GroupId, ListenerId};
+use crate::snapshot::ListenerId;
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
 pub const VERSION: u16 = 2;
@@ -36,6 +36,12 @@ pub enum ToWorker {
     Pass(Vec<Passed>),
     /// Write the access log to this descriptor from now on.
     OpenLog,
+    /// Work by another configuration from now on. Descriptors: the sealed snapshot, then the access log's file when
+    /// the snapshot wants one.
+    Reload {
+        /// The snapshot's [`crate::snapshot::Snapshot::generation`].
+        generation: u64,
+    },
     /// Close the connections that have been idle longest: somebody waits who cannot be accepted.
     GiveWay {
         /// So many of them.
@@ -58,6 +64,11 @@ pub enum ToWorker {
 pub enum ToMaster {
     /// The worker has its configuration and takes connections.
     Ready,
+    /// The worker works by the configuration of this generation. All it said before was under an earlier one.
+    Reloaded {
+        /// As in [`ToWorker::Reload`].
+        generation: u64,
+    },
     /// These connections are over: deregistered, shut down and closed here. The master drops its copies.
     Finished(Vec<u32>),
     /// These connections were let go of without being ended: another worker is to serve them. For relays the
@@ -87,17 +98,9 @@ pub struct GivenBack {
 pub struct Relaying {
     /// The client's connection.
     pub id: u32,
-    /// The server it is relayed to.
-    pub server: Option<ServerRef>,
-}
-
-/// A server, by its place in the snapshot both sides have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerRef {
-    /// Its group.
-    pub group: GroupId,
-    /// Its place there.
-    pub server: u16,
+    /// The server it is relayed to, by its [`crate::snapshot::Server::number`]: that holds whichever configuration
+    /// either side works by at the moment.
+    pub server: Option<u64>,
 }
 
 /// How the shared region of one worker is laid out; both sides derive every offset from it.
@@ -140,8 +143,8 @@ pub enum Task {
     /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, and
     /// the reading end of a pipe for each direction in which bytes were under way, to the server first.
     Relay {
-        /// The server, if it is still configured.
-        server: Option<ServerRef>,
+        /// The server's number, if it is known.
+        server: Option<u64>,
         /// A pipe with bytes for the server comes with it.
         to_server: bool,
         /// A pipe with bytes for the client comes with it.

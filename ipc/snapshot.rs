@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 /// One complete, checked configuration. Immutable once made; a reload makes a new one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
+    /// Which configuration of this master it is: 1 at the start, one more with each reload.
+    pub generation: u64,
     /// How many workers to run, 1 to 1024. `auto` has been resolved.
     pub workers: u16,
     /// How the master chooses the worker for a new connection.
@@ -32,11 +34,14 @@ pub struct Snapshot {
     pub trusted_proxies: Vec<Network>,
     /// How long a graceful stop waits for requests in progress.
     pub shutdown_timeout_ms: u32,
+    /// What a reload does with relays whose listener or group it takes out.
+    pub on_removal: OnRemoval,
     /// A worker whose loop has not turned for so long is killed and replaced.
     pub worker_timeout_ms: u32,
 }
 
-/// Index into [`Snapshot::listeners`].
+/// Index into [`Snapshot::listeners`]. A listener keeps it through all reloads, and no other gets it while a
+/// connection that was accepted there is left.
 pub type ListenerId = u16;
 /// Index into [`Snapshot::groups`].
 pub type GroupId = u16;
@@ -48,6 +53,15 @@ pub enum Dispatch {
     LeastConnections,
     /// Each worker in turn.
     RoundRobin,
+}
+
+/// What becomes of TCP relays and tunnels when a reload takes out their listener or their group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnRemoval {
+    /// They go on to their own end.
+    Keep,
+    /// Both connections are reset.
+    Cut,
 }
 
 /// A socket address, of either family we speak.
@@ -117,6 +131,9 @@ pub struct Listener {
     pub backlog: u32,
     /// The effective time limits here, global ones and defaults merged in.
     pub timeouts: Timeouts,
+    /// No longer configured: nothing is accepted there any more. What it was is kept for the connections that are
+    /// left; an HTTP connection ends with its next response.
+    pub removed: bool,
     /// From whom connections begin with a PROXY header.
     pub proxy_protocol: ProxyProtocol,
 }
@@ -274,6 +291,8 @@ pub struct Group {
     pub health: Health,
     /// Adds `X-Pointsman-Worker: <pid>` to requests, to see which worker served one.
     pub worker_header: bool,
+    /// No longer configured: kept for connections of a removed listener.
+    pub removed: bool,
     /// Begins each connection to a server with a PROXY header; it then serves one client's connection only.
     pub send_proxy: Option<ProxyVersion>,
 }
@@ -281,6 +300,8 @@ pub struct Group {
 /// One server of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
+    /// The same through all reloads for the same address in a group of the same name, and never another's.
+    pub number: u64,
     /// As written in the configuration, for logs.
     pub name: String,
     /// Where to connect.
@@ -359,11 +380,20 @@ pub enum LogFormat {
     Json,
 }
 
+/// Room for body bytes behind the longest head, in bytes.
+const BODY_ROOM: u32 = 16 * 1024;
+
 impl Snapshot {
     /// The smallest head buffer that holds any allowed head and still leaves room for body bytes.
     #[must_use]
     pub fn slot_bytes(&self) -> u32 {
-        (self.limits.head_bytes + 16 * 1024).next_multiple_of(4096)
+        (self.limits.head_bytes + BODY_ROOM).next_multiple_of(4096)
+    }
+
+    /// The longest head that buffers of `slot_bytes` have that room for.
+    #[must_use]
+    pub fn head_bytes_within(slot_bytes: u32) -> u32 {
+        slot_bytes.saturating_sub(BODY_ROOM)
     }
 }
 

@@ -21,11 +21,12 @@ Examples:
   master --config /etc/pointsman/pointsman.toml the whole configuration from a file
   master check --config new.toml                say everything that is wrong with a file
   master dump --config new.toml                 the same configuration with every default filled in
+  master reload                                 have the running master read its configuration again
 
 Signals to the master:
   TERM, INT  stop now                           TTIN  one worker more
   QUIT       finish requests, then stop         TTOU  one worker fewer
-  USR1       open log files anew
+  HUP        read the configuration again       USR1  open log files anew
 
 Exit status: 0 fine, 1 failed at run time, 2 wrong usage or configuration.
 The log goes to standard error; RUST_LOG sets its level too.";
@@ -86,6 +87,11 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Have the running master read its configuration again; exit status 0, 2 when the configuration is refused
+    /// (the former one stays in force then), 1 when there is no master or a worker does not follow
+    Reload(Which),
+    /// Show the running master and its workers
+    Status(Which),
     /// One worker; started by the master only.
     #[command(hide = true)]
     Worker {
@@ -95,6 +101,22 @@ pub enum Command {
     /// The demo backends; started by the master only.
     #[command(hide = true)]
     Demo,
+}
+
+/// The running master that is meant.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The one that runs with this configuration file [default: the only one there is]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The one behind this control socket
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
+    /// Wait so long for the answer, in seconds
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
 }
 
 impl Arguments {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use ipc::message::{MAX_CARRIED_BYTES, Passed, ServerRef, Task};
+use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
 
@@ -52,7 +52,7 @@ pub struct Relay<F = OwnedFd> {
     /// The connection to the server.
     pub server_fd: F,
     /// Which server that is.
-    pub server: Option<ServerRef>,
+    pub server: Option<u64>,
     /// Reading ends of the pipes that a dead worker left bytes in, by direction: to the server, to the client.
     pub pipes: [Option<F>; 2],
 }
@@ -147,7 +147,20 @@ impl<F> Table<F> {
 
     /// How many more connections fit.
     pub fn room(&self) -> u32 {
-        self.capacity - self.live
+        self.capacity.saturating_sub(self.live)
+    }
+
+    /// Holds at most `capacity` from now on, fewer than it holds now perhaps. Never more than it was made for.
+    pub fn set_capacity(&mut self, capacity: u32) {
+        self.capacity = capacity;
+    }
+
+    /// Every connection held.
+    pub fn connections(&self) -> impl Iterator<Item = &Connection<F>> {
+        self.places.iter().filter_map(|place| match place {
+            Place::Free => None,
+            Place::Queued(connection) | Place::Passed(connection) => Some(connection),
+        })
     }
 
     /// How many are held.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ipc::snapshot::{Address, Listener, ListenerId, Mode};
 use rustix::io::Errno;
@@ -20,15 +21,28 @@ pub struct Socket {
     pub address: Address,
     /// Connections may be waiting: set by the loop, cleared when the queue was found empty.
     pub ready: bool,
+    /// It is no longer configured: closed when its queue is empty, then at the latest.
+    pub leaving: Option<Instant>,
     _file: Option<SocketFile>,
 }
 
-/// A socket in the file system, identified by its inode.
+/// A socket in the file system, identified by its inode; removed when dropped, unless another has taken its place.
 #[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+impl SocketFile {
+    /// The one now at `path`.
+    ///
+    /// # Errors
+    /// When there is nothing, or it cannot be looked at.
+    pub fn at(path: &Path) -> Result<SocketFile, Errno> {
+        let stat = rustix::fs::lstat(path)?;
+        Ok(SocketFile { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino })
+    }
 }
 
 impl Drop for SocketFile {
@@ -46,6 +60,37 @@ impl Drop for SocketFile {
 /// # Errors
 /// What went wrong, in words for the operator, the address included.
 pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Result<Socket, String> {
+    bind_beside(id, listener, permissions, &[])
+}
+
+/// As [`bind`], where `leaving` are listeners that this one follows: the wildcard address of one does not keep out
+/// a single address of the other, nor the other way round, although both listen for a moment.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_beside(
+    id: ListenerId,
+    listener: &Listener,
+    permissions: Option<u32>,
+    leaving: &[&Socket],
+) -> Result<Socket, String> {
+    let port = |address: &Address| match address {
+        Address::Inet(address) => Some(address.port()).filter(|&port| port != 0),
+        Address::Unix(_) => None,
+    };
+    let wanted = port(&listener.bind);
+    let beside: Vec<&&Socket> =
+        leaving.iter().filter(|former| wanted.is_some() && port(&former.address) == wanted).collect();
+    // Both must allow it. Afterwards neither does, so that no other process can join them.
+    let share = |share| beside.iter().try_for_each(|former| sockopt::set_socket_reuseport(former, share));
+    let failed = |errno: Errno| format!("cannot listen on {}: {}", listener.bind, io::Error::from(errno));
+    share(true).map_err(failed)?;
+    let bound = bind_alone(id, listener, permissions, !beside.is_empty());
+    share(false).map_err(failed)?;
+    bound
+}
+
+fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, share: bool) -> Result<Socket, String> {
     let failed = |errno: Errno| format!("cannot listen on {}: {}", listener.bind, explain(&listener.bind, errno));
     match &listener.bind {
         Address::Inet(address) => {
@@ -53,6 +98,7 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             let fd = socket(family).map_err(failed)?;
             let bound = (|| {
                 sockopt::set_socket_reuseaddr(&fd, true)?;
+                sockopt::set_socket_reuseport(&fd, share)?;
                 if address.is_ipv6() {
                     // `[::]` and `0.0.0.0` are two addresses, whatever net.ipv6.bindv6only says.
                     sockopt::set_ipv6_v6only(&fd, true)?;
@@ -63,11 +109,20 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
                 sockopt::set_socket_oobinline(&fd, true)?;
                 rustix::net::bind(&fd, address)?;
                 rustix::net::listen(&fd, backlog(listener))?;
+                sockopt::set_socket_reuseport(&fd, false)?;
                 rustix::net::getsockname(&fd)
             })()
             .map_err(failed)?;
             let address = std::net::SocketAddr::try_from(bound).map_err(failed)?;
-            Ok(Socket { fd, id, mode: listener.mode, address: Address::Inet(address), ready: true, _file: None })
+            Ok(Socket {
+                fd,
+                id,
+                mode: listener.mode,
+                address: Address::Inet(address),
+                ready: true,
+                leaving: None,
+                _file: None,
+            })
         }
         Address::Unix(path) => {
             let name = SocketAddrUnix::new(path).map_err(failed)?;
@@ -75,8 +130,7 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             let fd = socket(AddressFamily::UNIX).map_err(failed)?;
             let bound = (|| {
                 rustix::net::bind(&fd, &name)?;
-                let stat = rustix::fs::lstat(path)?;
-                let file = SocketFile { path: path.clone(), device: stat.st_dev, inode: stat.st_ino };
+                let file = SocketFile::at(path)?;
                 if let Some(bits) = permissions {
                     rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(bits))?;
                 }
@@ -85,7 +139,34 @@ pub fn bind(id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Re
             })()
             .map_err(failed)?;
             let address = listener.bind.clone();
-            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, _file: Some(bound) })
+            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, _file: Some(bound) })
+        }
+    }
+}
+
+impl Socket {
+    /// Goes on as `listener`, `id`: with its queue's length and its file's `permissions`.
+    ///
+    /// # Errors
+    /// What could not be changed; it listens all the same.
+    pub fn adopt(&mut self, id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Result<(), String> {
+        (self.id, self.mode, self.leaving) = (id, listener.mode, None);
+        let failed = |errno: Errno| format!("{}: {}", self.address, io::Error::from(errno));
+        rustix::net::listen(&self.fd, backlog(listener)).map_err(failed)?;
+        if let (Address::Unix(path), Some(bits)) = (&self.address, permissions) {
+            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(bits)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Is to be closed once its queue is empty, at `deadline` at the latest. The kernel puts hardly anyone into the
+    /// queue any more.
+    pub fn leave(&mut self, deadline: Instant) {
+        if self.leaving.is_none() {
+            self.leaving = Some(deadline);
+            self.ready = true;
+            // A queue of length 0 takes one connection at a time; it cannot be closed for new ones alone.
+            let _ = rustix::net::listen(&self.fd, 0);
         }
     }
 }
@@ -159,7 +240,8 @@ mod tests {
             server_ms: 1,
             tunnel_ms: 1,
         };
-        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, proxy_protocol: ProxyProtocol::default() }
+        let proxy_protocol = ProxyProtocol::default();
+        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, proxy_protocol, removed: false }
     }
 
     struct Scratch(PathBuf);

@@ -3,13 +3,16 @@
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use ipc::control::Request;
 
 mod accept;
 mod banner;
 mod cli;
 mod config;
+mod control;
 mod demo;
 mod dispatch;
 mod keeper;
@@ -19,6 +22,7 @@ mod master;
 mod moderate;
 mod pipes;
 mod privilege;
+mod reload;
 mod salvage;
 mod signals;
 mod supervise;
@@ -42,6 +46,11 @@ fn main() -> ExitCode {
             check(config.as_deref().or(arguments.config.as_deref()), &arguments)
         }
         Some(cli::Command::Dump { ref config }) => dump(config.as_deref().or(arguments.config.as_deref()), &arguments),
+        Some(cli::Command::Reload(ref which)) => {
+            let color = rustix::termios::isatty(rustix::stdio::stderr());
+            ask(which, &arguments, &Request::Reload { color })
+        }
+        Some(cli::Command::Status(ref which)) => ask(which, &arguments, &Request::Status),
         None => run(&arguments),
     }
 }
@@ -88,6 +97,15 @@ fn demo_child() -> ExitCode {
     let _ = rustix::thread::set_name(c"master");
     let served = signals::ignore_in_worker().and_then(|()| take_stdin()).and_then(demo::serve);
     served.map_or_else(|error| fail(format_args!("demo: {error}")), |()| ExitCode::SUCCESS)
+}
+
+/// Asks the running master.
+fn ask(which: &cli::Which, arguments: &cli::Arguments, request: &Request) -> ExitCode {
+    let named = which.config.as_deref().or(arguments.config.as_deref());
+    let config = cli::config_file(named, &arguments.options());
+    let which_one =
+        control::ask::Which { socket: which.control.as_deref(), config: config.as_deref(), named: named.is_some() };
+    control::ask::run(&which_one, request, Duration::from_secs(which.timeout))
 }
 
 fn check(file: Option<&std::path::Path>, arguments: &cli::Arguments) -> ExitCode {
@@ -143,7 +161,9 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     } else {
         None
     };
-    let mut loaded = match config::gather(file.as_deref(), &options) {
+    let recipe = reload::Recipe { file, options, demo: demo.is_some() };
+    let mut names = config::Names::default();
+    let loaded = match recipe.gather(&mut names) {
         Ok(loaded) => loaded,
         Err(errors) => {
             report(&errors);
@@ -151,13 +171,8 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
         }
     };
     report(&loaded.warnings);
-    if demo.is_some() {
-        for group in &mut loaded.snapshot.groups {
-            group.name = "demo".to_owned();
-            group.worker_header = true;
-        }
-    }
-    match master::Master::start(loaded, demo, arguments.log_level.clone()).and_then(master::Master::run) {
+    let level = arguments.log_level.clone();
+    match master::Master::start(loaded, recipe, names, demo, level).and_then(master::Master::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             log::error!("{message}");

@@ -10,37 +10,45 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::message::Layout;
 use ipc::origin::Origin;
-use ipc::snapshot::{LogTarget, Mode, Snapshot};
+use ipc::snapshot::{LogTarget, Snapshot};
 use log::{error, info, warn};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::accept::{self, Accepted, Gate, Reserve};
 use crate::banner;
-use crate::config::Loaded;
+use crate::config::{Control, Loaded, Names};
+use crate::control;
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::keeper::{Addresses, Connection};
 use crate::listen::{self, Socket};
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
+use crate::reload::{Recipe, Reload};
 use crate::signals;
 use crate::supervise::{Equipment, Seat, Worker};
 
 mod lifecycle;
 mod passing;
+mod reconfigure;
 mod shortage;
 
+use reconfigure::{mode_name, permissions, room};
 use shortage::Plea;
 
 const SIGNALS: Token = Token(0);
 const DEMO: Token = Token(1);
-const LISTENERS: usize = 2;
+const READING: Token = Token(2);
+const CONTROL: Token = Token(3);
+const CLIENTS: usize = 4;
+const LISTENERS: usize = CLIENTS + control::CLIENTS;
 const WORKERS: usize = LISTENERS + (1 << 16);
 
 /// Buffers for unanswered requests in one worker's region, at most: they cost address space until used.
@@ -94,9 +102,14 @@ pub struct Master {
     sweep_at: Option<Instant>,
     /// When to ask the workers to show that they move.
     ping_at: Instant,
+    /// The configuration in force. Its snapshot has what is no longer configured and still has connections, too.
     config: Loaded,
-    sealed: OwnedFd,
-    access_log: Option<OwnedFd>,
+    sealed: Rc<OwnedFd>,
+    access_log: Option<Rc<OwnedFd>>,
+    reload: Reload,
+    control: Option<control::Server>,
+    /// The limit of open files.
+    nofile: u64,
     identity: Identity,
     layout: Layout,
     batch: usize,
@@ -111,30 +124,22 @@ impl Master {
     ///
     /// # Errors
     /// What cannot be had, in words for the operator.
-    pub fn start(config: Loaded, demo: Option<Demo>, log_level: Option<String>) -> Result<Master, String> {
+    pub fn start(
+        config: Loaded,
+        recipe: Recipe,
+        names: Names,
+        demo: Option<Demo>,
+        log_level: Option<String>,
+    ) -> Result<Master, String> {
         let snapshot = &config.snapshot;
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
         let sockets = (0..)
             .zip(&snapshot.listeners)
-            .map(|(id, listener)| {
-                let permissions = match &listener.bind {
-                    ipc::snapshot::Address::Unix(path) => config.process.unix_permissions.get(path).copied(),
-                    ipc::snapshot::Address::Inet(_) => None,
-                };
-                listen::bind(id, listener, permissions)
-            })
+            .map(|(id, listener)| listen::bind(id, listener, permissions(&config.process, &listener.bind)))
             .collect::<Result<Vec<Socket>, String>>()?;
-        let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
-        let capacity =
-            privilege::capacity(nofile, snapshot.workers, sockets.len(), snapshot.limits.connections, relays);
-        report_capacity(nofile, capacity.records, snapshot);
-        let layout = Layout {
-            records: capacity.records,
-            // One more than can be in use: moving a request to another slot takes two for a moment.
-            slots: (capacity.records + 1).min(MAX_SLOTS),
-            slot_bytes: snapshot.slot_bytes(),
-        };
+        let (layout, batch) = room(nofile, snapshot, sockets.len());
+        report_capacity(nofile, layout.records, snapshot);
         let internal = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         let poll = Poll::new().map_err(internal("cannot make an epoll instance"))?;
         let mut signals = signals::catch().map_err(internal("cannot catch signals"))?;
@@ -147,6 +152,13 @@ impl Master {
         }
         if let Some(demo) = &demo {
             watch(&poll, demo.pidfd(), DEMO, Interest::READABLE).map_err(registered)?;
+        }
+        let waker = Waker::new(registry, READING).map_err(internal("cannot make an eventfd"))?;
+        let servers = snapshot.groups.iter().map(|group| group.servers.len() as u64).sum();
+        let reload = Reload::new(recipe, names, servers, waker);
+        let control = open_control(&config, &reload)?;
+        if let Some(control) = &control {
+            watch(&poll, control.as_fd(), CONTROL, Interest::READABLE).map_err(registered)?;
         }
         let sealed = ipc::sealed::write(snapshot).map_err(internal("cannot make the workers' configuration"))?;
         let access_log = open_access_log(&snapshot.access_log.to)?;
@@ -170,11 +182,14 @@ impl Master {
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
             sweep_at: None,
             ping_at: now,
-            sealed,
+            sealed: Rc::new(sealed),
             access_log,
+            reload,
+            control,
+            nofile,
             identity,
             layout,
-            batch: capacity.batch,
+            batch,
             log_level,
             demo,
             course: Course::Running,
@@ -183,11 +198,7 @@ impl Master {
         };
         master.reserve.fill();
         for socket in &master.sockets {
-            let mode = match socket.mode {
-                Mode::Http => "http",
-                Mode::Tcp => "tcp",
-            };
-            info!("listening on {} ({mode})", socket.address);
+            info!("listening on {} ({})", socket.address, mode_name(socket.mode));
         }
         Ok(master)
     }
@@ -215,12 +226,17 @@ impl Master {
             for event in &events {
                 self.note(event, now);
             }
+            if let Some(control) = &mut self.control {
+                control.accept(self.poll.registry(), now);
+            }
+            self.take_reading(now);
             self.hear_workers(now);
             self.keep_time(now);
             self.measure(now);
             self.rehome();
             let exhausted = self.accept(now);
             self.plead(exhausted, now);
+            self.close_emptied();
             self.send(now);
             if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
                 std::thread::sleep(hold);
@@ -244,8 +260,17 @@ impl Master {
                     error!("the demo backends have ended ({end}); requests will be answered 502");
                 }
             }
+            // What woke the loop is looked for in each turn.
+            READING => {}
+            CONTROL => {
+                if let Some(control) = &mut self.control {
+                    control.on_ready();
+                }
+            }
+            Token(token) if token < LISTENERS => self.hear_client(token - CLIENTS),
             Token(token) if token < WORKERS => {
-                if let Some(socket) = self.sockets.get_mut(token - LISTENERS) {
+                let id = token - LISTENERS;
+                if let Some(socket) = self.sockets.iter_mut().find(|socket| usize::from(socket.id) == id) {
                     socket.ready = true;
                 }
             }
@@ -270,15 +295,22 @@ impl Master {
         let accepting = self.course == Course::Running && gate.is_none() && self.retry_at.is_none();
         let more = accepting && self.homeless.is_empty() && self.has_room() && self.sockets.iter().any(|s| s.ready);
         let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.readable);
-        if more || unheard {
+        let asked = self.control.as_ref().is_some_and(control::Server::is_ready);
+        if more || unheard || asked {
             return Some(Duration::ZERO);
         }
         let seats = self.seats.iter().filter_map(|seat| match &seat.worker {
             Some(worker) => worker.deadline(),
             None => seat.start_at,
         });
+        let leaving = self.sockets.iter().filter_map(|socket| socket.leaving);
+        let pending = self.reload.pending.as_ref().map(|pending| pending.deadline);
+        let control = self.control.as_ref().and_then(control::Server::deadline);
         let next = seats
             .chain(gate)
+            .chain(leaving)
+            .chain(pending)
+            .chain(control)
             .chain(self.retry_at)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
@@ -309,6 +341,13 @@ impl Master {
             }
         }
         false
+    }
+
+    /// Closes listeners that are no longer configured, once nobody waits there any more.
+    fn close_emptied(&mut self) {
+        if self.sockets.iter().any(|socket| socket.leaving.is_some() && !socket.ready) {
+            self.sockets.retain(|socket| socket.leaving.is_none() || socket.ready);
+        }
     }
 
     /// Accepts up to a burst from one listener.
@@ -359,7 +398,8 @@ impl Master {
     fn equipment(&self) -> Equipment<'_> {
         Equipment {
             snapshot: self.sealed.as_fd(),
-            access_log: self.access_log.as_ref().map(AsFd::as_fd),
+            generation: self.config.snapshot.generation,
+            access_log: self.access_log.as_ref().map(|log| log.as_fd()),
             layout: self.layout,
             identity: self.identity,
             log_level: self.log_level.as_deref(),
@@ -405,18 +445,36 @@ fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
     let _ = poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
 }
 
-fn open_access_log(target: &LogTarget) -> Result<Option<OwnedFd>, String> {
+/// The control socket. One that the configuration asks for must be had; without the usual one the master runs too.
+fn open_control(config: &Loaded, reload: &Reload) -> Result<Option<control::Server>, String> {
+    let name = reload.recipe().name();
+    match &config.process.control {
+        Control::Off => Ok(None),
+        Control::At(path) => control::Server::open(path, name, CLIENTS).map(Some),
+        Control::Derived => {
+            let directory = control::place::directory();
+            let opened = control::place::make_directory(&directory).and_then(|()| {
+                control::place::tidy(&directory);
+                let path = directory.join(control::place::name(reload.recipe().file.as_deref()));
+                control::Server::open(&path, name, CLIENTS)
+            });
+            Ok(opened.map_err(|why| warn!("{why}; `master reload` will not find this master, SIGHUP reloads it")).ok())
+        }
+    }
+}
+
+fn open_access_log(target: &LogTarget) -> Result<Option<Rc<OwnedFd>>, String> {
     match target {
         LogTarget::Off => Ok(None),
         LogTarget::Stdout => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
-            .map(Some)
+            .map(|fd| Some(Rc::new(fd)))
             .map_err(|errno| format!("cannot use standard output for the access log: {}", io::Error::from(errno))),
         LogTarget::File(path) => OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o640)
             .open(path)
-            .map(|file| Some(file.into()))
+            .map(|file| Some(Rc::new(file.into())))
             .map_err(|error| format!("cannot open the access log {}: {error}", path.display())),
     }
 }

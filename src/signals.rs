@@ -18,7 +18,9 @@ pub enum Request {
     MoreWorkers,
     /// TTOU: one worker fewer.
     FewerWorkers,
-    /// HUP, USR2: caught, so that they do not kill; not supported.
+    /// HUP: read the configuration again.
+    Reload,
+    /// USR2: caught, so that it does not kill; not supported.
     Unsupported(&'static str),
 }
 
@@ -44,7 +46,7 @@ fn request(signal: i32) -> Option<Request> {
         SIGUSR1 => Request::ReopenLogs,
         SIGTTIN => Request::MoreWorkers,
         SIGTTOU => Request::FewerWorkers,
-        SIGHUP => Request::Unsupported("SIGHUP (reload)"),
+        SIGHUP => Request::Reload,
         SIGUSR2 => Request::Unsupported("SIGUSR2 (upgrade)"),
         _ => return None,
     })

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, SendError};
@@ -49,13 +50,25 @@ pub enum Stage {
     },
 }
 
-/// A log or a drain that a worker must be told of when its channel has room.
+impl Stage {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Starting { .. } => "starting",
+            Stage::Ready => "ready",
+            Stage::Draining { .. } => "draining",
+            Stage::Dying { .. } => "dying",
+        }
+    }
+}
+
+/// A log, a configuration or a drain that a worker must be told of when its channel has room.
 #[derive(Debug)]
 pub struct Errand {
     /// What to say.
     pub message: ToWorker,
-    /// The descriptor that goes with it.
-    pub fd: Option<OwnedFd>,
+    /// The descriptors that go with it.
+    pub fds: Vec<Rc<OwnedFd>>,
     /// Not before every connection queued for the worker has been sent.
     pub after_connections: bool,
 }
@@ -82,6 +95,8 @@ pub struct Worker {
     pub pipes: Pipes,
     /// Where it stands.
     pub stage: Stage,
+    /// The configuration that it is known to go by.
+    pub generation: u64,
     /// When it became ready.
     pub ready_since: Option<Instant>,
     /// Messages that wait for room in the channel; the loop keeps them few.
@@ -95,6 +110,8 @@ pub struct Worker {
 pub struct Equipment<'a> {
     /// The sealed configuration.
     pub snapshot: BorrowedFd<'a>,
+    /// Which one that is.
+    pub generation: u64,
     /// Where the access log goes, when there is one.
     pub access_log: Option<BorrowedFd<'a>>,
     /// Its shared region's layout.
@@ -146,6 +163,7 @@ impl Worker {
             watch: Watch::new(now),
             pipes: Pipes::default(),
             stage: Stage::Starting { deadline: now + READY_TIMEOUT },
+            generation: equipment.generation,
             ready_since: None,
             errands: Vec::new(),
             readable: true,

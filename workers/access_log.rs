@@ -129,6 +129,11 @@ impl AccessLog {
         self.forget(written);
     }
 
+    /// Lines look so from now on.
+    pub fn set_format(&mut self, format: LogFormat) {
+        self.format = format;
+    }
+
     /// Writes to `fd` from now on. What the former one has room for is written there first.
     pub fn replace(&mut self, fd: OwnedFd, now_ms: u64) {
         self.flush(now_ms);

@@ -41,12 +41,15 @@ pub struct Site {
     pub router: Router,
     /// Each listener's address, for requests that name no host.
     pub listener_names: Vec<String>,
+    /// Bounds of heads.
+    pub head_limits: HeadLimits,
 }
 
 impl Site {
-    /// Compiles a snapshot.
+    /// Compiles a snapshot, for a worker whose buffers have `slot_bytes` each: longer heads than these were made for
+    /// cannot be allowed.
     #[must_use]
-    pub fn new(snapshot: Snapshot) -> Site {
+    pub fn new(snapshot: Snapshot, slot_bytes: u32) -> Site {
         let name = |bind: &Address| match bind {
             Address::Inet(addr) => addr.to_string(),
             Address::Unix(_) => "localhost".to_owned(),
@@ -54,6 +57,10 @@ impl Site {
         Site {
             router: Router::new(&snapshot.routes),
             listener_names: snapshot.listeners.iter().map(|listener| name(&listener.bind)).collect(),
+            head_limits: HeadLimits {
+                bytes: snapshot.limits.head_bytes.min(Snapshot::head_bytes_within(slot_bytes)) as usize,
+                fields: usize::from(snapshot.limits.head_fields),
+            },
             snapshot,
         }
     }
@@ -120,10 +127,12 @@ pub struct Ctx {
     pub index: u16,
     /// Its process id.
     pub pid: u32,
+    /// What its random choices begin with.
+    pub seed: u64,
+    /// How long its buffers for requests are.
+    pub slot_bytes: u32,
     /// The present configuration.
     pub site: Rc<Site>,
-    /// Bounds of heads under it.
-    pub head_limits: HeadLimits,
     /// Server choice and kept connections, by group.
     pub pools: Pools,
     /// Counters and connection records shared with the master.
@@ -168,6 +177,8 @@ pub struct Ctx {
     pub finished_since_ms: u64,
     /// Relays whose server's connection the master has not got yet: they begin when it has.
     pub to_hand_over: Vec<Key<Relay>>,
+    /// The configuration that the master has not been told of yet.
+    pub reloaded: Option<u64>,
     /// Whether the worker finishes what it has and takes nothing new.
     pub draining: bool,
     /// Whether what can be served elsewhere is then given back to the master.

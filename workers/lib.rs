@@ -15,6 +15,7 @@ pub mod io;
 pub mod proto;
 pub mod proxy_protocol;
 pub mod relay;
+mod reload;
 pub mod room;
 pub mod route;
 pub mod slab;
@@ -73,14 +74,13 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     }
     let pid = std::process::id();
     let seed = u64::from(pid).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(index);
+    let site = Rc::new(Site::new(snapshot, layout.slot_bytes));
     let cx = Ctx {
         index,
         pid,
-        head_limits: proto::h1::head::HeadLimits {
-            bytes: snapshot.limits.head_bytes as usize,
-            fields: usize::from(snapshot.limits.head_fields),
-        },
-        pools: backend::pool::Pools::new(&snapshot, seed),
+        seed,
+        slot_bytes: layout.slot_bytes,
+        pools: backend::pool::Pools::new(&site, seed),
         control: Control::map(&region, &layout)?,
         arena: Arena::map(&region, &layout)?,
         channel,
@@ -94,10 +94,10 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         response: proto::h1::head::ResponseHead::default(),
         buffers: buffer::Buffers::default(),
         pipes: io::splice::Pipes::default(),
+        log: log_fd.map(|fd| access_log::AccessLog::new(fd, site.snapshot.access_log.format)),
         descriptors: room::Descriptors::new(descriptor_limit()),
         sockets: 0,
         given_way: room::GivenWay::default(),
-        log: log_fd.map(|fd| access_log::AccessLog::new(fd, snapshot.access_log.format)),
         work: VecDeque::new(),
         finished: Vec::new(),
         finished_since_ms: 0,
@@ -105,7 +105,8 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         draining: false,
         giving_back: false,
         given_back: Vec::new(),
-        site: Rc::new(Site::new(snapshot)),
+        reloaded: None,
+        site,
     };
     Worker::new(poll, cx)
 }

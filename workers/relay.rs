@@ -10,13 +10,14 @@
 mod flow;
 mod start;
 
-use ipc::message::{Relaying, ServerRef, ToMaster};
-use ipc::snapshot::Mode;
+use ipc::message::{Relaying, ToMaster};
+use ipc::snapshot::{Mode, ProxyVersion};
 use ipc::state::{Direction, Phase};
 use std::os::fd::AsFd;
 
 use crate::access_log::Entry;
 use crate::backend::Upstream;
+use crate::backend::pool::{Place, PoolId, Remap};
 use crate::client::Client;
 use crate::ctx::{Ctx, Owner, SCRATCH_BYTES, Work};
 use crate::exchange::CLIENT_GONE;
@@ -37,8 +38,14 @@ const HANDED_AT_ONCE: usize = 64;
 pub struct Relay {
     client: Key<Client>,
     upstream: Option<Key<Upstream>>,
+    /// The group whose server it goes to, while that is configured.
+    pool: Option<PoolId>,
     /// The server it goes to, while that is configured.
-    server: Option<ServerRef>,
+    place: Option<Place>,
+    /// That server's name, when it is not configured any more.
+    gone_server: Option<Box<str>>,
+    /// How the server is told of the client.
+    send_proxy: Option<ProxyVersion>,
     tried: Vec<u16>,
     connect_ms: u32,
     tunnel_ms: u32,
@@ -61,6 +68,23 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// The client's connection.
+    pub(crate) fn client(&self) -> Key<Client> {
+        self.client
+    }
+
+    /// The group whose server it goes to, while that is configured.
+    pub(crate) fn pool(&self) -> Option<PoolId> {
+        self.pool
+    }
+
+    /// Finds its server where a new configuration has it.
+    pub(crate) fn relocate(&mut self, remap: &Remap) {
+        remap.tried(self.pool, &mut self.tried);
+        self.pool = self.pool.and_then(|pool| remap.group(pool));
+        (self.place, self.gone_server) = remap.server(self.place, self.gone_server.take());
+    }
+
     /// Makes the client's record say whether a successor could go on.
     fn publish(&mut self, client: &Client, captive: bool, cx: &Ctx) {
         let phase = if self.handed_over && !captive { Phase::Relay } else { Phase::Captive };
@@ -128,7 +152,8 @@ impl Worker {
                 let Some(relay) = self.relays.get(key) else { continue };
                 let upstream = relay.upstream.and_then(|key| self.upstreams.get(key));
                 if let (Some(client), Some(upstream)) = (self.clients.get(relay.client), upstream) {
-                    relaying.push(Relaying { id: client.id, server: relay.server });
+                    let server = relay.place.map(|place| self.cx.pools.server(place).number);
+                    relaying.push(Relaying { id: client.id, server });
                     fds.push(upstream.socket.as_fd());
                 }
             }
@@ -242,8 +267,8 @@ impl Worker {
         relay.to_client.release(&mut self.cx);
         self.log_relay(&relay, reason);
         if let Some(upstream) = relay.upstream {
-            if let Some(ServerRef { group, server }) = relay.server {
-                self.cx.pools.balance(group).ended(server);
+            if let Some(place) = relay.place {
+                self.cx.pools.ended(place);
             }
             if let Some(connection) = self.upstreams.get_mut(upstream) {
                 // The master's copy would keep it open otherwise.
@@ -256,14 +281,11 @@ impl Worker {
 
     fn log_relay(&mut self, relay: &Relay, reason: Option<Reason>) {
         let (true, Some(log)) = (relay.tcp, &mut self.cx.log) else { return };
-        let snapshot = &self.cx.site.snapshot;
-        let server = relay
-            .server
-            .and_then(|server| snapshot.groups.get(usize::from(server.group))?.servers.get(usize::from(server.server)));
+        let server = relay.place.map(|place| self.cx.pools.server(place).name.as_str());
         let reason = reason.map(|reason| reason.to_string());
         let entry = Entry {
             client: self.clients.get(relay.client).and_then(|client| client.peer),
-            backend: server.map(|server| server.name.as_str()),
+            backend: server.or(relay.gone_server.as_deref()),
             bytes_in: relay.to_server.moved,
             bytes_out: relay.to_client.moved,
             connect_us: relay.connected_us.checked_sub(relay.began_us),

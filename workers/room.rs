@@ -137,9 +137,9 @@ impl Worker {
 
     /// Closes up to `wanted` connections to servers, those that have been idle longest; how many were closed.
     fn close_idle_upstreams(&mut self, wanted: usize) -> usize {
-        let groups = &self.cx.site.snapshot.groups;
+        let pools = &self.cx.pools;
         let since = |upstream: &Upstream| {
-            let idle_ms = groups.get(usize::from(upstream.group)).map_or(0, |group| group.keepalive.idle_timeout_ms);
+            let idle_ms = upstream.place.map_or(0, |place| pools.settings(place.group()).keepalive.idle_timeout_ms);
             upstream.socket.deadline.due_ms.saturating_sub(idle_ms.into())
         };
         let idle = self.upstreams.iter().filter(|(_, upstream)| upstream.state == UpstreamState::Idle);

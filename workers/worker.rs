@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
-use ipc::snapshot::Mode;
+use ipc::snapshot::{Mode, OnRemoval};
 use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -176,17 +176,18 @@ impl Worker {
     fn wait(&mut self, events: &mut Events, more: bool) -> io::Result<()> {
         let now_ms = self.cx.clock.now_ms;
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
+        let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let deadlines =
-            [self.cx.timers.next_deadline(), self.look_again_at(), log, report, drain, self.cx.given_way.due_ms()];
+        let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge];
+        let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let timeout = if !self.cx.given_back.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
-            deadlines.into_iter().flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
+            deadlines.flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
         };
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -243,12 +244,16 @@ impl Worker {
                     log.replace(fd, self.cx.clock.now_ms);
                 }
             }
+            ToWorker::Reload { generation } if !fds.is_empty() => {
+                let snapshot = fds.remove(0);
+                self.reload(generation, &snapshot, fds.pop())?;
+            }
             ToWorker::GiveWay { connections } => {
                 self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
             ToWorker::Ping => {}
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
-            ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog => {
+            ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     "a message from the master makes no sense here",
@@ -266,6 +271,7 @@ impl Worker {
             return self.cx.report_finished(passed.id);
         };
         let (mode, to) = (listener.mode, listener.to);
+        let cut = listener.removed && self.cx.site.snapshot.on_removal == OnRemoval::Cut;
         let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
         self.cx.sockets += 1;
@@ -275,6 +281,10 @@ impl Worker {
         }
         client.begin(&passed.origin);
         match (passed.task, mode, to) {
+            (Task::Relay { .. }, _, _) | (_, Mode::Tcp, _) if cut => {
+                client.socket.reset();
+                self.close_client(key);
+            }
             (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
@@ -383,7 +393,7 @@ impl Worker {
         loop {
             if client.input.is_some() {
                 let bytes = client.unanswered(&self.cx.arena);
-                match self.cx.request.parse(bytes, &self.cx.head_limits) {
+                match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => {}
                     Err(error) => {
@@ -527,6 +537,7 @@ impl Worker {
 
     /// Tells the master which connections are finished, in batches.
     pub(crate) fn report(&mut self) {
+        self.acknowledge();
         if self.cx.finished.is_empty() {
             return;
         }

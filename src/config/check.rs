@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipc::snapshot::{
     AccessLog, Address, Dispatch, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat, LogTarget,
-    Mode, Network, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
+    Mode, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
 };
 
 use super::address::{ServerAddress, conflict, first_of};
@@ -17,7 +17,7 @@ use super::suggest::nearest;
 use super::syntax::{self, At, File, Given, ProxySource, Span};
 use super::system::System;
 use super::units::format_duration;
-use super::{Loaded, ProcessSettings, Workers};
+use super::{Control, Loaded, ProcessSettings, Workers};
 
 /// The address listened on when none is configured.
 pub const DEFAULT_BIND: std::net::SocketAddr =
@@ -60,15 +60,20 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
     let mut check = Check { report, system, names };
     let mut process = ProcessSettings { source, ..ProcessSettings::default() };
     check.accounts(&file, &mut process);
+    process.control = check.control(&file);
     let global = merged(DEFAULT_TIMEOUTS, &file.timeouts);
     let routed = !file.routes.is_empty();
     let listeners = check.listeners(&file.listen, routed, &global, &mut process.unix_permissions);
     let routes = check.routes(&file.routes);
     check.usage(&file);
-    let groups = file.groups.iter().map(|group| check.group(group)).collect();
+    let mut groups: Vec<Group> = file.groups.iter().map(|group| check.group(group)).collect();
+    for (server, number) in groups.iter_mut().flat_map(|group| &mut group.servers).zip(0..) {
+        server.number = number;
+    }
     check.networks(&file);
     check.access_log(&file);
     let snapshot = Snapshot {
+        generation: 1,
         workers: match file.workers.unwrap_or(Workers::Auto) {
             Workers::Count(count) => count,
             Workers::Auto => u16::try_from(system.cores()).unwrap_or(u16::MAX).clamp(1, 1024),
@@ -84,6 +89,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
         },
         trusted_proxies: file.trusted_proxies.into_iter().map(|at| at.value).collect(),
         shutdown_timeout_ms: file.shutdown_timeout_ms.unwrap_or(DEFAULT_SHUTDOWN_MS),
+        on_removal: file.on_removal.unwrap_or(OnRemoval::Keep),
         worker_timeout_ms: file.worker_timeout_ms.unwrap_or(DEFAULT_WORKER_TIMEOUT_MS),
     };
     let mut report = check.report;
@@ -146,6 +152,7 @@ impl Check<'_> {
                 to: None,
                 backlog: DEFAULT_BACKLOG,
                 timeouts: *global,
+                removed: false,
                 proxy_protocol: ProxyProtocol::default(),
             }];
         }
@@ -177,6 +184,7 @@ impl Check<'_> {
                 to,
                 backlog: listen.backlog.unwrap_or(DEFAULT_BACKLOG),
                 timeouts: merged(*global, &listen.timeouts),
+                removed: false,
                 proxy_protocol: self.proxy_protocol(bind, &listen.proxy_protocol),
             });
         }
@@ -354,6 +362,7 @@ impl Check<'_> {
                 }
                 places.insert(address.clone(), span);
                 servers.push(Server {
+                    number: 0,
                     name: server.name.clone(),
                     address,
                     weight: server.weight.unwrap_or(1),
@@ -383,6 +392,7 @@ impl Check<'_> {
             },
             health: self.health(&group.health),
             worker_header: group.worker_header.unwrap_or(false),
+            removed: false,
             send_proxy: group.send_proxy.flatten(),
         }
     }
@@ -394,18 +404,22 @@ impl Check<'_> {
             ServerAddress::Name(name) => name,
         };
         let why = match self.system.resolve(name) {
-            Ok(addresses) if !addresses.is_empty() => {
-                return addresses.into_iter().map(|address| (Address::Inet(address), false)).collect();
-            }
-            Ok(_) => "it has no addresses".to_owned(),
+            Ok(addresses) if addresses.is_empty() => "it has no addresses".to_owned(),
+            Ok(addresses) => return addresses.into_iter().map(|address| (Address::Inet(address), false)).collect(),
             Err(error) => error.to_string(),
+        };
+        let former = self.system.former(name);
+        let help = if former.is_empty() {
+            "it is left out; names are resolved when the configuration is read"
+        } else {
+            "the addresses it had before are used"
         };
         self.report.push(
             Diagnostic::warning(format!("the name of the server {} does not resolve: {why}", quoted(name)))
                 .at(server.address.span.clone(), "")
-                .help("it is left out; names are resolved when the configuration is read"),
+                .help(help),
         );
-        Vec::new()
+        former.into_iter().map(|address| (Address::Inet(address), false)).collect()
     }
 
     fn health(&mut self, health: &syntax::Health) -> Health {
@@ -426,6 +440,14 @@ impl Check<'_> {
             eject_ms,
             eject_max_ms: eject_max_ms.unwrap_or(DEFAULT_HEALTH.eject_max_ms.max(eject_ms)),
         }
+    }
+
+    fn control(&mut self, file: &File) -> Control {
+        let Some(At { value: control, span }) = &file.control else { return Control::Derived };
+        if let Control::At(path) = control {
+            self.parent_directory(path, "control socket", span);
+        }
+        control.clone()
     }
 
     fn networks(&mut self, file: &File) {

@@ -5,13 +5,13 @@
 use std::fmt::Write as _;
 
 use ipc::snapshot::{
-    Balance, Dispatch, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, Network, ProxyVersion, Route, Snapshot,
-    TimeoutOverrides, Timeouts,
+    Balance, Dispatch, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, Network, OnRemoval, ProxyVersion, Route,
+    Snapshot, TimeoutOverrides, Timeouts,
 };
 
-use super::ProcessSettings;
 use super::check::{host_text, path_text};
 use super::units::{format_duration, format_size};
+use super::{Control, ProcessSettings};
 
 /// Writes the configuration as TOML.
 #[must_use]
@@ -32,6 +32,18 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
         out.text("group", &group.name);
     }
     out.duration("shutdown_timeout", snapshot.shutdown_timeout_ms);
+    out.text(
+        "on_removal",
+        match snapshot.on_removal {
+            OnRemoval::Keep => "keep",
+            OnRemoval::Cut => "cut",
+        },
+    );
+    match &process.control {
+        Control::Derived => {}
+        Control::Off => out.text("control", "off"),
+        Control::At(path) => out.text("control", &format!("unix:{}", path.display())),
+    }
     out.duration("worker_timeout", snapshot.worker_timeout_ms);
     let proxies = snapshot.trusted_proxies.iter().map(network);
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));

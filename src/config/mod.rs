@@ -31,6 +31,7 @@ use ipc::snapshot::{Mode, Snapshot};
 
 pub use report::Report;
 use report::{Diagnostic, Source, quoted};
+pub use system::Names;
 use system::{System, ThisSystem};
 
 /// A usable configuration.
@@ -53,8 +54,22 @@ pub struct ProcessSettings {
     pub user: Option<OsUser>,
     /// The group that workers run as; `None` = the user's own group, or the master's when there is no user.
     pub group: Option<OsGroup>,
+    /// Where `master reload` and the like find the master.
+    pub control: Control,
     /// Permission bits of Unix listeners, by the socket's path; absent = what the umask leaves.
     pub unix_permissions: BTreeMap<PathBuf, u32>,
+}
+
+/// The master's control socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Control {
+    /// In the runtime directory, under a name made of the configuration's path.
+    #[default]
+    Derived,
+    /// There is none.
+    Off,
+    /// Here.
+    At(PathBuf),
 }
 
 /// A user of the system.
@@ -123,10 +138,17 @@ pub struct Options {
 /// The largest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 16 << 20;
 
+/// Where the control socket is said to be in the file at `path`, as far as that can be read: other errors in it do not
+/// matter.
+#[must_use]
+pub fn control_of(path: &Path) -> Control {
+    read(path).ok().and_then(|text| parse::control_of(&text)).unwrap_or_default()
+}
+
 /// Reads and checks the configuration file at `path`; `workers` stands above what it says.
-fn load(path: &Path, workers: Option<Workers>) -> Result<Loaded, Report> {
+fn load(path: &Path, workers: Option<Workers>, system: &dyn System) -> Result<Loaded, Report> {
     let text = read(path)?;
-    let mut loaded = check_text(&path.display().to_string(), &text, workers, &ThisSystem)?;
+    let mut loaded = check_text(&path.display().to_string(), &text, workers, system)?;
     loaded.process.source = Some(path.to_owned());
     Ok(loaded)
 }
@@ -181,9 +203,25 @@ fn check_text(name: &str, text: &str, workers: Option<Workers>, system: &dyn Sys
 /// Everything that is wrong with it, or why it cannot be read. `--listen`, `--backend` or `--mode` beside a file are
 /// an error, and so is no `--backend` without a file.
 pub fn gather(config: Option<&Path>, options: &Options) -> Result<Loaded, Report> {
-    let Some(path) = config else { return command_line::check_options(options, &ThisSystem) };
+    gather_on(config, options, &ThisSystem)
+}
+
+/// As [`gather`], for a process that does so more than once: a server's name that does not resolve this time stands
+/// for the addresses it had before, and so a name service that is away takes no server out.
+///
+/// # Errors
+/// As [`gather`].
+pub fn gather_again(config: Option<&Path>, options: &Options, names: &mut Names) -> Result<Loaded, Report> {
+    let system = names.begin(&ThisSystem);
+    let loaded = gather_on(config, options, &system)?;
+    *names = system.into_names();
+    Ok(loaded)
+}
+
+fn gather_on(config: Option<&Path>, options: &Options, system: &dyn System) -> Result<Loaded, Report> {
+    let Some(path) = config else { return command_line::check_options(options, system) };
     command_line::only_workers(options)?;
-    load(path, options.workers)
+    load(path, options.workers, system)
 }
 
 /// The effective configuration as TOML, every default filled in. Reads back as the same snapshot.

@@ -6,16 +6,18 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipc::snapshot::{Balance, Dispatch, LogFormat, LogTarget, Mode, ProxyVersion, TimeoutOverrides};
+use ipc::snapshot::{
+    Address, Balance, Dispatch, LogFormat, LogTarget, Mode, OnRemoval, ProxyVersion, TimeoutOverrides,
+};
 use toml::de::{DeTable, DeValue};
 
-use super::Workers;
 use super::address::{parse_bind, parse_host, parse_network, parse_path, parse_server};
 use super::read::{Schema, Section, Value, entries, type_of};
 use super::report::{Diagnostic, Fault, Report, Source, quoted};
 use super::syntax::{
     At, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
 };
+use super::{Control, Workers};
 
 /// Bounds on how much may be configured.
 const LISTENERS_MAX: usize = 1000;
@@ -35,6 +37,8 @@ static TOP: Schema = Schema {
         "user",
         "group",
         "shutdown_timeout",
+        "on_removal",
+        "control",
         "worker_timeout",
         "trusted_proxies",
         "timeouts",
@@ -166,6 +170,9 @@ impl Parser {
         let user = top.string("user", "\"www-data\"", report).at();
         let group = top.string("group", "\"www-data\"", report).at();
         let shutdown_timeout_ms = top.duration("shutdown_timeout", report).value();
+        let on_removal =
+            top.choice("on_removal", &[("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)], report).value();
+        let control = top.parsed("control", "\"unix:/run/pointsman/web.sock\"", report, read_control).at();
         let worker_timeout_ms = top.duration("worker_timeout", report).value();
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
@@ -184,6 +191,8 @@ impl Parser {
             user,
             group,
             shutdown_timeout_ms,
+            on_removal,
+            control,
             worker_timeout_ms,
             trusted_proxies,
             timeouts,
@@ -490,6 +499,24 @@ impl Group {
             send_proxy: None,
         }
     }
+}
+
+fn read_control(text: &str) -> Result<Control, Fault> {
+    if text == "off" {
+        return Ok(Control::Off);
+    }
+    match parse_bind(text) {
+        Ok(Address::Unix(path)) => Ok(Control::At(path)),
+        Ok(Address::Inet(_)) => Err(Fault::new(format!("the control socket cannot be {}", quoted(text)))
+            .help("it is a Unix socket: \"unix:/run/pointsman/web.sock\", or \"off\"")),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// What a file says of the control socket, as far as it can be read, errors elsewhere aside.
+pub fn control_of(text: &str) -> Option<Control> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    read_control(document.get_ref().get("control")?.get_ref().as_str()?).ok()
 }
 
 fn check_name(name: &str) -> Result<(), Fault> {

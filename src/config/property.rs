@@ -14,7 +14,7 @@ use super::check::{host_text, path_text};
 use super::dump;
 use super::tests::read;
 use super::units::DURATION_MAX_MS;
-use super::{OsGroup, OsUser, ProcessSettings};
+use super::{Control, OsGroup, OsUser, ProcessSettings};
 
 const FULL: &str = include_str!("../../examples/full.toml");
 
@@ -63,6 +63,7 @@ fn overrides() -> impl Strategy<Value = TimeoutOverrides> {
 fn server() -> impl Strategy<Value = Server> {
     let name = option::of("[!-~]{1,20}");
     (address(1..=u16::MAX), name, 1..=1000u16, any::<bool>()).prop_map(|(address, name, weight, backup)| Server {
+        number: 0,
         name: name.unwrap_or_else(|| address.to_string()),
         address,
         weight,
@@ -97,7 +98,7 @@ fn group() -> impl Strategy<Value = Group> {
         let (timeouts, tries, keepalive, health, worker_header, send_proxy) = upstream;
         let mut seen = std::collections::HashSet::new();
         servers.retain(|server| seen.insert(server.address.clone()));
-        Group { name, balance, servers, timeouts, tries, keepalive, health, worker_header, send_proxy }
+        Group { name, balance, servers, timeouts, tries, keepalive, health, worker_header, send_proxy, removed: false }
     })
 }
 
@@ -125,7 +126,7 @@ fn listener(groups: usize) -> impl Strategy<Value = Listener> {
             Address::Inet(_) => ProxyProtocol { from, from_unix: false },
             Address::Unix(_) => ProxyProtocol { from: Vec::new(), from_unix },
         };
-        Listener { bind, mode, to, backlog, timeouts, proxy_protocol }
+        Listener { bind, mode, to, backlog, timeouts, proxy_protocol, removed: false }
     })
 }
 
@@ -164,6 +165,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let groups = vec(group(), 1..4).prop_map(|mut groups| {
         let mut seen = std::collections::HashSet::new();
         groups.retain(|group| seen.insert(group.name.clone()));
+        groups.iter_mut().flat_map(|group| &mut group.servers).zip(0..).for_each(|(server, n)| server.number = n);
         groups
     });
     groups.prop_flat_map(|groups| {
@@ -171,9 +173,12 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         let dispatch = prop_oneof![Just(Dispatch::LeastConnections), Just(Dispatch::RoundRobin)];
         let listeners = vec(listener(count), 1..4);
         let routes = vec(route(count), 1..5);
-        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), duration(), duration());
+        let removal = prop_oneof![Just(OnRemoval::Keep), Just(OnRemoval::Cut)];
+        let ends = (duration(), removal, duration());
+        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), ends);
         (Just(groups), listeners, routes, rest).prop_map(|(groups, listeners, mut routes, rest)| {
-            let (workers, dispatch, limits, access_log, trusted_proxies, shutdown_timeout_ms, worker_timeout_ms) = rest;
+            let (workers, dispatch, limits, access_log, trusted_proxies, ends) = rest;
+            let (shutdown_timeout_ms, on_removal, worker_timeout_ms) = ends;
             let mut kept: Vec<Listener> = Vec::new();
             for listener in listeners {
                 if !kept.iter().any(|other| conflict(&other.bind, &listener.bind)) {
@@ -184,6 +189,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             routes.retain(|route| seen.insert((host_text(&route.host), path_text(&route.path))));
             let listeners = kept;
             Snapshot {
+                generation: 1,
                 workers,
                 dispatch,
                 listeners,
@@ -193,6 +199,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 access_log,
                 trusted_proxies,
                 shutdown_timeout_ms,
+                on_removal,
                 worker_timeout_ms,
             }
         })
@@ -211,6 +218,7 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         source: None,
         user: accounts.then(|| OsUser { name: name(), uid: 33, gid: 33 }),
         group: accounts.then(|| OsGroup { name: name(), gid: 33 }),
+        control: if bits.is_multiple_of(2) { Control::Off } else { Control::At("/run/pointsman.sock".into()) },
         unix_permissions,
     }
 }

@@ -205,6 +205,24 @@ impl Report {
         out
     }
 
+    /// Each finding as one line, without its place in a picture: for logs. At most the first hundred.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.diagnostics.iter().take(SHOWN_MAX).map(|diagnostic| {
+            let mut line = String::new();
+            if let (Some(source), Some(at)) = (&self.source, diagnostic.start()) {
+                let before = &source.text.as_bytes()[..at.min(source.text.len())];
+                let number = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+                line = format!("{}:{number}: ", source.name);
+            }
+            line.push_str(&diagnostic.title);
+            for help in &diagnostic.help {
+                line.push_str("; ");
+                line.push_str(&help.replace('\n', " "));
+            }
+            line.chars().map(|c| if c.is_control() { '\u{b7}' } else { c }).collect()
+        })
+    }
+
     /// With a place: title, places and help in one. Without: each a block of its own.
     fn groups<'a>(&'a self, diagnostic: &'a Diagnostic) -> Vec<Group<'a>> {
         let level = match diagnostic.severity {

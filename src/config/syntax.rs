@@ -5,12 +5,12 @@
 use std::ops::Range;
 
 use ipc::snapshot::{
-    Address, Balance, Dispatch, HostMatch, LogFormat, LogTarget, Mode, Network, PathMatch, ProxyVersion,
+    Address, Balance, Dispatch, HostMatch, LogFormat, LogTarget, Mode, Network, OnRemoval, PathMatch, ProxyVersion,
     TimeoutOverrides,
 };
 
-use super::Workers;
 use super::address::ServerAddress;
+use super::{Control, Workers};
 
 /// A byte range of the source.
 pub type Span = Range<usize>;
@@ -66,6 +66,8 @@ pub struct File {
     pub user: Option<At<String>>,
     pub group: Option<At<String>>,
     pub shutdown_timeout_ms: Option<u32>,
+    pub on_removal: Option<OnRemoval>,
+    pub control: Option<At<Control>>,
     pub worker_timeout_ms: Option<u32>,
     pub trusted_proxies: Vec<At<Network>>,
     pub timeouts: Timeouts,

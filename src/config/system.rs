@@ -2,6 +2,8 @@
 //!
 //! Behind a trait so that tests need no network and no particular machine.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
@@ -12,6 +14,11 @@ use super::{OsGroup, OsUser};
 pub trait System {
     /// The addresses behind `host:port`.
     fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>>;
+    /// The addresses that `host:port` had when the configuration was last read; none = not known.
+    fn former(&self, name: &str) -> Vec<SocketAddr> {
+        let _ = name;
+        Vec::new()
+    }
     /// The user of this name, if there is one.
     fn user(&self, name: &str) -> io::Result<Option<OsUser>>;
     /// The group of this name, if there is one.
@@ -46,5 +53,65 @@ impl System for ThisSystem {
 
     fn is_directory(&self, path: &Path) -> bool {
         path.is_dir()
+    }
+}
+
+/// What the names of servers stood for when the configuration was last read: as many as that had.
+#[derive(Debug, Clone, Default)]
+pub struct Names(HashMap<String, Vec<SocketAddr>>);
+
+/// A machine, by someone who has asked it before.
+pub(super) struct Remembering<'n> {
+    system: &'n dyn System,
+    former: &'n HashMap<String, Vec<SocketAddr>>,
+    now: RefCell<HashMap<String, Vec<SocketAddr>>>,
+}
+
+impl Names {
+    pub(super) fn begin<'n>(&'n self, system: &'n dyn System) -> Remembering<'n> {
+        Remembering { system, former: &self.0, now: RefCell::default() }
+    }
+}
+
+impl Remembering<'_> {
+    /// What is to be remembered of it.
+    pub(super) fn into_names(self) -> Names {
+        Names(self.now.into_inner())
+    }
+
+    fn note(&self, name: &str, addresses: &[SocketAddr]) {
+        if !addresses.is_empty() {
+            self.now.borrow_mut().insert(name.to_owned(), addresses.to_vec());
+        }
+    }
+}
+
+impl System for Remembering<'_> {
+    fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        let addresses = self.system.resolve(name)?;
+        self.note(name, &addresses);
+        Ok(addresses)
+    }
+
+    fn former(&self, name: &str) -> Vec<SocketAddr> {
+        let addresses = self.former.get(name).cloned().unwrap_or_default();
+        self.note(name, &addresses);
+        addresses
+    }
+
+    fn user(&self, name: &str) -> io::Result<Option<OsUser>> {
+        self.system.user(name)
+    }
+
+    fn group(&self, name: &str) -> io::Result<Option<OsGroup>> {
+        self.system.group(name)
+    }
+
+    fn cores(&self) -> usize {
+        self.system.cores()
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        self.system.is_directory(path)
     }
 }

@@ -9,7 +9,7 @@ use ipc::snapshot::{Address, Balance, HostMatch, LogTarget, Mode, PathMatch, Pro
 use super::check::DEFAULT_TIMEOUTS;
 use super::command_line::check_options;
 use super::system::System;
-use super::{Loaded, Options, OsGroup, OsUser, Report, Workers, check_text, dump, gather, load};
+use super::{Control, Loaded, Names, Options, OsGroup, OsUser, Report, Workers, check_text, dump, gather, load};
 
 /// A machine with 4 cores, a user and a group `www-data`, the directories `/`, `/run` and `/var/log`, and names
 /// that begin with `one.` and `two.` for that many addresses.
@@ -479,9 +479,9 @@ fn only_workers_stand_above_a_file() {
 #[test]
 fn unreadable_files_say_why() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let missing = load(&root.join("examples/no-such-file.toml"), None).unwrap_err().to_string();
+    let missing = load(&root.join("examples/no-such-file.toml"), None, &TestSystem).unwrap_err().to_string();
     assert!(missing.contains("No such file") && missing.contains("help: check the path"), "{missing}");
-    let directory = load(&root.join("examples"), None).unwrap_err().to_string();
+    let directory = load(&root.join("examples"), None, &TestSystem).unwrap_err().to_string();
     assert!(directory.contains("it is a directory"), "{directory}");
 }
 
@@ -506,6 +506,67 @@ fn control_sequences_do_not_reach_the_terminal() {
 #[test]
 fn byte_order_mark_and_crlf_are_read() {
     good("\u{feff}workers = 2\r\n[[route]]\r\nto = \"web\"\r\n[backends.web]\r\nservers = [\"127.0.0.1:9001\"]\r\n");
+}
+
+#[test]
+fn a_name_that_no_longer_resolves_keeps_the_addresses_it_had() {
+    /// The name service is away.
+    struct Dark;
+    impl System for Dark {
+        fn resolve(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+            Err(io::Error::other("no answer"))
+        }
+        fn user(&self, name: &str) -> io::Result<Option<OsUser>> {
+            TestSystem.user(name)
+        }
+        fn group(&self, name: &str) -> io::Result<Option<OsGroup>> {
+            TestSystem.group(name)
+        }
+        fn cores(&self) -> usize {
+            1
+        }
+        fn is_directory(&self, path: &Path) -> bool {
+            TestSystem.is_directory(path)
+        }
+    }
+    let text = "route = [{ to = \"web\" }]\nbackends.web.servers = [\"two.x:1\", \"127.0.0.1:9\"]\n";
+    let mut names = Names::default();
+    let mut read = |system: &dyn System| {
+        let asked = names.begin(system);
+        let loaded = check_text("t", text, None, &asked).unwrap_or_else(|report| panic!("{report}"));
+        names = asked.into_names();
+        loaded
+    };
+    let before = read(&TestSystem);
+    for _ in 0..2 {
+        let after = read(&Dark);
+        assert_eq!(after.snapshot.groups, before.snapshot.groups);
+        assert!(after.warnings.to_string().contains("the addresses it had before are used"), "{}", after.warnings);
+    }
+}
+
+#[test]
+fn the_control_socket_is_a_path_or_off() {
+    let sound = "route = [{ to = \"web\" }]\nbackends.web.servers = [\"127.0.0.1:9001\"]\n";
+    assert_eq!(good(sound).process.control, Control::Derived);
+    let at = good(&format!("control = \"unix:/run/x.sock\"\n{sound}"));
+    assert_eq!(at.process.control, Control::At("/run/x.sock".into()));
+    assert_dump_reads_back(&at);
+    assert_eq!(good(&format!("control = \"off\"\n{sound}")).process.control, Control::Off);
+    assert!(bad_after_sound("control = \"127.0.0.1:1\"").contains("it is a Unix socket"));
+    assert!(bad_after_sound("control = \"unix:/no/such/x.sock\"").contains("there is no directory"));
+    // It is found in a file that cannot be used.
+    let broken = "control = \"unix:/run/x.sock\"\nworkers = 0\n[[listen\n";
+    assert_eq!(super::parse::control_of(broken), Some(Control::At("/run/x.sock".into())));
+    assert_eq!(super::parse::control_of("workers = 1"), None);
+}
+
+#[test]
+fn a_finding_for_the_log_is_one_line_with_its_place() {
+    let report = read("\nworkers = 0\ndispatch = \"x\\u0007\"\n").unwrap_err();
+    let lines: Vec<String> = report.lines().collect();
+    assert!(lines[0].starts_with("test.toml:2: `workers` is out of bounds; it is a whole number"), "{lines:?}");
+    assert!(lines.iter().all(|line| !line.chars().any(char::is_control)), "{lines:?}");
 }
 
 #[test]

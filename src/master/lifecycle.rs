@@ -2,6 +2,7 @@
 //! Part of the master's loop; owns nothing.
 
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::message::ToWorker;
@@ -110,7 +111,17 @@ impl Master {
             worker.kill(now);
         }
         self.sweep(now);
+        self.check_stuck(now);
+        if let Some(control) = &mut self.control {
+            control.expire(now);
+        }
         self.watch_workers(now);
+        for socket in self.sockets.iter_mut().filter(|socket| socket.leaving.is_some_and(|by| by <= now)) {
+            if socket.ready {
+                warn!("{}: connections that waited there are refused: nobody had room for them", socket.address);
+                socket.ready = false;
+            }
+        }
     }
 
     /// Kills workers that are stuck, and asks the others to show that they are not.
@@ -130,7 +141,7 @@ impl Master {
                 warn!("worker {index} (pid {pid}) has not moved for {seconds} s; killing it");
                 worker.kill(now);
             } else if !worker.errands.iter().any(|errand| errand.message == ToWorker::Ping) {
-                worker.errands.push(Errand { message: ToWorker::Ping, fd: None, after_connections: false });
+                worker.errands.push(Errand { message: ToWorker::Ping, fds: Vec::new(), after_connections: false });
             }
         }
     }
@@ -140,6 +151,7 @@ impl Master {
         match request {
             Request::Stop => self.stop(now),
             Request::Drain => self.drain(now),
+            Request::Reload => self.ask_reload(None),
             Request::ReopenLogs => self.reopen_logs(),
             Request::MoreWorkers => self.more_workers(now),
             Request::FewerWorkers => self.fewer_workers(now),
@@ -209,19 +221,10 @@ impl Master {
             }
         }
         let Some(log) = &self.access_log else { return };
-        for seat in &mut self.seats {
-            let Some(worker) = seat.worker.as_mut() else { continue };
-            match rustix::io::fcntl_dupfd_cloexec(log, 3) {
-                Ok(fd) => {
-                    worker.errands.retain(|errand| errand.message != ToWorker::OpenLog);
-                    let errand = Errand { message: ToWorker::OpenLog, fd: Some(fd), after_connections: false };
-                    worker.errands.push(errand);
-                }
-                Err(errno) => {
-                    let reason = std::io::Error::from(errno);
-                    error!("worker {}: cannot be given the new log file: {reason}", seat.index);
-                }
-            }
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            worker.errands.retain(|errand| errand.message != ToWorker::OpenLog);
+            let message = ToWorker::OpenLog;
+            worker.errands.push(Errand { message, fds: vec![Rc::clone(log)], after_connections: false });
         }
         info!("log files opened anew");
     }
@@ -262,6 +265,20 @@ impl Master {
         info!("one worker fewer: {}", self.wanted());
     }
 
+    /// Has so many workers from now on.
+    pub(super) fn set_workers(&mut self, count: u16, now: Instant) {
+        while self.wanted() < usize::from(count) {
+            let before = self.wanted();
+            self.more_workers(now);
+            if self.wanted() == before {
+                return;
+            }
+        }
+        while self.wanted() > usize::from(count.max(1)) {
+            self.fewer_workers(now);
+        }
+    }
+
     fn wanted(&self) -> usize {
         self.seats.iter().filter(|seat| seat.wanted).count()
     }
@@ -276,7 +293,7 @@ fn drain_worker(worker: &mut Worker, timeout_ms: u32, give_back: bool, now: Inst
             let deadline = now + Duration::from_millis(timeout_ms.into()) + DRAIN_GRACE;
             worker.stage = Stage::Draining { deadline };
             let message = ToWorker::Drain { timeout_ms, give_back };
-            worker.errands.push(Errand { message, fd: None, after_connections: true });
+            worker.errands.push(Errand { message, fds: Vec::new(), after_connections: true });
         }
         Stage::Draining { .. } | Stage::Dying { .. } => {}
     }

@@ -1,6 +1,7 @@
 //! The way of connections between the master and its workers: choosing, sending, hearing that they are over,
 //! and what becomes of them when a worker dies. Part of the master's loop; owns nothing.
 
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
@@ -133,6 +134,9 @@ impl Master {
         }
         if became_ready {
             self.announce();
+        }
+        if self.reload.pending.is_some() {
+            self.check_acknowledged();
         }
     }
 
@@ -321,7 +325,7 @@ fn send_all(worker: &mut Worker, index: u16, batch: usize, now: Instant) -> bool
 fn send_errands(worker: &mut Worker, after_connections: bool) -> Result<(), SendError> {
     while let Some(at) = worker.errands.iter().position(|errand| errand.after_connections == after_connections) {
         let errand = &worker.errands[at];
-        let fds: Vec<_> = errand.fd.iter().map(std::os::fd::AsFd::as_fd).collect();
+        let fds: Vec<_> = errand.fds.iter().map(|fd| fd.as_fd()).collect();
         worker.channel.send(&errand.message, &fds)?;
         worker.errands.remove(at);
     }
@@ -389,6 +393,7 @@ fn hear(
                     info!("worker {index} (pid {}) ready", worker.pid);
                 }
             }
+            Ok(ToMaster::Reloaded { generation }) => worker.generation = generation,
             Ok(ToMaster::Finished(ids)) => {
                 let mut unknown = 0;
                 for id in ids {

@@ -67,7 +67,7 @@ impl Master {
             let asked = worker.errands.iter().any(|errand| matches!(errand.message, ToWorker::GiveWay { .. }));
             if worker.is_ready() && worker.table.live() > 0 && !asked {
                 let message = ToWorker::GiveWay { connections };
-                worker.errands.push(Errand { message, fd: None, after_connections: false });
+                worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
             }
         }
     }

@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod client;
 pub mod h1;
+pub mod load;
 pub mod proxy;
 
 use std::path::{Path, PathBuf};

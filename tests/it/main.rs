@@ -23,6 +23,7 @@ mod memory;
 mod proxy_protocol;
 mod random;
 mod real_clients;
+mod reload;
 mod tcp;
 mod timeouts;
 mod upgrade;

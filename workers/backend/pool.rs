@@ -1,12 +1,48 @@
 //! The servers of every group as one worker sees them: which to choose, and the idle connections kept to each.
 //!
-//! It holds keys of connections, never the connections themselves.
+//! It holds keys of connections, never the connections themselves. A [`Place`] says where in the pools a server is,
+//! which is also where the present configuration has it. A request in progress may go by an older configuration,
+//! whose indices mean something else: a place comes from here only, and a reload gives everybody who holds one
+//! another (see [`Remap`]).
 
-use ipc::snapshot::{Group, GroupId, Snapshot};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use ipc::snapshot::{self, Group, GroupId};
+use log::{info, warn};
 
 use crate::backend::Upstream;
 use crate::balance::{GroupState, ServerId};
+use crate::ctx::Site;
 use crate::slab::Key;
+
+/// A group of the present configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolId(GroupId);
+
+/// A server of the present configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    group: PoolId,
+    server: ServerId,
+}
+
+impl Place {
+    /// The group it is in.
+    #[must_use]
+    pub fn group(self) -> PoolId {
+        self.group
+    }
+
+    /// Which of the group's servers it is, as [`Pools::pick`] wants to know it.
+    #[must_use]
+    pub fn server(self) -> ServerId {
+        self.server
+    }
+}
+
+/// Stands for a server that a reload took out, in lists of those already tried. No server has this index.
+pub const GONE: ServerId = ServerId::MAX;
 
 /// One server's connections.
 #[derive(Debug, Default)]
@@ -25,50 +61,111 @@ struct GroupPool {
     max_per_server: u32,
 }
 
-/// See the module's description. Indices are those of the snapshot.
+/// See the module's description.
 #[derive(Debug)]
 pub struct Pools {
+    site: Rc<Site>,
     groups: Vec<GroupPool>,
+    /// Every server by its number, in order.
+    numbers: Vec<(u64, Place)>,
 }
 
 impl Pools {
-    /// Empty pools for every group of `snapshot`. `seed` differs between workers, so that they do not all begin
+    /// Empty pools for every group of `site`. `seed` differs between workers, so that they do not all begin
     /// with the same server.
     #[must_use]
-    pub fn new(snapshot: &Snapshot, seed: u64) -> Pools {
+    pub fn new(site: &Rc<Site>, seed: u64) -> Pools {
         let group = |group: &Group| GroupPool {
             balance: GroupState::new(group, seed),
             servers: group.servers.iter().map(|_| Server::default()).collect(),
             idle_per_server: group.keepalive.idle_per_server as usize,
             max_per_server: group.keepalive.max_per_server.unwrap_or(u32::MAX),
         };
-        Pools { groups: snapshot.groups.iter().map(group).collect() }
+        let groups = &site.snapshot.groups;
+        let place = |group, server| Place { group: PoolId(group), server };
+        let mut numbers: Vec<(u64, Place)> = (0..)
+            .zip(groups)
+            .flat_map(|(id, group)| (0..).zip(&group.servers).map(move |(at, server)| (server.number, place(id, at))))
+            .collect();
+        numbers.sort_unstable_by_key(|(number, _)| *number);
+        Pools { groups: groups.iter().map(group).collect(), site: Rc::clone(site), numbers }
+    }
+
+    /// The pools of a group that `site` names so; `None` when `site` is not the present configuration.
+    #[must_use]
+    pub fn id(&self, site: &Rc<Site>, group: GroupId) -> Option<PoolId> {
+        (Rc::ptr_eq(&self.site, site) && usize::from(group) < self.groups.len()).then_some(PoolId(group))
+    }
+
+    /// Where the server with this number is, if it is still configured.
+    #[must_use]
+    pub fn find(&self, number: u64) -> Option<Place> {
+        let at = self.numbers.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        Some(self.numbers[at].1)
+    }
+
+    /// A group's settings.
+    #[must_use]
+    pub fn settings(&self, group: PoolId) -> &Group {
+        &self.site.snapshot.groups[usize::from(group.0)]
+    }
+
+    /// A server's settings.
+    #[must_use]
+    pub fn server(&self, place: Place) -> &snapshot::Server {
+        &self.settings(place.group).servers[usize::from(place.server)]
     }
 
     /// The server for a request or connection of `source`; `None` when every one is in `tried` or has no room.
-    pub fn pick(&mut self, group: GroupId, source: u64, now_ms: u64, tried: &[ServerId]) -> Option<ServerId> {
-        let GroupPool { balance, servers, max_per_server, .. } = self.groups.get_mut(usize::from(group))?;
+    pub fn pick(&mut self, group: PoolId, source: u64, now_ms: u64, tried: &[ServerId]) -> Option<Place> {
+        let GroupPool { balance, servers, max_per_server, .. } = self.groups.get_mut(usize::from(group.0))?;
         let full = |id: ServerId| {
             servers.get(usize::from(id)).is_some_and(|server| server.idle.is_empty() && server.open >= *max_per_server)
         };
-        balance.pick(source, now_ms, tried, full)
+        balance.pick(source, now_ms, tried, full).map(|server| Place { group, server })
     }
 
-    /// Server choice and health of a group.
-    pub fn balance(&mut self, group: GroupId) -> &mut GroupState {
-        &mut self.groups[usize::from(group)].balance
+    /// A request or connection to a server began. Each is followed by one [`Pools::ended`].
+    pub fn began(&mut self, place: Place) {
+        self.balance(place).began(place.server);
+    }
+
+    /// A request or connection to a server ended.
+    pub fn ended(&mut self, place: Place) {
+        self.balance(place).ended(place.server);
+    }
+
+    /// A server did what it should.
+    pub fn succeeded(&mut self, place: Place) {
+        if self.balance(place).succeeded(place.server) {
+            info!("backends.{}: {} answers again", self.settings(place.group).name, self.server(place).name);
+        }
+    }
+
+    /// A server failed, and `why`.
+    pub fn failed(&mut self, place: Place, why: &dyn std::fmt::Display, now_ms: u64) {
+        if let Some(ejected) = self.balance(place).failed(place.server, now_ms) {
+            warn!(
+                "backends.{}: {} failed {} times in a row, the last time because: {why}; it is passed over for {} ms while \
+                 others are there",
+                self.settings(place.group).name,
+                self.server(place).name,
+                ejected.failures,
+                ejected.for_ms
+            );
+        }
     }
 
     /// An idle connection to a server.
-    pub fn take_idle(&mut self, group: GroupId, server: ServerId) -> Option<Key<Upstream>> {
-        self.server(group, server).idle.pop()
+    pub fn take_idle(&mut self, place: Place) -> Option<Key<Upstream>> {
+        self.connections(place).idle.pop()
     }
 
     /// Keeps an idle connection; false when there are enough.
     #[must_use]
-    pub fn put_idle(&mut self, group: GroupId, server: ServerId, key: Key<Upstream>) -> bool {
-        let most = self.groups[usize::from(group)].idle_per_server;
-        let server = self.server(group, server);
+    pub fn put_idle(&mut self, place: Place, key: Key<Upstream>) -> bool {
+        let most = self.groups[usize::from(place.group.0)].idle_per_server;
+        let server = self.connections(place);
         if server.idle.len() >= most {
             return false;
         }
@@ -77,8 +174,8 @@ impl Pools {
     }
 
     /// An idle connection is being closed.
-    pub fn forget_idle(&mut self, group: GroupId, server: ServerId, key: Key<Upstream>) {
-        let idle = &mut self.server(group, server).idle;
+    pub fn forget_idle(&mut self, place: Place, key: Key<Upstream>) {
+        let idle = &mut self.connections(place).idle;
         // Those that time out, or are closed by their server for that, are at the front.
         if let Some(at) = idle.iter().position(|&kept| kept == key) {
             idle.remove(at);
@@ -86,13 +183,13 @@ impl Pools {
     }
 
     /// A connection to a server was opened.
-    pub fn opened(&mut self, group: GroupId, server: ServerId) {
-        self.server(group, server).open += 1;
+    pub fn opened(&mut self, place: Place) {
+        self.connections(place).open += 1;
     }
 
     /// A connection to a server was closed.
-    pub fn closed(&mut self, group: GroupId, server: ServerId) {
-        let server = self.server(group, server);
+    pub fn closed(&mut self, place: Place) {
+        let server = self.connections(place);
         server.open = server.open.saturating_sub(1);
     }
 
@@ -101,7 +198,97 @@ impl Pools {
         self.groups.iter_mut().flat_map(|group| &mut group.servers).flat_map(|server| server.idle.drain(..)).collect()
     }
 
-    fn server(&mut self, group: GroupId, server: ServerId) -> &mut Server {
-        &mut self.groups[usize::from(group)].servers[usize::from(server)]
+    fn balance(&mut self, place: Place) -> &mut GroupState {
+        &mut self.groups[usize::from(place.group.0)].balance
+    }
+
+    fn connections(&mut self, place: Place) -> &mut Server {
+        &mut self.groups[usize::from(place.group.0)].servers[usize::from(place.server)]
+    }
+
+    /// Takes over from the pools of the configuration before: health, requests in progress, connections and turns of
+    /// the servers that are in both. Says where everything is now, and which idle connections nobody needs any more:
+    /// those to servers that are gone, and those beyond a lowered bound. All are still counted as open.
+    pub fn inherit(&mut self, old: Pools) -> (Remap, Vec<Key<Upstream>>) {
+        let mut surplus = Vec::new();
+        let mut groups = Vec::with_capacity(old.groups.len());
+        let names: HashMap<&str, GroupId> =
+            (0..).zip(&self.site.snapshot.groups).map(|(id, group)| (group.name.as_str(), id)).collect();
+        for (group, settings) in old.groups.into_iter().zip(&old.site.snapshot.groups) {
+            let successor = names.get(settings.name.as_str()).copied();
+            let map: Vec<Option<ServerId>> = settings
+                .servers
+                .iter()
+                .map(|server| {
+                    let at = self.numbers.binary_search_by_key(&server.number, |(number, _)| *number).ok()?;
+                    let place = self.numbers[at].1;
+                    (Some(place.group.0) == successor).then_some(place.server)
+                })
+                .collect();
+            let mut new = successor.and_then(|id| self.groups.get_mut(usize::from(id)));
+            if let Some(new) = &mut new {
+                new.balance.inherit(&group.balance, &map);
+            }
+            for (mut connections, at) in group.servers.into_iter().zip(&map) {
+                let Some((new, at)) = new.as_mut().zip(*at) else {
+                    surplus.append(&mut connections.idle);
+                    continue;
+                };
+                let kept = new.idle_per_server.min(connections.idle.len());
+                // The ones that would time out first.
+                surplus.extend(connections.idle.drain(..connections.idle.len() - kept));
+                new.servers[usize::from(at)] = connections;
+            }
+            groups.push((successor.map(PoolId), map));
+        }
+        (Remap { site: old.site, groups }, surplus)
     }
 }
+
+/// Where the groups and servers of one configuration are in the next one.
+#[derive(Debug)]
+pub struct Remap {
+    /// The former configuration.
+    site: Rc<Site>,
+    groups: Vec<(Option<PoolId>, Vec<Option<ServerId>>)>,
+}
+
+impl Remap {
+    /// The group; `None` when it is gone.
+    #[must_use]
+    pub fn group(&self, old: PoolId) -> Option<PoolId> {
+        self.groups.get(usize::from(old.0))?.0
+    }
+
+    /// The server; `None` when it is gone.
+    #[must_use]
+    pub fn place(&self, old: Place) -> Option<Place> {
+        let (group, servers) = self.groups.get(usize::from(old.group.0))?;
+        let server = servers.get(usize::from(old.server)).copied().flatten()?;
+        Some(Place { group: (*group)?, server })
+    }
+
+    /// The server in use, and its name if it is gone; `name` is what was known of one already gone.
+    #[must_use]
+    pub fn server(&self, old: Option<Place>, name: Option<Box<str>>) -> (Option<Place>, Option<Box<str>>) {
+        let Some(old) = old else { return (None, name) };
+        match self.place(old) {
+            Some(place) => (Some(place), None),
+            None => {
+                let server = &self.site.snapshot.groups[usize::from(old.group.0)].servers[usize::from(old.server)];
+                (None, Some(server.name.as_str().into()))
+            }
+        }
+    }
+
+    /// Servers of `group` already tried; there are as many afterwards, some of them [`GONE`].
+    pub fn tried(&self, group: Option<PoolId>, tried: &mut [ServerId]) {
+        for server in tried {
+            let place = group.map(|group| Place { group, server: *server });
+            *server = place.and_then(|place| self.place(place)).map_or(GONE, Place::server);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

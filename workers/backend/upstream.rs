@@ -1,9 +1,8 @@
 //! One connection to a server.
 
-use ipc::snapshot::GroupId;
-
 use log::warn;
 
+use crate::backend::pool::Place;
 use crate::ctx::{Ctx, Owner};
 use crate::exchange::Exchange;
 use crate::io::socket::Socket;
@@ -26,10 +25,9 @@ pub enum UpstreamState {
 pub struct Upstream {
     /// Its socket.
     pub socket: Socket,
-    /// Whose server it is connected to.
-    pub group: GroupId,
-    /// Which of them.
-    pub server: u16,
+    /// The server it is connected to; `None` when that is not configured (any more): then the connection is not
+    /// counted, and not kept for another request.
+    pub place: Option<Place>,
     /// What it is used for.
     pub state: UpstreamState,
     /// Whether the connection does not stand yet.
@@ -44,7 +42,7 @@ pub struct Upstream {
 
 /// Adds a connection and registers it with epoll; `None` when there is no room for it.
 pub fn add(upstreams: &mut Slab<Upstream>, upstream: Upstream, cx: &mut Ctx) -> Option<Key<Upstream>> {
-    let (group, server) = (upstream.group, upstream.server);
+    let place = upstream.place;
     let key = upstreams.insert(upstream).ok()?;
     let upstream = upstreams.get_mut(key)?;
     cx.sockets += 1;
@@ -54,17 +52,21 @@ pub fn add(upstreams: &mut Slab<Upstream>, upstream: Upstream, cx: &mut Ctx) -> 
         upstreams.remove(key);
         return None;
     }
-    cx.pools.opened(group, server);
+    if let Some(place) = place {
+        cx.pools.opened(place);
+    }
     Some(key)
 }
 
 /// Ends a connection, wherever it is kept.
 pub fn close(upstreams: &mut Slab<Upstream>, key: Key<Upstream>, cx: &mut Ctx) {
     let Some(mut upstream) = upstreams.remove(key) else { return };
-    if upstream.state == UpstreamState::Idle {
-        cx.pools.forget_idle(upstream.group, upstream.server, key);
+    if let Some(place) = upstream.place {
+        if upstream.state == UpstreamState::Idle {
+            cx.pools.forget_idle(place, key);
+        }
+        cx.pools.closed(place);
     }
-    cx.pools.closed(upstream.group, upstream.server);
     cx.buffers.put(std::mem::take(&mut upstream.partial));
     cx.forget(&mut upstream.socket);
 }

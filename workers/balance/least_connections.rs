@@ -16,6 +16,10 @@ impl LeastConnections {
         LeastConnections { turns: RoundRobin::new(members, random) }
     }
 
+    pub(super) fn inherit(&mut self, old: &LeastConnections, new_id: impl Fn(ServerId) -> Option<ServerId>) {
+        self.turns.inherit(&old.turns, new_id);
+    }
+
     pub(super) fn pick(&mut self, servers: &[Server], allowed: impl Fn(ServerId) -> bool) -> Option<ServerId> {
         let mut least: Option<&Server> = None;
         for id in self.turns.ids() {

@@ -72,6 +72,23 @@ impl Policy {
         }
     }
 
+    /// Goes on where `old` was, as far as the servers are the same.
+    fn inherit(&mut self, old: &Policy, new_id: impl Fn(ServerId) -> Option<ServerId>) {
+        match (self, old) {
+            (Policy::RoundRobin(new), Policy::RoundRobin(old)) => new.inherit(old, new_id),
+            (Policy::LeastConnections(new), Policy::LeastConnections(old)) => new.inherit(old, new_id),
+            // The other policies remember nothing.
+            (
+                Policy::RoundRobin(_)
+                | Policy::LeastConnections(_)
+                | Policy::RandomTwo(_)
+                | Policy::SourceHash(_)
+                | Policy::ConsistentHash(_),
+                _,
+            ) => {}
+        }
+    }
+
     fn pick(
         &mut self,
         servers: &[Server],
@@ -187,6 +204,25 @@ impl GroupState {
         let ejected = server.health.failed(&self.limits, now_ms)?;
         self.ejected += u16::from(!was_ejected);
         Some(ejected)
+    }
+
+    /// Takes over what `old`, the same group before a reload, knew of the servers that both have: `map` says for
+    /// each server of `old` which one it is here.
+    pub fn inherit(&mut self, old: &GroupState, map: &[Option<ServerId>]) {
+        let pairs = old.servers.iter().zip(map).filter_map(|(server, new)| Some((server, usize::from((*new)?))));
+        for (former, new) in pairs {
+            if let Some(server) = self.servers.get_mut(new) {
+                server.active = former.active;
+                // Where servers are no longer ejected at all, none stays so.
+                server.health = if self.limits.failures > 0 { former.health } else { Health::default() };
+            }
+        }
+        let ejected = self.servers.iter().filter(|server| server.health.is_ejected()).count();
+        self.ejected = u16::try_from(ejected).unwrap_or(u16::MAX);
+        let new_id = |id: ServerId| map.get(usize::from(id)).copied().flatten();
+        self.primary.inherit(&old.primary, new_id);
+        self.backup.inherit(&old.backup, new_id);
+        self.random = Random(old.random.0);
     }
 
     /// Whether `server` is ejected, its trial included.

@@ -66,6 +66,25 @@ impl RoundRobin {
         Some(best.id)
     }
 
+    /// Goes on where `old` was. With equal weights the next server is the one whose turn it was, or the first behind
+    /// it that is still there; with others the credits are kept if nothing else has changed: those of another set
+    /// of weights mean nothing.
+    pub(super) fn inherit(&mut self, old: &RoundRobin, new_id: impl Fn(ServerId) -> Option<ServerId>) {
+        if self.uniform && old.uniform {
+            let (passed, ahead) = old.turns.split_at(old.next.min(old.turns.len()));
+            let mut successors = ahead.iter().chain(passed).filter_map(|turn| new_id(turn.id));
+            let next = successors.find_map(|id| self.turns.iter().position(|turn| turn.id == id));
+            self.next = next.unwrap_or(self.next);
+            return;
+        }
+        let same = |(new, old): (&Turn, &Turn)| new_id(old.id) == Some(new.id) && new.weight == old.weight;
+        if self.turns.len() == old.turns.len() && self.turns.iter().zip(&old.turns).all(same) {
+            for (new, old) in self.turns.iter_mut().zip(&old.turns) {
+                new.credit = old.credit;
+            }
+        }
+    }
+
     /// All servers, in the order of the configuration.
     pub(super) fn ids(&self) -> impl Iterator<Item = ServerId> {
         self.turns.iter().map(|turn| turn.id)

@@ -12,6 +12,7 @@ const POLICIES: [Balance; 5] =
 /// A server for each port given, with its weight; those from port 60,000 are backups.
 fn group(balance: Balance, servers: &[(u16, u16)]) -> Group {
     let server = |&(port, weight): &(u16, u16)| snapshot::Server {
+        number: u64::from(port),
         name: format!("127.0.0.1:{port}"),
         address: Address::Inet(([127, 0, 0, 1], port).into()),
         weight,
@@ -26,6 +27,7 @@ fn group(balance: Balance, servers: &[(u16, u16)]) -> Group {
         keepalive: KeepAlive { idle_per_server: 8, idle_timeout_ms: 1000, max_per_server: None },
         health: snapshot::Health { failures: 2, eject_ms: 1000, eject_max_ms: 8000 },
         worker_header: false,
+        removed: false,
         send_proxy: None,
     }
 }

@@ -29,7 +29,9 @@ impl Exchange {
             upstream: None,
             site,
             group: None,
-            server: None,
+            pool: None,
+            place: None,
+            gone_server: None,
             tried: Vec::new(),
             timeouts,
             method: Method::Other,
@@ -73,8 +75,11 @@ impl Exchange {
         let head = &cx.request;
         self.head.1 = self.head.0 + length;
         self.body_at = self.head.1;
-        self.close = false;
         self.understood = true;
+        let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
+        // Where nothing is accepted any more, the client should go elsewhere.
+        self.close = listener.removed;
+        let to = listener.to;
         self.take_head(head, cx);
         let bytes = client.input_from(self.head.0, &cx.arena);
         self.client_keep_alive = head.keep_alive;
@@ -99,8 +104,7 @@ impl Exchange {
         if head.target.scheme == Some(Scheme::Https) {
             return Err(Problem::new(421, "an https target on a connection without TLS"));
         }
-        let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
-        let group = listener.to.or_else(|| {
+        let group = to.or_else(|| {
             let host = head.host_name.map_or(&b""[..], |span| span.of(bytes));
             self.site.router.find(host, &without_dot_segments(head.target.path(bytes)))
         });
@@ -108,6 +112,7 @@ impl Exchange {
             return Err(Problem::new(404, "no route matches"));
         };
         self.group = Some(group);
+        self.pool = cx.pools.id(&self.site, group);
         if let Some(settings) = self.site.snapshot.groups.get(usize::from(group)) {
             self.timeouts = self.timeouts.with(&settings.timeouts);
         }
@@ -137,14 +142,14 @@ impl Exchange {
         let bytes = client.input_from(self.head.0, &cx.arena);
         let length = self.head.1 - self.head.0;
         // It was parsed before, from the same bytes.
-        if !matches!(cx.request.parse(&bytes[..length], &cx.head_limits), Ok(Some(n)) if n == length) {
+        if !matches!(cx.request.parse(&bytes[..length], &self.site.head_limits), Ok(Some(n)) if n == length) {
             self.replayable = false;
             return;
         }
         self.body_at = self.head.1;
         self.to_server.clear(&mut cx.buffers);
         self.server_keep_alive = true;
-        self.close = false;
+        self.close = cx.site.snapshot.listeners[usize::from(client.listener)].removed;
         self.server_wait = Wait::default();
         let head = std::mem::take(&mut cx.request);
         self.take_head(&head, cx);

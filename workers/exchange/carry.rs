@@ -3,15 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 
-use ipc::snapshot::{GroupId, Snapshot};
-use log::{debug, info, warn};
+use log::debug;
 
 use crate::access_log::Entry;
 use crate::backend::connect;
-use crate::backend::pool::Pools;
+use crate::backend::pool::{GONE, Place};
 use crate::backend::upstream;
 use crate::backend::{Upstream, UpstreamState};
-use crate::balance::{self, ServerId};
+use crate::balance;
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
@@ -82,50 +81,51 @@ impl Worker {
         self.make_room();
         let mut made_room = false;
         let Some(mut exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
-        let Some(group) = exchange.group else { return Err(Step::Reply(NO_SERVER)) };
-        let site = std::rc::Rc::clone(&exchange.site);
-        let Some(settings) = site.snapshot.groups.get(usize::from(group)) else { return Err(Step::Reply(NO_SERVER)) };
+        let nobody = exchange.last_problem.unwrap_or(NO_SERVER);
+        // A group that is gone since the request began has no servers to go on with.
+        let (Some(group), Some(pool)) = (exchange.group, exchange.pool) else { return Err(Step::Reply(nobody)) };
         let source = source_of(self.clients.get(exchange.client).and_then(|client| client.peer));
+        let settings = &exchange.site.snapshot.groups[usize::from(group)];
         let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
-        if settings.send_proxy.is_some()
-            && let Some(kept) = self.clients.get_mut(exchange.client).and_then(|client| client.kept.take())
-        {
-            let fits = !exchange.fresh_only && self.upstreams.get(kept).is_some_and(|upstream| upstream.group == group);
+        let private = settings.send_proxy.is_some();
+        if private && let Some(kept) = self.clients.get_mut(exchange.client).and_then(|client| client.kept.take()) {
+            let place = self.upstreams.get(kept).and_then(|upstream| upstream.place);
             exchange.times.connect_us = self.cx.clock.now_us;
-            if fits && reuse(kept, &mut self.upstreams, key, exchange, &mut self.cx) {
+            if let Some(place) = place.filter(|place| place.group() == pool && !exchange.fresh_only)
+                && reuse((kept, place), &mut self.upstreams, key, exchange, &mut self.cx)
+            {
                 return Ok(());
             }
             upstream::close(&mut self.upstreams, kept, &mut self.cx);
         }
         while exchange.tried.len() < tries {
-            let Some(server) = self.cx.pools.pick(group, source, self.cx.clock.now_ms, &exchange.tried) else { break };
-            exchange.server = Some(server);
+            let Some(place) = self.cx.pools.pick(pool, source, self.cx.clock.now_ms, &exchange.tried) else { break };
+            exchange.place = Some(place);
+            exchange.gone_server = None;
             exchange.attempts += 1;
             exchange.times.connect_us = self.cx.clock.now_us;
-            while !exchange.fresh_only && settings.send_proxy.is_none() {
-                let Some(idle) = self.cx.pools.take_idle(group, server) else { break };
-                if reuse(idle, &mut self.upstreams, key, exchange, &mut self.cx) {
+            while !exchange.fresh_only && !private {
+                let Some(idle) = self.cx.pools.take_idle(place) else { break };
+                if reuse((idle, place), &mut self.upstreams, key, exchange, &mut self.cx) {
                     return Ok(());
                 }
             }
-            let address = &settings.servers[usize::from(server)].address;
-            match connect::open(address) {
+            match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => {
                     let upstream = Upstream {
                         socket: connecting.socket,
-                        group,
-                        server,
+                        place: Some(place),
                         state: UpstreamState::Exchange(key),
                         connecting: !connecting.done,
                         reused: false,
-                        private: settings.send_proxy.is_some(),
+                        private,
                         partial: Vec::new(),
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
                         return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));
                     };
                     exchange.upstream = Some(upstream);
-                    self.cx.pools.balance(group).began(server);
+                    self.cx.pools.began(place);
                     return Ok(());
                 }
                 // None of the server's doing.
@@ -140,15 +140,10 @@ impl Worker {
                     };
                 }
                 Err(errno) => {
-                    debug!(
-                        "{}: cannot connect to {}: {errno}",
-                        settings.name,
-                        settings.servers[usize::from(server)].name
-                    );
-                    exchange.tried.push(server);
+                    debug!("cannot connect to {}: {errno}", self.cx.pools.server(place).name);
+                    exchange.tried.push(place.server());
                     exchange.last_problem = Some(UNREACHABLE);
-                    let why = io::Error::from(errno);
-                    report_failure(&mut self.cx.pools, &site.snapshot, (group, server), &why, self.cx.clock.now_ms);
+                    self.cx.pools.failed(place, &io::Error::from(errno), self.cx.clock.now_ms);
                 }
             }
         }
@@ -164,10 +159,11 @@ impl Worker {
         if reused {
             // A kept connection may end at any time; that says nothing about the server.
             exchange.fresh_only = true;
-        } else if let (Some(group), Some(server)) = (exchange.group, exchange.server) {
-            exchange.tried.push(server);
-            let (snapshot, why) = (&exchange.site.snapshot, &failure.problem.reason);
-            report_failure(&mut self.cx.pools, snapshot, (group, server), why, self.cx.clock.now_ms);
+        } else {
+            exchange.tried.push(exchange.place.map_or(GONE, Place::server));
+            if let Some(place) = exchange.place {
+                self.cx.pools.failed(place, &failure.problem.reason, self.cx.clock.now_ms);
+            }
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -188,8 +184,8 @@ impl Worker {
     fn detach_upstream(&mut self, key: Key<Exchange>) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
         if let Some(upstream) = exchange.upstream.take() {
-            if let (Some(group), Some(server)) = (exchange.group, exchange.server) {
-                self.cx.pools.balance(group).ended(server);
+            if let Some(place) = exchange.place {
+                self.cx.pools.ended(place);
             }
             self.close_upstream(upstream);
         }
@@ -198,11 +194,8 @@ impl Worker {
     /// Answers the client ourselves.
     fn reply(&mut self, key: Key<Exchange>, problem: Problem) -> Step {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
-        if let (502 | 504, Some(group), Some(server)) = (problem.status, exchange.group, exchange.server)
-            && exchange.upstream.is_some()
-        {
-            let (snapshot, why) = (&exchange.site.snapshot, &problem.reason);
-            report_failure(&mut self.cx.pools, snapshot, (group, server), why, self.cx.clock.now_ms);
+        if let (502 | 504, Some(place), Some(_)) = (problem.status, exchange.place, exchange.upstream) {
+            self.cx.pools.failed(place, &problem.reason, self.cx.clock.now_ms);
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -228,15 +221,18 @@ impl Worker {
     /// The response has been sent: both connections go on, or end.
     fn finish(&mut self, key: Key<Exchange>) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
-        if let (Some(group), Some(server), Some(upstream)) = (exchange.group, exchange.server, exchange.upstream) {
-            report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
-            if exchange.server_goes_on() && !self.cx.draining {
-                exchange.upstream = None;
-                let owner = exchange.client_goes_on().then_some(exchange.client);
-                self.cx.pools.balance(group).ended(server);
-                self.keep_upstream(upstream, owner);
-            } else {
-                self.detach_upstream(key);
+        if let Some(upstream) = exchange.upstream {
+            if let Some(place) = exchange.place {
+                self.cx.pools.succeeded(place);
+            }
+            match exchange.place {
+                Some(place) if exchange.server_goes_on() && !self.cx.draining => {
+                    exchange.upstream = None;
+                    let owner = exchange.client_goes_on().then_some(exchange.client);
+                    self.cx.pools.ended(place);
+                    self.keep_upstream(upstream, place, owner);
+                }
+                Some(_) | None => self.detach_upstream(key),
             }
         }
         self.log_exchange(key);
@@ -267,14 +263,13 @@ impl Worker {
 
     /// Keeps a server's connection for the next request, if it is in order: for anyone's, or for `owner`'s if it may
     /// serve that client only.
-    fn keep_upstream(&mut self, key: Key<Upstream>, owner: Option<Key<Client>>) {
+    fn keep_upstream(&mut self, key: Key<Upstream>, place: Place, owner: Option<Key<Client>>) {
         let Some(upstream) = self.upstreams.get_mut(key) else { return };
-        let (group, server) = (upstream.group, upstream.server);
         // A last read that filled the buffer exactly, or a close already announced: look before keeping it.
         let clean = !upstream.socket.is_gone()
             && !upstream.socket.is_read_closed()
             && (!upstream.socket.is_readable() || !upstream.socket.has_input());
-        let keepalive = self.cx.site.snapshot.groups[usize::from(group)].keepalive;
+        let keepalive = self.cx.pools.settings(place.group()).keepalive;
         let kept = match owner.filter(|_| upstream.private).and_then(|owner| self.clients.get_mut(owner)) {
             // Where connections are bounded, one that waits for one client must not keep out the others.
             Some(client) if clean && keepalive.idle_per_server > 0 && keepalive.max_per_server.is_none() => {
@@ -285,7 +280,7 @@ impl Worker {
                 true
             }
             Some(_) => false,
-            None => clean && !upstream.private && self.cx.pools.put_idle(group, server, key),
+            None => clean && !upstream.private && self.cx.pools.put_idle(place, key),
         };
         let Some(upstream) = self.upstreams.get_mut(key) else { return };
         if !kept {
@@ -308,10 +303,10 @@ impl Worker {
         self.log_exchange(key);
         let Some(mut exchange) = self.exchanges.remove(key) else { return };
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
-        let (Some(upstream), Some(group), Some(server)) = (exchange.upstream, exchange.group, exchange.server) else {
-            return self.close_client(exchange.client);
-        };
-        report_success(&mut self.cx.pools, &exchange.site.snapshot, group, server);
+        let Some(upstream) = exchange.upstream else { return self.close_client(exchange.client) };
+        if let Some(place) = exchange.place {
+            self.cx.pools.succeeded(place);
+        }
         let to_client = exchange.take_to_client();
         let (client, end, tunnel_ms) = (exchange.client, exchange.request_end(), exchange.timeouts.tunnel_ms);
         exchange.release(&mut self.cx);
@@ -327,7 +322,10 @@ impl Worker {
         let Some(client) = self.clients.get(exchange.client) else { return };
         let (start, end) = exchange.head_range();
         let head = client.input_from(start, &self.cx.arena);
-        let entry = exchange.log_entry(client, head.get(..end - start).unwrap_or(&[]), &self.cx.clock, self.cx.index);
+        let head = head.get(..end - start).unwrap_or(&[]);
+        let server = exchange.place.map(|place| self.cx.pools.server(place).name.as_str());
+        let server = server.or(exchange.gone_server.as_deref());
+        let entry = exchange.log_entry(client, head, server, &self.cx.clock, self.cx.index);
         let reason = exchange.reason.map(|reason| reason.to_string());
         log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);
     }
@@ -335,7 +333,7 @@ impl Worker {
 
 /// Gives an exchange a kept connection. False when that is already over; then it is closed.
 fn reuse(
-    idle: Key<Upstream>,
+    (idle, place): (Key<Upstream>, Place),
     upstreams: &mut Slab<Upstream>,
     key: Key<Exchange>,
     exchange: &mut Exchange,
@@ -350,37 +348,10 @@ fn reuse(
     }
     upstream.state = UpstreamState::Exchange(key);
     upstream.reused = true;
-    exchange.server = Some(upstream.server);
+    exchange.place = Some(place);
+    exchange.gone_server = None;
     exchange.upstream = Some(idle);
     exchange.times.connected_us = cx.clock.now_us;
-    cx.pools.balance(upstream.group).began(upstream.server);
+    cx.pools.began(place);
     true
-}
-
-pub(crate) fn report_success(pools: &mut Pools, snapshot: &Snapshot, group: GroupId, server: ServerId) {
-    if pools.balance(group).succeeded(server) {
-        let settings = &snapshot.groups[usize::from(group)];
-        info!("backends.{}: {} answers again", settings.name, settings.servers[usize::from(server)].name);
-    }
-}
-
-/// Counts a failure of a server, and says so when it is passed over from now on.
-pub(crate) fn report_failure(
-    pools: &mut Pools,
-    snapshot: &Snapshot,
-    (group, server): (GroupId, ServerId),
-    why: &dyn std::fmt::Display,
-    now_ms: u64,
-) {
-    if let Some(ejected) = pools.balance(group).failed(server, now_ms) {
-        let settings = &snapshot.groups[usize::from(group)];
-        warn!(
-            "backends.{}: {} failed {} times in a row, the last time because: {why}; it is passed over for {} ms \
-             while others are there",
-            settings.name,
-            settings.servers[usize::from(server)].name,
-            ejected.failures,
-            ejected.for_ms
-        );
-    }
 }

@@ -9,12 +9,17 @@ use crate::exchange::Exchange;
 use crate::proto::h1::head::{Span, Version};
 
 impl Exchange {
-    /// Its line in the access log, but for the reason. `head` is the request's head as received.
+    /// Its line in the access log, but for the reason. `head` is the request's head as received, `backend` the server's name.
     #[must_use]
-    pub fn log_entry<'a>(&'a self, client: &Client, head: &'a [u8], clock: &Clock, worker: u16) -> Entry<'a> {
+    pub fn log_entry<'a>(
+        &'a self,
+        client: &Client,
+        head: &'a [u8],
+        backend: Option<&'a str>,
+        clock: &Clock,
+        worker: u16,
+    ) -> Entry<'a> {
         let text = |span: Option<Span>| span.map(|span| span.of(head)).filter(|text| !text.is_empty());
-        let settings = self.group.and_then(|group| self.site.snapshot.groups.get(usize::from(group)));
-        let server = settings.zip(self.server).and_then(|(group, server)| group.servers.get(usize::from(server)));
         let method = text(self.log.method);
         let version = match self.version {
             Version::Http10 => &b"HTTP/1.0"[..],
@@ -31,7 +36,7 @@ impl Exchange {
             status: (self.status != 0).then_some(self.status),
             bytes_out: client.written().saturating_sub(self.head_bytes_out()),
             bytes_in: self.body_bytes_in(),
-            backend: server.map(|server| server.name.as_str()),
+            backend,
             connect_us: self.times.connected_us.checked_sub(self.times.connect_us).filter(|&us| us > 0),
             first_byte_us: self.times.first_us.checked_sub(self.times.began_us),
             total_us: Some(clock.now_us.saturating_sub(self.times.began_us)),

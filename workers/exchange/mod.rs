@@ -22,6 +22,7 @@ use ipc::snapshot::{GroupId, Timeouts};
 use rustix::io::Errno;
 
 use crate::backend::Upstream;
+use crate::backend::pool::{Place, PoolId};
 use crate::buffer::{Buffers, Pending};
 use crate::client::Client;
 use crate::ctx::{Ctx, Site};
@@ -165,13 +166,17 @@ pub struct Exchange {
     pub client: Key<Client>,
     /// The server's connection, while there is one.
     pub upstream: Option<Key<Upstream>>,
-    /// The configuration it began under.
+    /// The configuration it began under, and goes by to its end.
     pub site: Rc<Site>,
-    /// The group it was routed to.
+    /// The group it was routed to, in `site`.
     pub group: Option<GroupId>,
-    /// The server in use.
-    pub server: Option<u16>,
-    /// Servers already tried.
+    /// The same group in the present configuration, for choosing servers; `None` when it is gone.
+    pub pool: Option<PoolId>,
+    /// The server in use, or used last; `None` when there has been none, or it is gone.
+    pub place: Option<Place>,
+    /// The name of the server in use, if that is gone.
+    pub gone_server: Option<Box<str>>,
+    /// Servers of `pool` already tried.
     pub tried: Vec<u16>,
     /// The time limits that hold.
     pub timeouts: Timeouts,

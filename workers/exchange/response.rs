@@ -85,7 +85,7 @@ impl Exchange {
         cx: &mut Ctx,
     ) -> Result<(), Step> {
         loop {
-            let length = match cx.response.parse(bytes, &cx.head_limits) {
+            let length = match cx.response.parse(bytes, &self.site.head_limits) {
                 Ok(Some(length)) => length,
                 Ok(None) => {
                     if !bytes.is_empty() {

@@ -1,19 +1,17 @@
 //! How a relay begins: with a connection to a server, with a protocol switched to, or with what a former worker left.
 
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 
-use ipc::message::ServerRef;
-use ipc::snapshot::GroupId;
 use ipc::state::Phase;
 use log::{debug, warn};
 
+use crate::backend::pool::{GONE, Place};
 use crate::backend::{Upstream, UpstreamState, connect, upstream};
 use crate::buffer::Pending;
 use crate::client::{Client, ClientState};
 use crate::ctx::Owner;
-use crate::exchange::carry::{report_failure, report_success, source_of};
-use crate::exchange::{CLIENT_GONE, MAX_TRIES, Reason};
+use crate::exchange::carry::source_of;
+use crate::exchange::{MAX_TRIES, Reason};
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
@@ -26,7 +24,10 @@ impl Relay {
         Relay {
             client,
             upstream: None,
-            server: None,
+            pool: None,
+            place: None,
+            gone_server: None,
+            send_proxy: None,
             tried: Vec::new(),
             connect_ms: 0,
             tunnel_ms,
@@ -46,7 +47,7 @@ impl Relay {
 
 impl Worker {
     /// Begins to relay a connection of a TCP listener.
-    pub(crate) fn begin_relay(&mut self, client: Key<Client>, group: GroupId) {
+    pub(crate) fn begin_relay(&mut self, client: Key<Client>, group: ipc::snapshot::GroupId) {
         let Some(connection) = self.clients.get_mut(client) else { return };
         let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
         let timeouts = listener.timeouts.with(&self.cx.site.snapshot.groups[usize::from(group)].timeouts);
@@ -54,12 +55,13 @@ impl Worker {
             connect_ms: timeouts.connect_ms,
             connected_us: 0,
             tcp: true,
+            pool: self.cx.pools.id(&self.cx.site, group),
             ..Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us)
         };
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
         self.cx.watch(&mut connection.socket, Owner::Client(client));
-        self.connect_relay(key, group);
+        self.connect_relay(key);
     }
 
     /// Goes on with two connections that an exchange has upgraded. Until the master has the server's connection
@@ -79,7 +81,8 @@ impl Worker {
         early.push(connection.input_from(request_end, &self.cx.arena), &mut self.cx.buffers);
         let mut relay = Relay::new(client, tunnel_ms, self.cx.clock.now_us);
         relay.upstream = Some(upstream);
-        relay.server = Some(ServerRef { group: server.group, server: server.server });
+        relay.place = server.place;
+        relay.pool = server.place.map(Place::group);
         relay.to_server.early = early;
         relay.to_client.early = to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
@@ -95,21 +98,20 @@ impl Worker {
     pub(crate) fn adopt_relay(
         &mut self,
         client: Key<Client>,
-        server: Option<ServerRef>,
+        server: Option<u64>,
         to_server: bool,
         rest: Vec<OwnedFd>,
     ) {
         let Some(connection) = self.clients.get_mut(client) else { return };
-        let server = server.filter(|server| {
-            let group = self.cx.site.snapshot.groups.get(usize::from(server.group));
-            group.is_some_and(|group| usize::from(server.server) < group.servers.len())
-        });
+        let place = server.and_then(|number| self.cx.pools.find(number));
+        let pool = place.map(Place::group);
         let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
-        let over = server.map(|server| self.cx.site.snapshot.groups[usize::from(server.group)].timeouts);
+        let over = pool.map(|pool| self.cx.pools.settings(pool).timeouts);
         let timeouts = listener.timeouts.with(&over.unwrap_or_default());
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
-        (relay.server, relay.tcp, relay.begun, relay.handed_over) = (server, tcp, true, true);
+        (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
+        (relay.begun, relay.handed_over) = (true, true);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
         for (flow, fd) in
@@ -124,11 +126,9 @@ impl Worker {
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
         self.cx.watch(&mut connection.socket, Owner::Client(client));
-        let place = server.unwrap_or(ServerRef { group: 0, server: 0 });
         let upstream = Upstream {
             socket,
-            group: place.group,
-            server: place.server,
+            place,
             state: UpstreamState::Relay(key),
             connecting: false,
             reused: false,
@@ -138,8 +138,8 @@ impl Worker {
         let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
             return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
         };
-        if let Some(ServerRef { group, server }) = server {
-            self.cx.pools.balance(group).began(server);
+        if let Some(place) = place {
+            self.cx.pools.began(place);
         }
         if let (Some(relay), Some(connection)) = (self.relays.get_mut(key), self.clients.get_mut(client)) {
             relay.upstream = Some(upstream);
@@ -149,19 +149,22 @@ impl Worker {
     }
 
     /// Connects to the next server; ends the relay when there is none.
-    fn connect_relay(&mut self, key: Key<Relay>, group: GroupId) {
+    fn connect_relay(&mut self, key: Key<Relay>) {
         self.make_room();
         let mut made_room = false;
         let Some(mut relay) = self.relays.get_mut(key) else { return };
-        let site = Rc::clone(&self.cx.site);
-        let settings = &site.snapshot.groups[usize::from(group)];
+        let Some(pool) = relay.pool else {
+            return self.end_relay(key, Some(Reason::Text("its backend group was removed")));
+        };
         let source = source_of(self.clients.get(relay.client).and_then(|client| client.peer));
-        let tries = usize::from(settings.tries).clamp(1, MAX_TRIES);
+        let tries = usize::from(self.cx.pools.settings(pool).tries).clamp(1, MAX_TRIES);
         while relay.tried.len() < tries {
             let now_ms = self.cx.clock.now_ms;
-            let Some(server) = self.cx.pools.pick(group, source, now_ms, &relay.tried) else { break };
-            relay.server = Some(ServerRef { group, server });
-            let connecting = match connect::open(&settings.servers[usize::from(server)].address) {
+            let Some(place) = self.cx.pools.pick(pool, source, now_ms, &relay.tried) else { break };
+            relay.place = Some(place);
+            relay.gone_server = None;
+            relay.send_proxy = self.cx.pools.settings(pool).send_proxy;
+            let connecting = match connect::open(&self.cx.pools.server(place).address) {
                 Ok(connecting) => connecting,
                 // None of the server's doing.
                 Err(errno) if is_shortage(errno) => {
@@ -176,28 +179,26 @@ impl Worker {
                     continue;
                 }
                 Err(errno) => {
-                    debug!("{}: cannot connect: {errno}", settings.servers[usize::from(server)].name);
-                    relay.tried.push(server);
-                    let why = std::io::Error::from(errno);
-                    report_failure(&mut self.cx.pools, &site.snapshot, (group, server), &why, now_ms);
+                    debug!("{}: cannot connect: {errno}", self.cx.pools.server(place).name);
+                    relay.tried.push(place.server());
+                    self.cx.pools.failed(place, &std::io::Error::from(errno), now_ms);
                     continue;
                 }
             };
             let upstream = Upstream {
                 socket: connecting.socket,
-                group,
-                server,
+                place: Some(place),
                 state: UpstreamState::Relay(key),
                 connecting: !connecting.done,
                 reused: false,
-                private: settings.send_proxy.is_some(),
+                private: relay.send_proxy.is_some(),
                 partial: Vec::new(),
             };
             let connect_ms = relay.connect_ms;
             let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
                 return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
             };
-            self.cx.pools.balance(group).began(server);
+            self.cx.pools.began(place);
             relay.upstream = Some(upstream);
             if let Some(connection) = self.upstreams.get_mut(upstream) {
                 let due_ms = now_ms + u64::from(connect_ms);
@@ -217,8 +218,8 @@ impl Worker {
         }
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
-        if let Some(ServerRef { group, server }) = relay.server {
-            report_success(&mut self.cx.pools, &self.cx.site.snapshot, group, server);
+        if let Some(place) = relay.place {
+            self.cx.pools.succeeded(place);
         }
         if let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) {
             upstream.connecting = false;
@@ -233,8 +234,7 @@ impl Worker {
         let Some(relay) = self.relays.get(key) else { return true };
         let Some(client) = self.clients.get(relay.client) else { return true };
         let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return true };
-        let settings = &self.cx.site.snapshot.groups[usize::from(upstream.group)];
-        let Some(version) = settings.send_proxy else { return true };
+        let Some(version) = relay.send_proxy else { return true };
         self.cx.out.clear();
         client.write_proxy_header(version, &mut self.cx.out);
         // Far less than the kernel holds for a connection on which nothing has been sent.
@@ -244,15 +244,18 @@ impl Worker {
     /// The connection to the server failed or took too long: the next one.
     pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: &dyn std::fmt::Display) {
         let Some(relay) = self.relays.get_mut(key) else { return };
-        let Some(ServerRef { group, server }) = relay.server else { return self.end_relay(key, Some(CLIENT_GONE)) };
-        relay.tried.push(server);
-        let (snapshot, now_ms) = (&self.cx.site.snapshot, self.cx.clock.now_ms);
-        report_failure(&mut self.cx.pools, snapshot, (group, server), why, now_ms);
+        let place = relay.place;
+        relay.tried.push(place.map_or(GONE, Place::server));
+        if let Some(place) = place {
+            self.cx.pools.failed(place, why, self.cx.clock.now_ms);
+        }
         if let Some(upstream) = relay.upstream.take() {
-            self.cx.pools.balance(group).ended(server);
+            if let Some(place) = place {
+                self.cx.pools.ended(place);
+            }
             self.close_upstream(upstream);
         }
-        self.connect_relay(key, group);
+        self.connect_relay(key);
     }
 
     /// An event on the server's connection of a relay.

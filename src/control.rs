@@ -1,0 +1,200 @@
+//! The master's control socket: takes requests of `master reload` and the like, and gives back answers. It knows who
+//! may ask and how many at once; what is asked for is done elsewhere.
+//!
+//! Only processes of the master's own user, and root's, are heard. Nobody holds up the loop: a client that does not
+//! ask, or does not take its answer, is dropped.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ipc::channel::{Channel, RecvError};
+use ipc::control::{Answer, Greeting, Request, VERSION};
+use log::{debug, warn};
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use crate::listen::SocketFile;
+
+pub mod ask;
+pub mod place;
+
+/// Clients at once at most; further ones are turned away.
+pub const CLIENTS: usize = 8;
+
+/// How long a client may take to say what it wants.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Connections taken in one turn at most.
+const ACCEPTS: usize = 16;
+
+/// One client, and no later one in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientId {
+    slot: usize,
+    serial: u64,
+}
+
+/// A client that waits for what comes of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// Which.
+    pub client: ClientId,
+    /// It is at a terminal.
+    pub color: bool,
+}
+
+#[derive(Debug)]
+struct Client {
+    channel: Channel,
+    serial: u64,
+    /// When it must have asked; `None` once it has.
+    ask_by: Option<Instant>,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Server {
+    socket: OwnedFd,
+    /// Kept so that it is removed in the end.
+    _file: SocketFile,
+    clients: [Option<Client>; CLIENTS],
+    first_token: usize,
+    serial: u64,
+    config: String,
+    /// Connections may be waiting.
+    ready: bool,
+}
+
+impl Server {
+    /// Begins to listen at `path`, in a directory that nobody else can write to. `config` is what the master tells of
+    /// itself. A socket that a dead master left is replaced. Clients have the tokens from `first_token` on.
+    ///
+    /// # Errors
+    /// When a live master has it, or it cannot be made, in words for the operator.
+    pub fn open(path: &Path, config: String, first_token: usize) -> Result<Server, String> {
+        let shown = path.display();
+        let failed = |errno: Errno| format!("cannot make the control socket {shown}: {}", io::Error::from(errno));
+        let name = SocketAddrUnix::new(path).map_err(failed)?;
+        // Two masters that start together must not take a socket just made for a dead one.
+        let _lock = place::lock(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        match place::probe(path) {
+            place::Found::Nothing => {}
+            place::Found::Dead => rustix::fs::unlink(path).map_err(failed)?,
+            place::Found::Alive => return Err(format!("another master has the control socket {shown}")),
+            place::Found::Other(why) => return Err(format!("cannot make the control socket {shown}: {why}")),
+        }
+        let socket = new_socket().map_err(failed)?;
+        // Before it has a name: at no time can anybody else connect.
+        rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600)).map_err(failed)?;
+        rustix::net::bind(&socket, &name).map_err(failed)?;
+        let file = SocketFile::at(path).map_err(failed)?;
+        rustix::net::listen(&socket, 16).map_err(failed)?;
+        Ok(Server { socket, _file: file, clients: Default::default(), first_token, serial: 0, config, ready: false })
+    }
+
+    /// Connections may be waiting.
+    pub fn on_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// Takes in those who wait, if anybody does.
+    pub fn accept(&mut self, registry: &Registry, now: Instant) {
+        if !std::mem::take(&mut self.ready) {
+            return;
+        }
+        for _ in 0..ACCEPTS {
+            match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) => {
+                    if let Err(why) = self.admit(fd, registry, now) {
+                        debug!("control socket: {why}");
+                    }
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(errno) => return warn!("control socket: cannot accept: {}", io::Error::from(errno)),
+            }
+        }
+        self.ready = true;
+    }
+
+    fn admit(&mut self, fd: OwnedFd, registry: &Registry, now: Instant) -> Result<(), String> {
+        let peer = sockopt::socket_peercred(&fd).map_err(|errno| errno.to_string())?;
+        if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+            return Err(format!("user {} is not heard", peer.uid.as_raw()));
+        }
+        let slot = self.clients.iter().position(Option::is_none).ok_or("too many ask at once")?;
+        let mut channel = Channel::from_fd(fd);
+        let greeting = Greeting { version: VERSION, pid: std::process::id(), config: self.config.clone() };
+        channel.send(&greeting, &[]).map_err(|error| error.to_string())?;
+        let token = Token(self.first_token + slot);
+        registry
+            .register(&mut SourceFd(&channel.as_fd().as_raw_fd()), token, Interest::READABLE)
+            .map_err(|error| error.to_string())?;
+        self.serial += 1;
+        self.clients[slot] = Some(Client { channel, serial: self.serial, ask_by: Some(now + ASK) });
+        Ok(())
+    }
+
+    /// What the client in `slot` wants, if it has said so. One that has gone, or says what makes no sense, is dropped.
+    pub fn hear(&mut self, slot: usize) -> Option<(ClientId, Request)> {
+        let client = self.clients.get_mut(slot)?.as_mut()?;
+        match client.channel.recv::<Request>(&mut Vec::new()) {
+            Ok(request) if client.ask_by.is_some() => {
+                client.ask_by = None;
+                Some((ClientId { slot, serial: client.serial }, request))
+            }
+            Err(RecvError::Empty) => None,
+            Ok(_)
+            | Err(RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_)) => {
+                self.clients[slot] = None;
+                None
+            }
+        }
+    }
+
+    /// Answers, and lets the client go.
+    pub fn answer(&mut self, to: ClientId, answer: &Answer) {
+        let slot = &mut self.clients[to.slot];
+        if let Some(mut client) = slot.take_if(|client| client.serial == to.serial)
+            && let Err(error) = client.channel.send(answer, &[])
+        {
+            debug!("control socket: cannot answer: {error}");
+        }
+    }
+
+    /// When somebody has to be dropped.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.clients.iter().flatten().filter_map(|client| client.ask_by).min()
+    }
+
+    /// Drops those who have not said what they want.
+    pub fn expire(&mut self, now: Instant) {
+        for slot in &mut self.clients {
+            slot.take_if(|client| client.ask_by.is_some_and(|by| by <= now));
+        }
+    }
+
+    /// Whether [`Server::accept`] has more to do.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+}
+
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A socket for it, not yet connected or bound.
+fn new_socket() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! The other side of the control socket: `master reload` and `master status` find the running master, ask it, and
+//! print what it says.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ipc::channel::{Channel, RecvError};
+use ipc::control::{Answer, Greeting, Reloaded, Request, Status, VERSION, Who};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
+
+use super::place;
+use crate::config::Control;
+use crate::{FAILED, UNUSABLE, config};
+
+/// How long a master may take to greet.
+const GREET: Duration = Duration::from_secs(5);
+
+/// A master that listens.
+struct Running {
+    channel: Channel,
+    greeting: Greeting,
+}
+
+/// Which master is meant.
+#[derive(Debug)]
+pub struct Which<'a> {
+    /// The socket itself, when it is given.
+    pub socket: Option<&'a Path>,
+    /// The configuration file, when it is known.
+    pub config: Option<&'a Path>,
+    /// The file was named, and no other master will do.
+    pub named: bool,
+}
+
+/// Asks the running master and prints the answer; waits `timeout` at most.
+pub fn run(which: &Which<'_>, request: &Request, timeout: Duration) -> ExitCode {
+    match ask(which, request, timeout) {
+        Ok(answer) => print(answer),
+        Err(message) => crate::fail(message),
+    }
+}
+
+fn ask(which: &Which<'_>, request: &Request, timeout: Duration) -> Result<Answer, String> {
+    let Running { mut channel, greeting } = find(which)?;
+    let pid = greeting.pid;
+    if greeting.version != VERSION {
+        return Err(format!(
+            "the running master (pid {pid}) is of another version; ask it with its own program, or send it SIGHUP"
+        ));
+    }
+    channel.send(request, &[]).map_err(|error| format!("cannot ask the master (pid {pid}): {error}"))?;
+    receive(&mut channel, timeout).map_err(|why| match why {
+        Some(why) => format!("no answer from the master (pid {pid}): {why}"),
+        None => {
+            format!("no answer from the master (pid {pid}) within {} s; it may still come to it", timeout.as_secs())
+        }
+    })
+}
+
+/// Waits for one record; `None` as the error when it does not come in time.
+fn receive<M: DeserializeOwned>(channel: &mut Channel, timeout: Duration) -> Result<M, Option<String>> {
+    let end = Instant::now() + timeout;
+    loop {
+        match channel.recv(&mut Vec::new()) {
+            Ok(message) => return Ok(message),
+            Err(RecvError::Empty) => {}
+            Err(RecvError::Closed) => return Err(Some("it has closed the connection".to_owned())),
+            Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_))) => {
+                return Err(Some(error.to_string()));
+            }
+        }
+        let left = end.checked_duration_since(Instant::now()).ok_or(None)?;
+        let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: 1_000_000 };
+        match poll(&mut [PollFd::new(&channel.as_fd(), PollFlags::IN)], Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Some(io::Error::from(errno).to_string())),
+        }
+    }
+}
+
+fn greet(path: &Path) -> Result<Running, String> {
+    let fd = place::connect(path).map_err(|errno| io::Error::from(errno).to_string())?;
+    let mut channel = Channel::from_fd(fd);
+    let greeting = receive(&mut channel, GREET).map_err(|why| why.unwrap_or_else(|| "it does not greet".to_owned()))?;
+    Ok(Running { channel, greeting })
+}
+
+fn find(which: &Which<'_>) -> Result<Running, String> {
+    if let Some(path) = which.socket {
+        return greet(path).map_err(|why| format!("no master is running behind {}: {why}", path.display()));
+    }
+    let directory = place::directory();
+    if let Some(config) = which.config {
+        let shown = config.display();
+        let path = match config::control_of(config) {
+            Control::At(path) => path,
+            Control::Off => return Err(format!("{shown} says control = \"off\"; send the master SIGHUP instead")),
+            Control::Derived => directory.join(place::name(Some(config))),
+        };
+        match greet(&path) {
+            Ok(running) => return Ok(running),
+            Err(why) if which.named => {
+                let path = path.display();
+                return Err(format!("no master is running with the configuration {shown} (behind {path}: {why})"));
+            }
+            Err(_) => {}
+        }
+    }
+    only(&directory)
+}
+
+/// The one master that is running.
+fn only(directory: &Path) -> Result<Running, String> {
+    let sockets: Vec<PathBuf> = place::sockets(directory);
+    let mut running: Vec<(PathBuf, Running)> =
+        sockets.into_iter().filter_map(|path| Some((path.clone(), greet(&path).ok()?))).collect();
+    match running.len() {
+        0 => Err(format!("no master is running (none has a control socket in {})", directory.display())),
+        1 => running.pop().map(|(_, running)| running).ok_or_else(String::new),
+        count => {
+            let mut text = format!("{count} masters are running; say which one is meant:");
+            for (path, running) in running {
+                let _ = write!(
+                    text,
+                    "\n  --control {}  (pid {}, {})",
+                    path.display(),
+                    running.greeting.pid,
+                    running.greeting.config
+                );
+            }
+            Err(text)
+        }
+    }
+}
+
+fn print(answer: Answer) -> ExitCode {
+    match answer {
+        Answer::Reloaded(reloaded) => {
+            note(&reloaded.notes);
+            println!("{}; all {} workers acknowledged", summary(&reloaded), reloaded.workers);
+            ExitCode::SUCCESS
+        }
+        Answer::Refused { text } => {
+            eprintln!("{}", text.trim_end());
+            eprintln!("master: not reloaded; the former configuration stays in force");
+            ExitCode::from(UNUSABLE)
+        }
+        Answer::Stuck { reloaded, workers } => {
+            note(&reloaded.notes);
+            eprintln!("master: {}; {}", summary(&reloaded), stuck(&workers));
+            ExitCode::from(FAILED)
+        }
+        Answer::Busy { text } => crate::fail(text),
+        Answer::Status(status) => {
+            print!("{}", table(&status));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn note(notes: &str) {
+    if !notes.is_empty() {
+        eprintln!("{}", notes.trim_end());
+    }
+}
+
+/// A configuration in force in one line.
+pub fn summary(reloaded: &Reloaded) -> String {
+    let Reloaded { listeners, groups, generation, .. } = reloaded;
+    format!("reloaded: {listeners} listeners, {groups} backend groups, generation {generation}")
+}
+
+/// Which workers do not go by it.
+pub fn stuck(workers: &[Who]) -> String {
+    let names: Vec<String> = workers.iter().map(|who| format!("worker {} (pid {})", who.index, who.pid)).collect();
+    format!("not acknowledged in time by {}, still on the former configuration", names.join(", "))
+}
+
+fn table(status: &Status) -> String {
+    let mut out = format!("generation  {}\n", status.generation);
+    let _ = writeln!(out, "accepting   {}", if status.accepting { "yes" } else { "no" });
+    for (at, listener) in status.listeners.iter().enumerate() {
+        let _ = writeln!(out, "{}  {listener}", if at == 0 { "listening " } else { "          " });
+    }
+    let _ = writeln!(out, "\nworker      pid  stage      generation  connections  in progress  requests");
+    for worker in &status.workers {
+        let Who { index, pid } = worker.who;
+        let _ = writeln!(
+            out,
+            "{index:>6}  {pid:>7}  {:<9}  {:>10}  {:>11}  {:>11}  {:>8}",
+            worker.stage, worker.generation, worker.connections, worker.active_requests, worker.requests
+        );
+    }
+    out
+}

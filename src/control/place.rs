@@ -1,0 +1,149 @@
+//! Where control sockets are, and who is behind one.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
+
+use super::new_socket;
+
+/// How long another master may have the directory locked.
+const LOCKED: Duration = Duration::from_secs(1);
+
+/// The directory of all control sockets of this user that have no place of their own.
+pub fn directory() -> PathBuf {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return "/run/pointsman".into();
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    runtime
+        .map_or_else(|| PathBuf::from(format!("/tmp/pointsman-{}", user.as_raw())), |runtime| runtime.join("pointsman"))
+}
+
+/// Makes it if it is not there.
+///
+/// # Errors
+/// When it cannot be made, or somebody else could put something there.
+pub fn make_directory(directory: &Path) -> Result<(), String> {
+    let shown = directory.display();
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(format!("cannot make the directory {shown} for the control socket: {error}")),
+    }
+    // Not through a symbolic link, which in /tmp could be anybody's.
+    let stat = rustix::fs::lstat(directory).map_err(|errno| format!("{shown}: {}", io::Error::from(errno)))?;
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if !is_directory || stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
+        return Err(format!("{shown} is not a directory that only this user can write to"));
+    }
+    Ok(())
+}
+
+/// The name of the socket of the master with this configuration file; without a file, that of this process.
+pub fn name(config: Option<&Path>) -> String {
+    let Some(config) = config else { return format!("pid-{}.sock", std::process::id()) };
+    let path = absolute(config);
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let stem: String = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(24).collect();
+    // FNV-1a: the same in every build.
+    let hash = path
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{stem}-{hash:016x}.sock")
+}
+
+/// The path from the root. A symbolic link at its end stays one: it may point elsewhere by the time of a reload.
+fn absolute(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        (Some(_) | None, _) => path,
+    }
+}
+
+/// Keeps other masters out of `directory` as long as it is held.
+///
+/// # Errors
+/// When the directory is not there, or stays locked.
+pub fn lock(directory: &Path) -> Result<OwnedFd, Errno> {
+    let fd = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let end = Instant::now() + LOCKED;
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(fd),
+            Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// What is at the place of a control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// The socket of a master that is no more.
+    Dead,
+    /// Somebody listens.
+    Alive,
+    /// Something that cannot be replaced.
+    Other(String),
+}
+
+/// Looks what is at `path`.
+pub fn probe(path: &Path) -> Found {
+    match rustix::fs::lstat(path) {
+        Err(Errno::NOENT) => return Found::Nothing,
+        Err(errno) => return Found::Other(io::Error::from(errno).to_string()),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+            return Found::Other(
+                "there is a file that is not a socket; move it away or choose another path".to_owned(),
+            );
+        }
+        Ok(_) => {}
+    }
+    match connect(path) {
+        Ok(_) | Err(Errno::AGAIN) => Found::Alive,
+        Err(Errno::CONNREFUSED) => Found::Dead,
+        Err(Errno::NOENT) => Found::Nothing,
+        Err(Errno::PROTOTYPE) => Found::Other("there is another program's socket; choose another path".to_owned()),
+        Err(errno) => Found::Other(format!("there is a socket that cannot be tried: {}", io::Error::from(errno))),
+    }
+}
+
+/// Connects to the master behind `path`.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn connect(path: &Path) -> Result<OwnedFd, Errno> {
+    let fd = new_socket()?;
+    rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+    Ok(fd)
+}
+
+/// Removes what masters that were killed left in `directory`. Nothing is lost when that fails.
+pub fn tidy(directory: &Path) {
+    let Ok(_lock) = lock(directory) else { return };
+    for path in sockets(directory) {
+        if probe(&path) == Found::Dead {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Everything in `directory` that could be a control socket, at most a thousand.
+pub fn sockets(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "sock")).take(1000).collect()
+}
