@@ -159,6 +159,44 @@ impl Socket {
         Ok(())
     }
 
+    /// Ends listening for every process that has a copy of the socket, and closes it.
+    pub fn end(self) {
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    /// Leaves its file where it is: somebody else listens there.
+    pub fn keep_file(&mut self) {
+        if let Some(file) = self._file.take() {
+            std::mem::forget(file);
+        }
+    }
+
+    /// One that another process has bound for `listener`.
+    ///
+    /// # Errors
+    /// When it is no listening socket, or not where it should be.
+    pub fn inherit(
+        fd: OwnedFd,
+        id: ListenerId,
+        listener: &Listener,
+        permissions: Option<u32>,
+    ) -> Result<Socket, String> {
+        let failed = |errno: Errno| format!("{}: {}", listener.bind, io::Error::from(errno));
+        if !sockopt::socket_acceptconn(&fd).map_err(failed)? {
+            return Err(format!("{}: what the former master left is no listening socket", listener.bind));
+        }
+        let (address, file) = match &listener.bind {
+            Address::Inet(_) => {
+                let bound = rustix::net::getsockname(&fd).map_err(failed)?;
+                (Address::Inet(std::net::SocketAddr::try_from(bound).map_err(failed)?), None)
+            }
+            Address::Unix(path) => (listener.bind.clone(), Some(SocketFile::at(path).map_err(failed)?)),
+        };
+        let mut socket = Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, _file: file };
+        socket.adopt(id, listener, permissions)?;
+        Ok(socket)
+    }
+
     /// Is to be closed once its queue is empty, at `deadline` at the latest. The kernel puts hardly anyone into the
     /// queue any more.
     pub fn leave(&mut self, deadline: Instant) {

@@ -136,6 +136,11 @@ impl Master {
         match request {
             Request::Reload { color } => self.ask_reload(Some(Asker { client, color })),
             Request::Status => self.tell_status(client),
+            Request::Upgrade => self.upgrade(Some(client), Instant::now()),
+            Request::TakeOver { .. } => {
+                let text = "this master lives; `master upgrade` replaces it".to_owned();
+                self.tell(Some(Asker { client, color: false }), &Answer::Busy { text });
+            }
         }
     }
 
@@ -185,6 +190,7 @@ impl Master {
         self.change_bounds(&old);
         self.hand_out();
         self.set_workers(self.config.snapshot.workers, now);
+        self.keep_for_orphans();
         let snapshot = &self.config.snapshot;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Reloaded {
