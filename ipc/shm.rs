@@ -14,6 +14,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -171,7 +172,13 @@ fn check_size(fd: BorrowedFd<'_>, layout: &Layout) -> io::Result<()> {
 /// One buffer of the arena, owned: not `Clone`, and lost for good unless given back.
 #[derive(Debug)]
 #[must_use = "a slot that is not given back is lost"]
-pub struct Slot(u32);
+pub struct Slot(u32, ArenaId);
+
+/// Tells arenas apart: the memory file's number, which is not used again while the file is mapped.
+type ArenaId = u64;
+
+/// Regions whose arena this process has mapped, and so may not map a second time.
+static MAPPED: Mutex<Vec<ArenaId>> = Mutex::new(Vec::new());
 
 impl Slot {
     /// Its number, as recorded in [`crate::state::Image::slot`].
@@ -192,38 +199,50 @@ pub struct Arena {
     free: Vec<u32>,
     untouched: u32,
     slots: u32,
+    id: ArenaId,
 }
 
 impl Arena {
-    /// Maps the slots of the region. At most one `Arena` per region may exist in a process.
+    /// Maps the slots of the region, which a process may do once.
     ///
     /// # Errors
-    /// As [`Control::map`].
+    /// As [`Control::map`], and when this process has mapped them before.
     pub fn map(fd: impl AsFd, layout: &Layout) -> io::Result<Arena> {
         check_size(fd.as_fd(), layout)?;
+        let id = rustix::fs::fstat(&fd)?.st_ino;
+        let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
+        if mapped.contains(&id) {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "this process has mapped the region's slots before",
+            ));
+        }
+        mapped.push(id);
         Ok(Arena {
             mapping: ManuallyDrop::new(Mapping::new(fd.as_fd(), layout.control_bytes(), layout.arena_bytes())?),
             slot_bytes: layout.slot_bytes as usize,
             free: Vec::new(),
             untouched: 0,
             slots: layout.slots,
+            id,
         })
     }
 
     /// A free slot; `None` when all are taken.
     pub fn take(&mut self) -> Option<Slot> {
         if let Some(number) = self.free.pop() {
-            return Some(Slot(number));
+            return Some(Slot(number, self.id));
         }
         if self.untouched == self.slots {
             return None;
         }
         self.untouched += 1;
-        Some(Slot(self.untouched - 1))
+        Some(Slot(self.untouched - 1, self.id))
     }
 
     /// Gives a slot back.
     pub fn put(&mut self, slot: Slot) {
+        assert_eq!(slot.1, self.id, "a slot goes back to its own arena");
         self.free.push(slot.0);
     }
 
@@ -238,12 +257,14 @@ impl Arena {
     #[must_use]
     pub fn bytes_mut<'a>(&self, slot: &'a mut Slot) -> &'a mut [u8] {
         // SAFETY: slot numbers come only from `take`, are below `slots`, and exist once, so `&mut Slot` is
-        // exclusive access to this range, and the arena is never unmapped. The master reads a dead worker's slots through the file, never a live one's.
+        // exclusive access to this range of the only mapping in
+        // this process, and the arena is never unmapped. The master reads a dead worker's slots through the file, never a live one's.
         unsafe { std::slice::from_raw_parts_mut(self.start(slot).as_ptr(), self.slot_bytes) }
     }
 
     fn start(&self, slot: &Slot) -> NonNull<u8> {
         let offset = slot.0 as usize * self.slot_bytes;
+        assert_eq!(slot.1, self.id, "a slot is used with its own arena");
         assert!(offset + self.slot_bytes <= self.mapping.len);
         // SAFETY: within the mapping, see above.
         unsafe { self.mapping.base.add(offset) }
@@ -309,6 +330,7 @@ mod tests {
         assert!(read_slot(&fd, &LAYOUT, 3, 0, 5).is_err());
         let last = arena.take().unwrap();
         assert!(arena.take().is_none());
+        assert!(Arena::map(&fd, &LAYOUT).is_err(), "a second mapping would alias the first");
         arena.put(first);
         arena.put(last);
         assert!(arena.take().is_some());

@@ -257,7 +257,7 @@ impl Master {
             }
             DEMO => {
                 if let Some(end) = self.demo.as_mut().and_then(Demo::reap) {
-                    error!("the demo backends {end}; requests will be answered 502");
+                    error!("the demo backends have ended ({end}); requests will be answered 502");
                 }
             }
             // What woke the loop is looked for in each turn.

@@ -236,6 +236,17 @@ impl Client {
         true
     }
 
+    /// Sees to it that behind a head of `length` bytes, the first unanswered ones, the slot has room for what is
+    /// read of a body whose end is not known, and may be the next request: behind earlier requests there may be none.
+    pub fn make_body_room(&mut self, length: usize, cx: &mut Ctx) {
+        const BODY_ROOM: usize = 16 * 1024;
+        let Some(input) = &self.input else { return };
+        if input.start > 0 && self.slot_room(input.start + length, cx) < BODY_ROOM {
+            // Without a free slot it stays where it is.
+            let _ = self.compact(cx);
+        }
+    }
+
     /// How many bytes the slot holds from position `from` on.
     #[must_use]
     pub fn slot_room(&self, from: usize, cx: &Ctx) -> usize {

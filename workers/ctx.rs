@@ -163,7 +163,7 @@ pub struct Ctx {
     pub pipes: Pipes,
     /// How many descriptors there may be.
     pub descriptors: Descriptors,
-    /// Sockets registered with epoll.
+    /// Connections to clients and servers.
     pub sockets: usize,
     /// What was closed to make room, to be warned of.
     pub given_way: GivenWay,
@@ -229,20 +229,20 @@ impl Ctx {
     ///
     /// # Errors
     /// When the kernel has no room for it.
-    pub fn register(&mut self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
+    pub fn register(&self, socket: &mut Socket, owner: Owner) -> std::io::Result<()> {
         if socket.registered {
             return Ok(());
         }
         #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
         let token = Token(owner.to_bits() as usize);
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), token, interest)?;
         socket.registered = true;
         Ok(())
     }
 
     /// As [`Ctx::register`]. A socket that cannot be watched is marked as gone, so that it is let go of.
-    pub fn watch(&mut self, socket: &mut Socket, owner: Owner) {
+    pub fn watch(&self, socket: &mut Socket, owner: Owner) {
         if let Err(error) = self.register(socket, owner) {
             warn!("cannot watch a connection: {error}");
             socket.give_up();
@@ -250,7 +250,7 @@ impl Ctx {
     }
 
     /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.
-    fn deregister(&mut self, socket: &mut Socket) {
+    fn deregister(&self, socket: &mut Socket) {
         if socket.registered {
             socket.registered = false;
             // Fails only for a descriptor that is not registered.
@@ -282,10 +282,10 @@ impl Ctx {
         true
     }
 
-    /// Takes a socket out of epoll, the timer wheel and the count, before it is closed.
+    /// Takes a socket that was counted out of epoll and the timer wheel, before it is closed.
     pub fn forget(&mut self, socket: &mut Socket) {
+        self.sockets -= 1;
         self.deregister(socket);
-        self.sockets = self.sockets.saturating_sub(1);
         if let Some(armed) = socket.deadline.armed.take() {
             self.timers.cancel(armed);
         }

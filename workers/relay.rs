@@ -19,14 +19,14 @@ use crate::access_log::Entry;
 use crate::backend::Upstream;
 use crate::backend::pool::{Place, PoolId, Remap};
 use crate::client::Client;
-use crate::ctx::{Ctx, Owner, Work};
+use crate::ctx::{Ctx, Owner, SCRATCH_BYTES, Work};
 use crate::exchange::CLIENT_GONE;
 use crate::exchange::Reason;
 use crate::io::socket::Socket;
 use crate::slab::Key;
 use crate::worker::Worker;
 
-use flow::{Flow, Moved};
+use flow::{Flow, Moved, TURN_BYTES};
 
 /// After how long a relay that was taken for drained is looked at again.
 const LOOK_AGAIN_MS: u64 = 50;
@@ -117,6 +117,7 @@ impl Relay {
         let id = client.id;
         let mut moved = [Moved::Blocked, Moved::Blocked];
         for direction in [Direction::ToServer, Direction::ToClient] {
+            let mut copied = 0;
             moved[direction as usize] = loop {
                 let (flow, from, to) = self.flow(direction, client, upstream);
                 let result = flow.pump(from, to, (id, direction), cx);
@@ -127,7 +128,8 @@ impl Relay {
                 self.publish(client, true, cx);
                 let (flow, from, to) = self.flow(direction, client, upstream);
                 let result = flow.copy(from, to, cx);
-                if result != Moved::Again {
+                copied += SCRATCH_BYTES;
+                if result != Moved::Again || copied >= TURN_BYTES {
                     break result;
                 }
             };
@@ -199,7 +201,11 @@ impl Worker {
             relay.queued = true;
             self.presumed.push(key);
         }
-        let done = relay.to_server.is_passed_on() && relay.to_client.is_passed_on();
+        let (up, down) = (&relay.to_server, &relay.to_client);
+        // A peer that has sent its end and is gone since can take nothing more, and no read will tell.
+        let nobody_left = client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
+        let done =
+            up.is_passed_on() && down.is_passed_on() || nobody_left && (up.is_passed_on() || down.is_passed_on());
         match moved {
             (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
                 self.end_relay(key, Some(Reason::Text("the client's connection broke")));

@@ -20,6 +20,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
+use crate::proto::h1::head::BodyFraming;
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -379,7 +380,7 @@ impl Worker {
                 let step = exchange.on_server_timeout();
                 self.carry_out(exchange_key, step);
             }
-            UpstreamState::Relay(relay) => self.relay_connect_failed(relay),
+            UpstreamState::Relay(relay) => self.relay_connect_failed(relay, &"timed out connecting to the server"),
         }
     }
 
@@ -452,6 +453,9 @@ impl Worker {
     /// Serves the request whose head, in `cx.request`, is the first `length` unanswered bytes.
     fn begin_exchange(&mut self, client_key: Key<Client>, length: usize) {
         let Some(client) = self.clients.get_mut(client_key) else { return };
+        if self.cx.request.framing == BodyFraming::Chunked {
+            client.make_body_room(length, &mut self.cx);
+        }
         let mut exchange = Exchange::new(client_key, client, &self.cx);
         let admitted = exchange.admit(length, client, &self.cx);
         self.cx.control.stats().requests.add(1);

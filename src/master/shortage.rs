@@ -52,9 +52,13 @@ impl Master {
         let records = self.layout.records;
         if !exhausted && self.plea.warned.is_none_or(|warned| now.duration_since(warned) >= WARN) {
             self.plea.warned = Some(now);
+            let remedy = match self.config.snapshot.limits.connections {
+                Some(wanted) if wanted <= records => "raise limits.connections",
+                Some(_) | None => "raise the limit of open files (`ulimit -n`, or LimitNOFILE= in systemd)",
+            };
             warn!(
                 "all {records} places of every worker are taken, and connections wait; those that are idle longest \
-                 give way; raise limits.connections, or the limit of open files with it"
+                 give way; {remedy}"
             );
         }
         let burst = u32::try_from(BURST).unwrap_or(u32::MAX);

@@ -321,3 +321,33 @@ fn routes_choose_the_most_specific() {
         assert_eq!(response.text(), name, "{host}{target}");
     }
 }
+
+#[test]
+fn refused_head_still_coming_does_not_reset_the_answer() {
+    let backend = Backend::ok();
+    let proxy = Conf::http(&[backend.addr]).tables("[limits]\nhead = \"4KiB\"").start();
+    let mut client = Client::connect(proxy.addr());
+    client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(5000)));
+    let response = client.response();
+    assert_own(&response, 431);
+    // A client that is still writing must not be cut off: it would lose the answer it has not read yet.
+    for _ in 0..8 {
+        client.send("b".repeat(1000));
+    }
+    client.shutdown_write();
+    assert_eq!(client.end(), End::Clean);
+}
+
+#[test]
+fn body_broken_right_behind_the_head_is_502() {
+    for broken in ["ZZ\r\n", "2\r\nok\r\nZZ\r\n", "2\r\nokXX"] {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let backend = Backend::fixed(format!("{head}{broken}"));
+        let proxy = Launch::http(&[backend.addr]).start();
+        let mut client = Client::connect(proxy.addr());
+        let response = client.get("/");
+        assert_own(&response, 502);
+        assert!(!response.closes());
+        assert_own(&client.get("/again"), 502);
+    }
+}

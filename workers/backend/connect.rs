@@ -29,6 +29,8 @@ pub fn open(address: &Address) -> Result<Connecting, Errno> {
             let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
             // Heads and bodies are written as they come; waiting for more would only delay them.
             rustix::net::sockopt::set_tcp_nodelay(&fd, true)?;
+            // Urgent bytes are bytes of the stream like any other.
+            rustix::net::sockopt::set_socket_oobinline(&fd, true)?;
             let result = rustix::net::connect(&fd, addr);
             (fd, result)
         }

@@ -142,11 +142,12 @@ impl Pools {
         }
     }
 
-    /// A server failed.
-    pub fn failed(&mut self, place: Place, now_ms: u64) {
+    /// A server failed, and `why`.
+    pub fn failed(&mut self, place: Place, why: &dyn std::fmt::Display, now_ms: u64) {
         if let Some(ejected) = self.balance(place).failed(place.server, now_ms) {
             warn!(
-                "backends.{}: {} failed {} times in a row and gets no requests for {} ms",
+                "backends.{}: {} failed {} times in a row, the last time because: {why}; it is passed over for {} ms while \
+                 others are there",
                 self.settings(place.group).name,
                 self.server(place).name,
                 ejected.failures,

@@ -60,6 +60,8 @@ impl Exchange {
             client_wait: Wait::default(),
             server_wait: Wait::default(),
             fresh_only: false,
+            attempts: 0,
+            understood: false,
             last_problem: None,
         }
     }
@@ -73,6 +75,7 @@ impl Exchange {
         let head = &cx.request;
         self.head.1 = self.head.0 + length;
         self.body_at = self.head.1;
+        self.understood = true;
         let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
         // Where nothing is accepted any more, the client should go elsewhere.
         self.close = listener.removed;

@@ -1,5 +1,6 @@
 //! Carrying out what an exchange asks for: another server, an answer, a tunnel, the end.
 
+use std::io;
 use std::net::SocketAddr;
 
 use log::debug;
@@ -101,6 +102,7 @@ impl Worker {
             let Some(place) = self.cx.pools.pick(pool, source, self.cx.clock.now_ms, &exchange.tried) else { break };
             exchange.place = Some(place);
             exchange.gone_server = None;
+            exchange.attempts += 1;
             exchange.times.connect_us = self.cx.clock.now_us;
             while !exchange.fresh_only && !private {
                 let Some(idle) = self.cx.pools.take_idle(place) else { break };
@@ -141,7 +143,7 @@ impl Worker {
                     debug!("cannot connect to {}: {errno}", self.cx.pools.server(place).name);
                     exchange.tried.push(place.server());
                     exchange.last_problem = Some(UNREACHABLE);
-                    self.cx.pools.failed(place, self.cx.clock.now_ms);
+                    self.cx.pools.failed(place, &io::Error::from(errno), self.cx.clock.now_ms);
                 }
             }
         }
@@ -160,7 +162,7 @@ impl Worker {
         } else {
             exchange.tried.push(exchange.place.map_or(GONE, Place::server));
             if let Some(place) = exchange.place {
-                self.cx.pools.failed(place, self.cx.clock.now_ms);
+                self.cx.pools.failed(place, &failure.problem.reason, self.cx.clock.now_ms);
             }
         }
         self.detach_upstream(key);
@@ -193,7 +195,7 @@ impl Worker {
     fn reply(&mut self, key: Key<Exchange>, problem: Problem) -> Step {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         if let (502 | 504, Some(place), Some(_)) = (problem.status, exchange.place, exchange.upstream) {
-            self.cx.pools.failed(place, self.cx.clock.now_ms);
+            self.cx.pools.failed(place, &problem.reason, self.cx.clock.now_ms);
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
@@ -236,12 +238,16 @@ impl Worker {
         self.log_exchange(key);
         let Some(exchange) = self.exchanges.get(key) else { return };
         let (client_key, goes_on) = (exchange.client, exchange.client_goes_on());
-        let (read, end) = (exchange.request_is_read(), exchange.request_end());
+        let (more_may_come, end) = (exchange.more_may_come(), exchange.request_end());
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
-            let more =
-                !read || client.input.as_ref().is_some_and(|input| input.end > end) || client.socket.is_readable();
+            // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
+            // has come to one that is not watched only the kernel knows.
+            let more = more_may_come
+                || client.input.as_ref().is_some_and(|input| input.end > end)
+                || client.socket.is_readable()
+                || !client.socket.registered && client.socket.has_input();
             return if more { self.linger(client_key) } else { self.close_client(client_key) };
         }
         client.state = ClientState::Idle;

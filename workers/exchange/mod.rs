@@ -228,6 +228,10 @@ pub struct Exchange {
     server_wait: Wait,
     /// Whether a kept connection turned out dead, so that only fresh ones are used from now on.
     pub fresh_only: bool,
+    /// Connections to servers asked for, kept ones included.
+    pub attempts: u32,
+    /// Whether the request was understood. If not, nobody knows how much of it is still to come.
+    understood: bool,
     /// What the last server tried led to.
     pub last_problem: Option<Problem>,
 }
@@ -289,18 +293,19 @@ impl Exchange {
         !self.close && self.request_is_read()
     }
 
+    /// Whether more of the request may come although it has been answered: then closing at once could reset the
+    /// connection before the client has read the answer.
+    #[must_use]
+    pub fn more_may_come(&self) -> bool {
+        !self.understood || !self.request_is_read()
+    }
+
     /// Whether the server's connection can be kept after this exchange.
     #[must_use]
     pub fn server_goes_on(&self) -> bool {
         self.server_keep_alive
             && self.response_side == ResponseSide::Received
             && matches!(self.request_side, RequestSide::Sent { .. })
-    }
-
-    /// Whether this exchange will not read its server's response to the end, nor needs its connection.
-    #[must_use]
-    pub fn is_received(&self) -> bool {
-        self.response_side == ResponseSide::Received
     }
 
     /// Where the first byte behind the request lies in the client's slot.
@@ -327,10 +332,10 @@ impl Exchange {
         self.head_bytes_out
     }
 
-    /// How many servers or connections were tried in vain.
+    /// How often the request was sent, or a connection for it asked for, after the first time.
     #[must_use]
     pub fn retries(&self) -> u32 {
-        u32::try_from(self.tried.len()).unwrap_or(0) + u32::from(self.fresh_only)
+        self.attempts.saturating_sub(1)
     }
 
     /// Makes no further use of the client's connection after this exchange.
@@ -348,7 +353,7 @@ impl Exchange {
         self.to_server.clear(&mut cx.buffers);
         self.to_client.clear(&mut cx.buffers);
         if let Some((pipe, _)) = self.spliced.take() {
-            cx.pipes.discard(pipe);
+            cx.pipes.empty(pipe, &mut cx.scratch);
         }
     }
 }

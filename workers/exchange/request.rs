@@ -136,6 +136,9 @@ impl Exchange {
             }
         }
         let room = self.read_room(client, cx);
+        if room == 0 {
+            return Err(self.failed(Problem::new(503, "the worker has no buffer for the request body")));
+        }
         let n = match client.socket.recv(&mut cx.scratch[..room]) {
             Io::Moved(n) => n,
             Io::Blocked => return Ok(0),

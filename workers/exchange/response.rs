@@ -198,9 +198,19 @@ impl Exchange {
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
-        self.head_bytes_out += cx.out.len() as u64;
+        let head_bytes = cx.out.len() as u64;
+        self.head_bytes_out += head_bytes;
         self.response_side = ResponseSide::Body;
-        self.pass_body(rest, client, cx)
+        match self.pass_body(rest, client, cx) {
+            // The head is not on its way yet: the client need not see half a response.
+            Err(Step::Cut(reason @ Reason::ResponseBody(_))) => {
+                self.status = 0;
+                self.response_side = ResponseSide::Head;
+                self.head_bytes_out -= head_bytes;
+                Err(bad_response(reason))
+            }
+            result => result,
+        }
     }
 
     /// Sends what stands in `cx.out`, and `bytes` of the body behind it.

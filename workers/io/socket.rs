@@ -46,6 +46,9 @@ pub struct Socket {
     writable: bool,
     /// The peer has shut down its side: a short read is not the end, the end of file is still to come.
     read_closed: bool,
+    /// The peer has sent urgent data: a read stops in front of it, so a short one is not the end, and `splice(2)`
+    /// does not get past it at all.
+    urgent: bool,
     /// Both directions are closed, or an error is pending.
     gone: bool,
     /// Whether the descriptor is registered with epoll and must be deregistered before it is closed.
@@ -67,6 +70,7 @@ impl Socket {
             readable: true,
             writable: true,
             read_closed: false,
+            urgent: false,
             gone: false,
             registered: false,
             bytes_in: 0,
@@ -80,6 +84,7 @@ impl Socket {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_error();
         self.read_closed |= event.is_read_closed();
+        self.urgent |= event.is_priority();
         self.gone |= event.is_error() || event.is_write_closed();
     }
 
@@ -106,6 +111,12 @@ impl Socket {
         self.gone
     }
 
+    /// Whether urgent data may lie ahead, which only [`Socket::recv`] gets past.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
+    }
+
     /// Whether the peer is known to have shut down its sending side.
     #[must_use]
     pub fn is_read_closed(&self) -> bool {
@@ -122,12 +133,13 @@ impl Socket {
                 Ok((_, 0)) => Io::Eof,
                 Ok((_, n)) => {
                     // A short read has drained the socket: what comes later raises a new edge.
-                    self.readable = n == buffer.len() || self.read_closed;
+                    self.readable = n == buffer.len() || self.read_closed || self.urgent;
                     self.bytes_in += n as u64;
                     Io::Moved(n)
                 }
                 Err(Errno::AGAIN) => {
                     self.readable = false;
+                    self.urgent = false;
                     Io::Blocked
                 }
                 Err(Errno::INTR) => continue,

@@ -115,6 +115,19 @@ impl Pipes {
         }
     }
 
+    /// Gives a pipe back with bytes in it that nobody wants. They are read and dropped: the master has the reading
+    /// end too, and would keep them as long as the pipe's number is not used again.
+    pub fn empty(&mut self, pipe: Pipe, scratch: &mut [u8]) {
+        for _ in 0..=PIPE_BYTES.div_ceil(scratch.len().max(1)) {
+            match rustix::io::read(&pipe.read, &mut *scratch) {
+                Ok(1..) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return self.put(pipe),
+                Ok(0) | Err(_) => break,
+            }
+        }
+        self.discard(pipe);
+    }
+
     /// Closes a pipe, with whatever is in it.
     pub fn discard(&mut self, pipe: Pipe) {
         match pipe.number {

@@ -8,7 +8,7 @@ use crate::io::socket::{Io, Socket};
 use crate::io::splice::Pipe;
 
 /// Bytes moved in one direction in one turn at most.
-const TURN_BYTES: usize = 1024 * 1024;
+pub(super) const TURN_BYTES: usize = 1024 * 1024;
 /// Bytes moved into the pipe at a time; the pipe takes less.
 const FILL_BYTES: usize = 1024 * 1024;
 
@@ -41,7 +41,7 @@ pub enum Moved {
     Blocked,
     /// It used up its share of this turn.
     Again,
-    /// Bytes are there, and no pipe to move them through.
+    /// Bytes are there that cannot go through a pipe, or there is none.
     NoPipe,
     /// The connection from the sender is broken.
     FromBroken,
@@ -53,6 +53,11 @@ impl Flow {
     /// Whether bytes under way lie in this process's memory alone.
     pub fn is_captive(&self) -> bool {
         !self.early.is_empty()
+    }
+
+    /// Whether the sender has sent its last byte.
+    pub fn is_ended(&self) -> bool {
+        self.ended
     }
 
     /// Whether this direction is over and the receiver knows.
@@ -80,6 +85,9 @@ impl Flow {
             }
             if budget == 0 {
                 return Moved::Again;
+            }
+            if from.is_urgent() {
+                return Moved::NoPipe;
             }
             let Some(pipe) = cx.take_pipe() else { return Moved::NoPipe };
             claim(&pipe, Some(owner), cx);
@@ -159,7 +167,7 @@ impl Flow {
         self.early.clear(&mut cx.buffers);
         if let Some((pipe, _)) = self.pipe.take() {
             claim(&pipe, None, cx);
-            cx.pipes.discard(pipe);
+            cx.pipes.empty(pipe, &mut cx.scratch);
         }
     }
 }

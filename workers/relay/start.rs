@@ -90,6 +90,7 @@ impl Worker {
         self.cx.watch(&mut connection.socket, Owner::Client(client));
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
+        connection.socket.deadline.due_ms = u64::MAX;
         self.cx.to_hand_over.push(key);
     }
 
@@ -180,7 +181,7 @@ impl Worker {
                 Err(errno) => {
                     debug!("{}: cannot connect: {errno}", self.cx.pools.server(place).name);
                     relay.tried.push(place.server());
-                    self.cx.pools.failed(place, now_ms);
+                    self.cx.pools.failed(place, &std::io::Error::from(errno), now_ms);
                     continue;
                 }
             };
@@ -213,7 +214,7 @@ impl Worker {
 
     fn relay_connected(&mut self, key: Key<Relay>) {
         if !self.introduce_client(key) {
-            return self.relay_connect_failed(key);
+            return self.relay_connect_failed(key, &"it did not take the PROXY header");
         }
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
@@ -241,12 +242,12 @@ impl Worker {
     }
 
     /// The connection to the server failed or took too long: the next one.
-    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>) {
+    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: &dyn std::fmt::Display) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let place = relay.place;
         relay.tried.push(place.map_or(GONE, Place::server));
         if let Some(place) = place {
-            self.cx.pools.failed(place, self.cx.clock.now_ms);
+            self.cx.pools.failed(place, why, self.cx.clock.now_ms);
         }
         if let Some(upstream) = relay.upstream.take() {
             if let Some(place) = place {
@@ -264,8 +265,7 @@ impl Worker {
             return self.drive_relay(key);
         }
         if let Some(errno) = connection.socket.take_error() {
-            debug!("cannot connect to a server: {errno}");
-            self.relay_connect_failed(key);
+            self.relay_connect_failed(key, &std::io::Error::from(errno));
         } else if connection.socket.is_writable() {
             self.relay_connected(key);
         }

@@ -128,7 +128,7 @@ proptest! {
                 }
             }
             if *fails {
-                pools.failed(place, 1000);
+                pools.failed(place, &"it refused", 1000);
                 count.3 = true;
             }
         }
