@@ -13,4 +13,5 @@ pub mod shm;
 pub mod snapshot;
 pub mod state;
 pub mod stats;
+pub mod syn_filter;
 pub mod tcp_info;

@@ -276,7 +276,7 @@ impl Master {
             self.rehome();
             let exhausted = self.accept(now);
             self.plead(exhausted, now);
-            self.close_emptied();
+            self.close_emptied(now);
             self.send(now);
             if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
                 std::thread::sleep(hold);
@@ -349,7 +349,7 @@ impl Master {
             Some(worker) => worker.deadline(),
             None => seat.start_at,
         });
-        let leaving = self.sockets.iter().filter_map(|socket| socket.leaving);
+        let leaving = self.sockets.iter().filter_map(|socket| Some(socket.leaving?.next(now)));
         let pending = self.reload.pending.as_ref().map(|pending| pending.deadline);
         let control = self.control.as_ref().and_then(control::Server::deadline);
         let next = seats
@@ -391,12 +391,11 @@ impl Master {
     }
 
     /// Closes listeners that are no longer configured, once nobody waits there any more.
-    fn close_emptied(&mut self) {
-        if self.sockets.iter().any(|socket| socket.leaving.is_some() && !socket.ready) {
-            for socket in self.sockets.extract_if(.., |socket| socket.leaving.is_some() && !socket.ready) {
+    fn close_emptied(&mut self, now: Instant) {
+        if self.sockets.iter().any(|socket| socket.leaving.is_some()) {
+            for socket in self.sockets.extract_if(.., |socket| socket.is_left(now)) {
                 socket.end();
             }
-            self.keep_for_orphans();
         }
     }
 

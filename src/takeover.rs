@@ -2,7 +2,7 @@
 //! one as its successor. Takes listening sockets here; live connections come once this master is ready.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError, SendError};
@@ -81,7 +81,7 @@ pub fn orphans(snapshot: &Snapshot, control: Option<&Path>) -> Vec<Former> {
     paths.iter().flat_map(|path| behind(path, snapshot)).collect()
 }
 
-fn behind(path: &PathBuf, snapshot: &Snapshot) -> Vec<Former> {
+fn behind(path: &Path, snapshot: &Snapshot) -> Vec<Former> {
     let mut found = Vec::new();
     for _ in 0..ORPHANS {
         match ask(path) {

@@ -222,6 +222,10 @@ impl Worker {
             if !self.can_receive() {
                 return Ok(Some(true));
             }
+            // What comes after that is the end of the channel.
+            if self.stopped {
+                return Ok(Some(false));
+            }
             match self.cx.channel.recv::<ToWorker>(&mut fds) {
                 Ok(message) => self.on_message(message, &mut fds)?,
                 Err(RecvError::Empty) => return Ok(Some(false)),

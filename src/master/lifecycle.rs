@@ -120,12 +120,6 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
-        for socket in self.sockets.iter_mut().filter(|socket| socket.leaving.is_some_and(|by| by <= now)) {
-            if socket.ready {
-                warn!("{}: connections that waited there are refused: nobody had room for them", socket.address);
-                socket.ready = false;
-            }
-        }
     }
 
     /// Kills workers that are stuck, and asks the others to show that they are not.
