@@ -17,6 +17,7 @@ mod http_errors;
 mod http_semantics;
 mod http_strict;
 mod http_strict_responses;
+mod kills;
 mod limits;
 mod logs;
 mod memory;
