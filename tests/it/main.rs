@@ -25,6 +25,7 @@ mod proxy_protocol;
 mod random;
 mod real_clients;
 mod reload;
+mod soak;
 mod tcp;
 mod timeouts;
 mod upgrade;
