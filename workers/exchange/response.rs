@@ -301,13 +301,20 @@ impl Exchange {
                     cx.pipes.put(pipe);
                     return Ok(Some(0));
                 }
-                Io::Eof | Io::Broken(_) => return Err(Step::Cut(CUT_SHORT)),
+                Io::Eof | Io::Broken(_) => {
+                    cx.pipes.put(pipe);
+                    return Err(Step::Cut(CUT_SHORT));
+                }
             }
         }
         let moved = match client.socket.splice_out(&pipe, held) {
             Io::Moved(n) => n,
             Io::Blocked | Io::Eof => 0,
-            Io::Broken(_) => return Err(Step::Cut(CLIENT_GONE)),
+            Io::Broken(_) => {
+                // Emptied with the exchange.
+                self.spliced = Some((pipe, held));
+                return Err(Step::Cut(CLIENT_GONE));
+            }
         };
         self.response_body.spliced(moved);
         held -= moved;
