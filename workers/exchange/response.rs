@@ -239,7 +239,7 @@ impl Exchange {
 
     /// Publishes what will hold once all of the answer is written, of which `last` bytes are not even queued. Not
     /// where the connection ends with the answer: nothing goes on there.
-    fn announce(&self, last: usize, client: &Client, cx: &Ctx) {
+    pub(super) fn announce(&self, last: usize, client: &Client, cx: &Ctx) {
         if self.client_goes_on() {
             client.publish_answer(self.request_end(), (self.to_client.rest().len() + last) as u64, cx);
         }
@@ -306,6 +306,9 @@ impl Exchange {
                     return Err(Step::Cut(CUT_SHORT));
                 }
             }
+        }
+        if held as u64 == remaining {
+            self.announce(held, client, cx);
         }
         let moved = match client.socket.splice_out(&pipe, held) {
             Io::Moved(n) => n,
