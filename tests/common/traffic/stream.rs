@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use super::server::{Ledger, Order, What};
 use super::{Outcome, Peer, Seen, data, is_data};
@@ -41,8 +42,11 @@ fn write(mut stream: &TcpStream, id: u64, length: u64, rng: &mut Rng) -> Result<
 }
 
 /// Reads to the end, which must come after exactly `length` bytes of number `id`, of which `early` have been read.
-fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64) -> Result<(), String> {
+///
+/// It may stop reading for a while, so that with a long stream the sockets fill up, and what is between them.
+fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
     let mut buffer = vec![0; PIECE];
+    let mut stall = rng.once_in(2).then(|| rng.below(length + 1));
     let mut at = 0;
     let mut check = |bytes: &[u8]| {
         if !is_data(id, at, bytes) {
@@ -51,14 +55,18 @@ fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64) -> Result<()
         at += bytes.len() as u64;
         if at > length { Err(format!("{at} bytes, not {length}")) } else { Ok(at) }
     };
-    check(early)?;
+    let mut read = check(early)?;
     loop {
+        if stall.is_some_and(|at| read >= at) {
+            stall = None;
+            dawdle(Duration::from_millis(20 + rng.below(100)));
+        }
         match stream.read(&mut buffer) {
             Ok(0) => {
                 let at = check(&[])?;
                 return if at == length { Ok(()) } else { Err(format!("the end after {at} bytes of {length}")) };
             }
-            Ok(count) => check(&buffer[..count]).map(|_| ())?,
+            Ok(count) => read = check(&buffer[..count])?,
             Err(error) => return Err(format!("after {} bytes of {length}: {error}", check(&[])?)),
         }
     }
@@ -80,11 +88,12 @@ pub fn serve(wire: &mut Wire, ledger: &Ledger) {
     let _ = stream.set_read_timeout(Some(DEADLINE));
     let mut rng = Rng::new(id);
     let result = if waits {
-        read(stream, &early, id, up).and_then(|()| write(stream, down_id(id), down, &mut rng))
+        read(stream, &early, id, up, &mut rng).and_then(|()| write(stream, down_id(id), down, &mut rng))
     } else {
+        let mut other = Rng::new(rng.next());
         thread::scope(|scope| {
-            let writer = scope.spawn(|| write(stream, down_id(id), down, &mut rng));
-            let result = read(stream, &early, id, up);
+            let writer = scope.spawn(|| write(stream, down_id(id), down, &mut other));
+            let result = read(stream, &early, id, up, &mut rng);
             writer.join().unwrap().and(result)
         })
     };
@@ -94,11 +103,13 @@ pub fn serve(wire: &mut Wire, ledger: &Ledger) {
 /// The client's side of one whole stream on `client`.
 fn turn(client: &mut Client, ledger: &Ledger, rng: &mut Rng) -> Outcome {
     let id = ledger.id();
-    let mut length = || match rng.below(4) {
-        0 => rng.below(3),
-        1 => rng.below(3000),
-        2 => rng.below(200_000),
-        _ => rng.below(2_000_000),
+    let mut length = || match rng.below(10) {
+        0..2 => rng.below(3),
+        2..4 => rng.below(3000),
+        4..7 => rng.below(200_000),
+        7..9 => rng.below(2_000_000),
+        // More than the sockets between two programs hold.
+        _ => 5_000_000 + rng.below(4_000_000),
     };
     let (up, down) = (length(), length());
     let mode = rng.below(3);
@@ -111,12 +122,12 @@ fn turn(client: &mut Client, ledger: &Ledger, rng: &mut Rng) -> Outcome {
     let mut other = Rng::new(rng.next());
     let result = match mode {
         // The server waits for our end before it begins.
-        0 => write(stream, id, up, &mut other).and_then(|()| read(stream, &early, down_id(id), down)),
+        0 => write(stream, id, up, &mut other).and_then(|()| read(stream, &early, down_id(id), down, rng)),
         // We wait for the server's end before we begin.
-        1 => read(stream, &early, down_id(id), down).and_then(|()| write(stream, id, up, &mut other)),
+        1 => read(stream, &early, down_id(id), down, rng).and_then(|()| write(stream, id, up, &mut other)),
         _ => thread::scope(|scope| {
             let writer = scope.spawn(|| write(stream, id, up, &mut other));
-            let result = read(stream, &early, down_id(id), down);
+            let result = read(stream, &early, down_id(id), down, rng);
             writer.join().unwrap().and(result)
         }),
     };
