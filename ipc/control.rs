@@ -21,6 +21,17 @@ pub struct Greeting {
     pub pid: u32,
     /// Its configuration file, or what stands for it.
     pub config: String,
+    /// Who it is.
+    pub role: Role,
+}
+
+/// Who answers on a control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A running master.
+    Master,
+    /// A worker whose master has died, waiting for another master.
+    Orphan,
 }
 
 /// What is asked of the master.
@@ -33,6 +44,13 @@ pub enum Request {
     },
     /// Say how things are.
     Status,
+    /// Start the program anew and let it take everything over.
+    Upgrade,
+    /// Only to an [`Role::Orphan`]: give what you have. What follows is [`crate::handover`].
+    TakeOver {
+        /// [`crate::handover::VERSION`].
+        version: u16,
+    },
 }
 
 /// What the master says to it.
@@ -59,6 +77,16 @@ pub enum Answer {
     },
     /// How things are.
     Status(Status),
+    /// No successor came up; nothing has changed.
+    NotUpgraded {
+        /// Why, for people.
+        text: String,
+    },
+    /// Another master has taken everything over.
+    Upgraded {
+        /// Its process.
+        pid: i32,
+    },
 }
 
 /// A configuration in force.
@@ -162,7 +190,7 @@ mod tests {
     #[test]
     fn the_greeting_keeps_its_form() {
         let (mut a, b) = Channel::pair().unwrap();
-        a.send(&Greeting { version: 1, pid: 300, config: "x".to_owned() }, &[]).unwrap();
+        a.send(&Greeting { version: 1, pid: 300, config: "x".to_owned(), role: Role::Master }, &[]).unwrap();
         let mut bytes = [0; 16];
         let (_, length) = rustix::net::recv(&b, &mut bytes[..], rustix::net::RecvFlags::empty()).unwrap();
         assert_eq!(bytes[..length], [0, 1, 0xac, 2, 1, b'x']);

@@ -1,8 +1,8 @@
 //! What passes between a master and its successor, or between the workers of a dead master and its successor:
 //! listening sockets first, live connections once the successor is ready.
 //!
-//! The successor asks, the former side gives. Until the successor has said that it is ready nothing has changed: if
-//! it goes away before, the former side goes on as if nothing had been.
+//! Until the successor has said that it is ready nothing has changed: if it goes away before, the former side goes
+//! on as if nothing had been.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,25 +13,20 @@ use crate::snapshot::Address;
 /// finishes its connections itself.
 pub const VERSION: u16 = 1;
 
-/// Listening sockets in one message at most.
-pub const MAX_LISTENERS: usize = 128;
+/// Descriptors in one message at most.
+pub const MAX_DESCRIPTORS: usize = 200;
 
 /// From the successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToFormer {
-    /// Give the listening sockets.
-    TakeOver {
-        /// [`VERSION`].
-        version: u16,
-    },
-    /// Give the connections, and go.
+    /// It has the listening sockets in use: give the connections, and go.
     Ready,
 }
 
 /// From the former side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSuccessor {
-    /// Listening sockets, as configured; descriptors in the same order. `last` when no more follow.
+    /// Listening sockets, as configured; descriptors in the same order.
     Listeners {
         /// Where each is bound.
         bound: Vec<Address>,

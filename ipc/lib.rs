@@ -5,6 +5,7 @@
 pub mod channel;
 pub mod control;
 pub mod descriptors;
+pub mod handover;
 pub mod message;
 pub mod origin;
 pub mod sealed;
@@ -12,4 +13,5 @@ pub mod shm;
 pub mod snapshot;
 pub mod state;
 pub mod stats;
+pub mod syn_filter;
 pub mod tcp_info;

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::origin::Origin;
-use crate::snapshot::ListenerId;
+use crate::snapshot::{Address, ListenerId};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
 pub const VERSION: u16 = 2;
@@ -47,6 +47,14 @@ pub enum ToWorker {
         /// So many of them.
         connections: u32,
     },
+    /// Hold these open, without using them, for the case that the master dies: listening sockets, and the control
+    /// socket as the last descriptor. They replace those kept before.
+    Keep {
+        /// Where each is bound.
+        listeners: Vec<Address>,
+    },
+    /// Write what the log still holds and exit with 0, whatever is in progress.
+    Stop,
     /// Turn the loop once, so that the heartbeat moves.
     Ping,
     /// Take nothing new, finish the requests in progress, exit with 0.

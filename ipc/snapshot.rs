@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub on_removal: OnRemoval,
     /// A worker whose loop has not turned for so long is killed and replaced.
     pub worker_timeout_ms: u32,
+    /// How long workers whose master has died serve on and wait for another master.
+    pub orphan_timeout_ms: u32,
 }
 
 /// Index into [`Snapshot::listeners`]. A listener keeps it through all reloads, and no other gets it while a

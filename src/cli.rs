@@ -22,11 +22,13 @@ Examples:
   master check --config new.toml                say everything that is wrong with a file
   master dump --config new.toml                 the same configuration with every default filled in
   master reload                                 have the running master read its configuration again
+  master upgrade                                replace the running program without losing a connection
 
 Signals to the master:
   TERM, INT  stop now                           TTIN  one worker more
   QUIT       finish requests, then stop         TTOU  one worker fewer
   HUP        read the configuration again       USR1  open log files anew
+  USR2       start the program anew and hand everything over to it
 
 Exit status: 0 fine, 1 failed at run time, 2 wrong usage or configuration.
 The log goes to standard error; RUST_LOG sets its level too.";
@@ -92,6 +94,9 @@ pub enum Command {
     Reload(Which),
     /// Show the running master and its workers
     Status(Which),
+    /// Start the program anew, as it now lies where it was started from, and let it take over every connection; exit
+    /// status 0, or 2 when the new one does not come up (nothing has changed then)
+    Upgrade(Which),
     /// One worker; started by the master only.
     #[command(hide = true)]
     Worker {

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError};
-use ipc::control::{Answer, Greeting, Request, VERSION};
+use ipc::control::{Answer, Greeting, Request, Role, VERSION};
 use log::{debug, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -71,11 +71,11 @@ pub struct Server {
 
 impl Server {
     /// Begins to listen at `path`, in a directory that nobody else can write to. `config` is what the master tells of
-    /// itself. A socket that a dead master left is replaced. Clients have the tokens from `first_token` on.
+    /// itself. A socket that a dead master left is replaced, with `replace` also one that is still in use. Clients have the tokens from `first_token` on.
     ///
     /// # Errors
     /// When a live master has it, or it cannot be made, in words for the operator.
-    pub fn open(path: &Path, config: String, first_token: usize) -> Result<Server, String> {
+    pub fn open(path: &Path, config: String, first_token: usize, replace: bool) -> Result<Server, String> {
         let shown = path.display();
         let failed = |errno: Errno| format!("cannot make the control socket {shown}: {}", io::Error::from(errno));
         let name = SocketAddrUnix::new(path).map_err(failed)?;
@@ -84,6 +84,7 @@ impl Server {
         match place::probe(path) {
             place::Found::Nothing => {}
             place::Found::Dead => rustix::fs::unlink(path).map_err(failed)?,
+            place::Found::Alive if replace => rustix::fs::unlink(path).map_err(failed)?,
             place::Found::Alive => return Err(format!("another master has the control socket {shown}")),
             place::Found::Other(why) => return Err(format!("cannot make the control socket {shown}: {why}")),
         }
@@ -128,7 +129,8 @@ impl Server {
         }
         let slot = self.clients.iter().position(Option::is_none).ok_or("too many ask at once")?;
         let mut channel = Channel::from_fd(fd);
-        let greeting = Greeting { version: VERSION, pid: std::process::id(), config: self.config.clone() };
+        let greeting =
+            Greeting { version: VERSION, pid: std::process::id(), config: self.config.clone(), role: Role::Master };
         channel.send(&greeting, &[]).map_err(|error| error.to_string())?;
         let token = Token(self.first_token + slot);
         registry

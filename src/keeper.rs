@@ -97,7 +97,7 @@ impl<F> Connection<F> {
     }
 
     /// The descriptors that go with its task, in the order the message wants.
-    fn descriptors(&self) -> impl Iterator<Item = &F> {
+    pub fn descriptors(&self) -> impl Iterator<Item = &F> {
         let relay = self.relay.as_ref().filter(|_| matches!(self.task, Task::Relay { .. }));
         let rest =
             relay.into_iter().flat_map(|relay| std::iter::once(&relay.server_fd).chain(relay.pipes.iter().flatten()));

@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipc::snapshot::{Address, Listener, ListenerId, Mode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
@@ -21,10 +22,32 @@ pub struct Socket {
     pub address: Address,
     /// Connections may be waiting: set by the loop, cleared when the queue was found empty.
     pub ready: bool,
-    /// It is no longer configured: closed when its queue is empty, then at the latest.
-    pub leaving: Option<Instant>,
-    _file: Option<SocketFile>,
+    /// It is no longer configured, and is being emptied.
+    pub leaving: Option<Leaving>,
+    file: Option<SocketFile>,
 }
+
+/// When a listener that is no longer configured is closed: when its queue is empty, but neither before handshakes
+/// under way can have come to their end nor long after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    not_before: Instant,
+    at_last: Instant,
+}
+
+impl Leaving {
+    /// When it must be looked at next.
+    pub fn next(&self, now: Instant) -> Instant {
+        if now < self.not_before { self.not_before } else { self.at_last }
+    }
+}
+
+/// How long a client may take to complete a handshake that it has begun with a listener about to be closed: the time
+/// of a round trip to almost anywhere.
+const HANDSHAKE: Duration = Duration::from_millis(300);
+
+/// How long the queue of a listener about to be closed may take to be emptied.
+const EMPTIED: Duration = Duration::from_secs(5);
 
 /// A socket in the file system, identified by its inode; removed when dropped, unless another has taken its place.
 #[derive(Debug)]
@@ -121,7 +144,7 @@ fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, sha
                 address: Address::Inet(address),
                 ready: true,
                 leaving: None,
-                _file: None,
+                file: None,
             })
         }
         Address::Unix(path) => {
@@ -139,7 +162,7 @@ fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, sha
             })()
             .map_err(failed)?;
             let address = listener.bind.clone();
-            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, _file: Some(bound) })
+            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, file: Some(bound) })
         }
     }
 }
@@ -150,8 +173,11 @@ impl Socket {
     /// # Errors
     /// What could not be changed; it listens all the same.
     pub fn adopt(&mut self, id: ListenerId, listener: &Listener, permissions: Option<u32>) -> Result<(), String> {
-        (self.id, self.mode, self.leaving) = (id, listener.mode, None);
+        (self.id, self.mode, self.leaving, self.ready) = (id, listener.mode, None, true);
         let failed = |errno: Errno| format!("{}: {}", self.address, io::Error::from(errno));
+        if matches!(self.address, Address::Inet(_)) {
+            ipc::syn_filter::open_door(&self.fd).map_err(|error| format!("{}: {error}", self.address))?;
+        }
         rustix::net::listen(&self.fd, backlog(listener)).map_err(failed)?;
         if let (Address::Unix(path), Some(bits)) = (&self.address, permissions) {
             rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(bits)).map_err(failed)?;
@@ -159,15 +185,82 @@ impl Socket {
         Ok(())
     }
 
-    /// Is to be closed once its queue is empty, at `deadline` at the latest. The kernel puts hardly anyone into the
-    /// queue any more.
-    pub fn leave(&mut self, deadline: Instant) {
-        if self.leaving.is_none() {
-            self.leaving = Some(deadline);
-            self.ready = true;
-            // A queue of length 0 takes one connection at a time; it cannot be closed for new ones alone.
+    /// Ends listening for every process that has a copy of the socket, and closes it.
+    pub fn end(self) {
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    /// Leaves its file where it is: somebody else listens there.
+    pub fn keep_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            std::mem::forget(file);
+        }
+    }
+
+    /// One that another process has bound for `listener`.
+    ///
+    /// # Errors
+    /// When it is no listening socket, or not where it should be.
+    pub fn inherit(
+        fd: OwnedFd,
+        id: ListenerId,
+        listener: &Listener,
+        permissions: Option<u32>,
+    ) -> Result<Socket, String> {
+        let failed = |errno: Errno| format!("{}: {}", listener.bind, io::Error::from(errno));
+        if !sockopt::socket_acceptconn(&fd).map_err(failed)? {
+            return Err(format!("{}: what the former master left is no listening socket", listener.bind));
+        }
+        let (address, file) = match &listener.bind {
+            Address::Inet(_) => {
+                let bound = rustix::net::getsockname(&fd).map_err(failed)?;
+                (Address::Inet(std::net::SocketAddr::try_from(bound).map_err(failed)?), None)
+            }
+            Address::Unix(path) => (listener.bind.clone(), Some(SocketFile::at(path).map_err(failed)?)),
+        };
+        let mut socket = Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, file };
+        socket.adopt(id, listener, permissions)?;
+        Ok(socket)
+    }
+
+    /// Lets nobody new in. Who is in the queue already is still accepted; see [`Leaving`].
+    pub fn leave(&mut self, now: Instant) {
+        if self.leaving.is_some() {
+            return;
+        }
+        self.leaving = Some(Leaving { not_before: now + HANDSHAKE, at_last: now + EMPTIED });
+        self.ready = true;
+        // Nobody finds a Unix socket without its file.
+        self.file = None;
+        if matches!(self.address, Address::Inet(_))
+            && let Err(failed) = ipc::syn_filter::close_door(&self.fd)
+        {
+            log::debug!("{}: {failed}; its queue is kept short instead", self.address);
             let _ = rustix::net::listen(&self.fd, 0);
         }
+    }
+
+    /// Whether it is to be closed now: whoever was in the queue is accepted, or has waited too long.
+    pub fn is_left(&mut self, now: Instant) -> bool {
+        let Some(Leaving { not_before, at_last }) = self.leaving else { return false };
+        if now < not_before || self.ready && now < at_last {
+            return false;
+        }
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let anyone = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(1);
+        if anyone && now < at_last {
+            self.ready = true;
+            return false;
+        }
+        if anyone {
+            log::warn!("{}: connections that waited there are refused: nobody had room for them", self.address);
+        }
+        true
+    }
+
+    /// Whether another configuration can take it up again.
+    pub fn can_stay(&self) -> bool {
+        self.leaving.is_none() || matches!(self.address, Address::Inet(_))
     }
 }
 

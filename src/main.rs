@@ -20,12 +20,15 @@ mod listen;
 mod logging;
 mod master;
 mod moderate;
+mod notify;
 mod pipes;
 mod privilege;
 mod reload;
 mod salvage;
 mod signals;
 mod supervise;
+mod takeover;
+mod upgrade;
 mod watchdog;
 
 /// How the master tells its children the level of `--log-level`.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
             ask(which, &arguments, &Request::Reload { color })
         }
         Some(cli::Command::Status(ref which)) => ask(which, &arguments, &Request::Status),
+        Some(cli::Command::Upgrade(ref which)) => ask(which, &arguments, &Request::Upgrade),
         None => run(&arguments),
     }
 }
@@ -145,8 +149,21 @@ fn report(report: &config::Report) {
     }
 }
 
+/// The master that this one is to succeed, when it was started by one.
+fn former() -> Result<Option<takeover::Former>, String> {
+    if std::env::var_os(takeover::SUCCESSOR_VARIABLE).is_none() {
+        return Ok(None);
+    }
+    take_stdin().map_err(|error| error.to_string()).and_then(takeover::Former::master).map(Some)
+}
+
 fn run(arguments: &cli::Arguments) -> ExitCode {
     logging::start("master", arguments.log_level.as_deref());
+    let program = upgrade::Program::present();
+    let former = match former() {
+        Ok(former) => former,
+        Err(why) => return fail(format_args!("cannot succeed the former master: {why}")),
+    };
     let _ = rustix::thread::set_name(c"master");
     let mut options = arguments.options();
     let file = cli::config_file(arguments.config.as_deref(), &options);
@@ -172,7 +189,18 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     };
     report(&loaded.warnings);
     let level = arguments.log_level.clone();
-    match master::Master::start(loaded, recipe, names, demo, level).and_then(master::Master::run) {
+    let formers = match former {
+        Some(former) => vec![former],
+        None => {
+            let control = match &loaded.process.control {
+                config::Control::At(path) => Some(path.as_path()),
+                config::Control::Off | config::Control::Derived => None,
+            };
+            takeover::orphans(&loaded.snapshot, control)
+        }
+    };
+    let before = master::Before { program, formers };
+    match master::Master::start(loaded, recipe, names, demo, level, before).and_then(master::Master::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             log::error!("{message}");

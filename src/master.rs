@@ -34,11 +34,14 @@ use crate::privilege::{self, Identity};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
 use crate::supervise::{Equipment, Seat, Worker};
+use crate::takeover::{self, Former};
+use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
 mod passing;
 mod reconfigure;
 mod shortage;
+mod succession;
 
 use reconfigure::{mode_name, permissions, room};
 use shortage::Plea;
@@ -47,7 +50,9 @@ const SIGNALS: Token = Token(0);
 const DEMO: Token = Token(1);
 const READING: Token = Token(2);
 const CONTROL: Token = Token(3);
-const CLIENTS: usize = 4;
+const FORMERS: Token = Token(4);
+const SUCCESSOR: Token = Token(5);
+const CLIENTS: usize = 6;
 const LISTENERS: usize = CLIENTS + control::CLIENTS;
 const WORKERS: usize = LISTENERS + (1 << 16);
 
@@ -76,6 +81,17 @@ enum Course {
     Draining,
     /// The workers are being stopped.
     Stopping,
+    /// A successor accepts, and gets every connection.
+    HandingOver,
+}
+
+/// What was there before this master.
+#[derive(Debug)]
+pub struct Before {
+    /// The program as it was started.
+    pub program: Program,
+    /// Those that it takes over from.
+    pub formers: Vec<Former>,
 }
 
 /// The master process.
@@ -117,6 +133,12 @@ pub struct Master {
     demo: Option<Demo>,
     course: Course,
     announced: bool,
+    program: Program,
+    /// Those that it takes over from, as long as they have something to give.
+    formers: Vec<Former>,
+    formers_ready: bool,
+    /// The one that takes over from it.
+    successor: Option<Successor>,
 }
 
 impl Master {
@@ -130,13 +152,21 @@ impl Master {
         names: Names,
         demo: Option<Demo>,
         log_level: Option<String>,
+        before: Before,
     ) -> Result<Master, String> {
+        let Before { program, mut formers } = before;
         let snapshot = &config.snapshot;
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
         let sockets = (0..)
             .zip(&snapshot.listeners)
-            .map(|(id, listener)| listen::bind(id, listener, permissions(&config.process, &listener.bind)))
+            .map(|(id, listener)| {
+                let permissions = permissions(&config.process, &listener.bind);
+                match takeover::listener(&mut formers, &listener.bind) {
+                    Some(fd) => Socket::inherit(fd, id, listener, permissions),
+                    None => listen::bind(id, listener, permissions),
+                }
+            })
             .collect::<Result<Vec<Socket>, String>>()?;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
         report_capacity(nofile, layout.records, snapshot);
@@ -156,7 +186,8 @@ impl Master {
         let waker = Waker::new(registry, READING).map_err(internal("cannot make an eventfd"))?;
         let servers = snapshot.groups.iter().map(|group| group.servers.len() as u64).sum();
         let reload = Reload::new(recipe, names, servers, waker);
-        let control = open_control(&config, &reload)?;
+        // A former side has it as long as it is not sure that this master comes up.
+        let control = if formers.is_empty() { open_control(&config, &reload, false)? } else { None };
         if let Some(control) = &control {
             watch(&poll, control.as_fd(), CONTROL, Interest::READABLE).map_err(registered)?;
         }
@@ -194,6 +225,10 @@ impl Master {
             demo,
             course: Course::Running,
             announced: false,
+            program,
+            formers,
+            formers_ready: false,
+            successor: None,
             config,
         };
         master.reserve.fill();
@@ -232,11 +267,16 @@ impl Master {
             self.take_reading(now);
             self.hear_workers(now);
             self.keep_time(now);
+            self.hear_formers();
+            self.check_successor(now);
             self.measure(now);
+            if self.course == Course::HandingOver {
+                self.send_to_successor();
+            }
             self.rehome();
             let exhausted = self.accept(now);
             self.plead(exhausted, now);
-            self.close_emptied();
+            self.close_emptied(now);
             self.send(now);
             if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
                 std::thread::sleep(hold);
@@ -245,7 +285,8 @@ impl Master {
     }
 
     fn is_over(&self) -> bool {
-        self.course != Course::Running && self.seats.iter().all(|seat| seat.worker.is_none())
+        let handed = self.course != Course::HandingOver || self.homeless.is_empty();
+        self.course != Course::Running && handed && self.seats.iter().all(|seat| seat.worker.is_none())
     }
 
     fn note(&mut self, event: &mio::event::Event, now: Instant) {
@@ -262,6 +303,8 @@ impl Master {
             }
             // What woke the loop is looked for in each turn.
             READING => {}
+            FORMERS => self.formers_ready = true,
+            SUCCESSOR => self.hear_successor(now),
             CONTROL => {
                 if let Some(control) = &mut self.control {
                     control.on_ready();
@@ -296,14 +339,17 @@ impl Master {
         let more = accepting && self.homeless.is_empty() && self.has_room() && self.sockets.iter().any(|s| s.ready);
         let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.readable);
         let asked = self.control.as_ref().is_some_and(control::Server::is_ready);
-        if more || unheard || asked {
+        if self.course == Course::HandingOver && !self.homeless.is_empty() {
+            return Some(Duration::from_millis(1));
+        }
+        if more || unheard || asked || self.formers_ready {
             return Some(Duration::ZERO);
         }
         let seats = self.seats.iter().filter_map(|seat| match &seat.worker {
             Some(worker) => worker.deadline(),
             None => seat.start_at,
         });
-        let leaving = self.sockets.iter().filter_map(|socket| socket.leaving);
+        let leaving = self.sockets.iter().filter_map(|socket| Some(socket.leaving?.next(now)));
         let pending = self.reload.pending.as_ref().map(|pending| pending.deadline);
         let control = self.control.as_ref().and_then(control::Server::deadline);
         let next = seats
@@ -311,6 +357,7 @@ impl Master {
             .chain(leaving)
             .chain(pending)
             .chain(control)
+            .chain(self.successor.as_ref().and_then(|successor| successor.deadline))
             .chain(self.retry_at)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
@@ -344,9 +391,11 @@ impl Master {
     }
 
     /// Closes listeners that are no longer configured, once nobody waits there any more.
-    fn close_emptied(&mut self) {
-        if self.sockets.iter().any(|socket| socket.leaving.is_some() && !socket.ready) {
-            self.sockets.retain(|socket| socket.leaving.is_none() || socket.ready);
+    fn close_emptied(&mut self, now: Instant) {
+        if self.sockets.iter().any(|socket| socket.leaving.is_some()) {
+            for socket in self.sockets.extract_if(.., |socket| socket.is_left(now)) {
+                socket.end();
+            }
         }
     }
 
@@ -411,6 +460,7 @@ impl Master {
             return;
         }
         self.announced = true;
+        self.begin_succession();
         let pids: Vec<i32> =
             self.seats.iter().filter_map(|seat| Some(seat.worker.as_ref()?.pid.as_raw_nonzero().get())).collect();
         banner::print(&self.sockets, &pids, &self.config, self.demo.as_ref().map(|demo| demo.backends.as_slice()));
@@ -446,17 +496,17 @@ fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
 }
 
 /// The control socket. One that the configuration asks for must be had; without the usual one the master runs too.
-fn open_control(config: &Loaded, reload: &Reload) -> Result<Option<control::Server>, String> {
+fn open_control(config: &Loaded, reload: &Reload, replace: bool) -> Result<Option<control::Server>, String> {
     let name = reload.recipe().name();
     match &config.process.control {
         Control::Off => Ok(None),
-        Control::At(path) => control::Server::open(path, name, CLIENTS).map(Some),
+        Control::At(path) => control::Server::open(path, name, CLIENTS, replace).map(Some),
         Control::Derived => {
             let directory = control::place::directory();
             let opened = control::place::make_directory(&directory).and_then(|()| {
                 control::place::tidy(&directory);
                 let path = directory.join(control::place::name(reload.recipe().file.as_deref()));
-                control::Server::open(&path, name, CLIENTS)
+                control::Server::open(&path, name, CLIENTS, replace)
             });
             Ok(opened.map_err(|why| warn!("{why}; `master reload` will not find this master, SIGHUP reloads it")).ok())
         }

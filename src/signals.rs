@@ -20,8 +20,8 @@ pub enum Request {
     FewerWorkers,
     /// HUP: read the configuration again.
     Reload,
-    /// USR2: caught, so that it does not kill; not supported.
-    Unsupported(&'static str),
+    /// USR2: start the program anew and hand over to it.
+    Upgrade,
 }
 
 const CAUGHT: [i32; 8] = [SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP, SIGTTIN, SIGTTOU];
@@ -47,7 +47,7 @@ fn request(signal: i32) -> Option<Request> {
         SIGTTIN => Request::MoreWorkers,
         SIGTTOU => Request::FewerWorkers,
         SIGHUP => Request::Reload,
-        SIGUSR2 => Request::Unsupported("SIGUSR2 (upgrade)"),
+        SIGUSR2 => Request::Upgrade,
         _ => return None,
     })
 }

@@ -196,8 +196,9 @@ impl Worker {
 
     /// Asks it to stop, and kills it a second later.
     pub fn terminate(&mut self, now: Instant) {
-        // The end of the channel is its sign to write what its log still holds and go.
-        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Both);
+        // Its sign to write what its log still holds and go. The end of the channel alone would make it an orphan.
+        let _ = self.channel.send(&ToWorker::Stop, &[]);
+        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Write);
         self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
     }
 

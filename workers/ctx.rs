@@ -181,6 +181,8 @@ pub struct Ctx {
     pub reloaded: Option<u64>,
     /// Whether the worker finishes what it has and takes nothing new.
     pub draining: bool,
+    /// Whether the master has died: nobody holds copies any more.
+    pub orphan: bool,
     /// Whether what can be served elsewhere is then given back to the master.
     pub giving_back: bool,
     /// Connections let go of and not yet reported so.
@@ -302,7 +304,7 @@ impl Ctx {
         let pipe = self.pipes.make().ok()?;
         // Before a byte goes in: a death right after that must find the master with its copy.
         let told = match pipe.number() {
-            Some(number) => self.channel.send(&ToMaster::Pipe { number }, &[pipe.reading_end()]).is_ok(),
+            Some(number) => self.orphan || self.channel.send(&ToMaster::Pipe { number }, &[pipe.reading_end()]).is_ok(),
             None => false,
         };
         if told {

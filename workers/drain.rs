@@ -66,6 +66,9 @@ impl Worker {
             self.close_upstream(kept);
         }
         self.cx.forget(&mut client.socket);
+        if self.succession.is_succeeded() {
+            return self.hand_to_successor(client, carried, None);
+        }
         // Its slot is not reused, since this process takes nothing new.
         self.cx.control.stats().finished.add(1);
         self.cx.given_back.push(GivenBack { id: client.id, carried });
@@ -98,7 +101,8 @@ impl Worker {
     /// Whether everything is finished, or the time is over.
     pub(crate) fn is_drained(&self) -> bool {
         let over = self.cx.clock.now_ms >= self.drain_until_ms;
-        self.cx.draining && (over || (self.clients.is_empty() && self.cx.given_back.is_empty()))
+        let empty = self.clients.is_empty() && self.cx.given_back.is_empty() && self.succession.given.is_empty();
+        self.cx.draining && (over || empty)
     }
 
     /// Cuts what is left and reports everything.

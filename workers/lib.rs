@@ -12,6 +12,7 @@ pub mod date;
 mod drain;
 pub mod exchange;
 pub mod io;
+mod orphan;
 pub mod proto;
 pub mod proxy_protocol;
 pub mod relay;
@@ -43,7 +44,7 @@ use crate::worker::{End, Worker};
 #[must_use]
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     match start(channel, index).and_then(|mut worker| worker.run()) {
-        Ok(End::Drained | End::MasterGone) => ExitCode::SUCCESS,
+        Ok(End::Drained | End::MasterGone | End::Stopped) => ExitCode::SUCCESS,
         // It was stopped before this worker had begun.
         Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
         Err(error) => {
@@ -103,6 +104,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         finished_since_ms: 0,
         to_hand_over: Vec::new(),
         draining: false,
+        orphan: false,
         giving_back: false,
         given_back: Vec::new(),
         reloaded: None,

@@ -10,10 +10,10 @@
 mod flow;
 mod start;
 
-use ipc::message::{Relaying, ToMaster};
+use ipc::message::{Relaying, Task, ToMaster};
 use ipc::snapshot::{Mode, ProxyVersion};
 use ipc::state::{Direction, Phase};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::access_log::Entry;
 use crate::backend::Upstream;
@@ -218,6 +218,7 @@ impl Worker {
         let nobody_left = client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
         let done =
             up.is_passed_on() && down.is_passed_on() || nobody_left && (up.is_passed_on() || down.is_passed_on());
+        let movable = self.relays.get(key).is_some_and(|relay| self.can_be_given(relay));
         match moved {
             (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
                 self.end_relay(key, Some(Reason::Text("the client's connection broke")));
@@ -225,7 +226,7 @@ impl Worker {
             (Moved::ToBroken, _) | (_, Moved::FromBroken) => {
                 self.end_relay(key, Some(Reason::Text("the server's connection broke")));
             }
-            _ if self.cx.giving_back && relay.phase == Phase::Relay && !done => self.give_back_relay(key),
+            _ if movable && !done => self.give_back_relay(key),
             (Moved::Again, _) | (_, Moved::Again) => self.cx.work.push_back(Work::Relay(key)),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
@@ -254,12 +255,31 @@ impl Worker {
 
     /// Lets go of a relay for another worker to go on with. What lies in its pipes stays there, and theirs.
     fn give_back_relay(&mut self, key: Key<Relay>) {
-        let Some(relay) = self.relays.remove(key) else { return };
-        // Its pipes are dropped with their owners standing in the region; their numbers are not used again.
-        if let Some(mut upstream) = relay.upstream.and_then(|key| self.upstreams.remove(key)) {
-            self.cx.forget(&mut upstream.socket);
+        let Some(mut relay) = self.relays.remove(key) else { return };
+        let Some(mut upstream) = relay.upstream.and_then(|key| self.upstreams.remove(key)) else { return };
+        self.cx.forget(&mut upstream.socket);
+        if !self.succession.is_succeeded() {
+            // Its pipes are dropped with their owners standing in the region; their numbers are not used again.
+            return self.give_back(relay.client);
         }
-        self.give_back(relay.client);
+        let server = relay.place.map(|place| self.cx.pools.server(place).number);
+        let mut fds = vec![OwnedFd::from(upstream.socket)];
+        let [to_server, to_client] = [&mut relay.to_server, &mut relay.to_client].map(|flow| {
+            let pipe = flow.pipe.take();
+            fds.extend(pipe.map(|(pipe, _)| pipe.into_reading_end()));
+            fds.len()
+        });
+        let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server };
+        if let Some(mut client) = self.clients.remove(relay.client) {
+            self.cx.forget(&mut client.socket);
+            self.hand_to_successor(client, Vec::new(), Some((task, fds)));
+        }
+    }
+
+    /// Whether another worker could go on with a relay.
+    fn can_be_given(&self, relay: &Relay) -> bool {
+        let whole = relay.phase == Phase::Relay || self.succession.is_succeeded() && !relay.is_captive();
+        self.cx.giving_back && relay.begun && whole
     }
 
     /// Ends a relay. With a `reason` both connections are reset, so that neither side takes what it has for all.

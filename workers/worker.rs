@@ -20,6 +20,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
+use crate::orphan::{CONTROL, Succession, VISITOR};
 use crate::proto::h1::head::BodyFraming;
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
@@ -46,12 +47,14 @@ pub enum End {
     Drained,
     /// The master is gone.
     MasterGone,
+    /// The master said so.
+    Stopped,
 }
 
 /// See the module's description.
 #[derive(Debug)]
 pub struct Worker {
-    poll: Poll,
+    pub(crate) poll: Poll,
     /// Client connections.
     pub(crate) clients: Slab<Client>,
     /// Connections to servers.
@@ -68,6 +71,10 @@ pub struct Worker {
     pub(crate) cx: Ctx,
     /// When draining must be over.
     pub(crate) drain_until_ms: u64,
+    /// Whether the master said to stop.
+    stopped: bool,
+    /// What becomes of the connections when the master dies.
+    pub(crate) succession: Succession,
     /// Warnings of PROXY headers.
     pub(crate) header_refusals: Refusals,
 }
@@ -94,6 +101,8 @@ impl Worker {
             presumed_since_ms: 0,
             cx,
             drain_until_ms: u64::MAX,
+            stopped: false,
+            succession: Succession::new(),
             header_refusals: Refusals::default(),
         })
     }
@@ -116,13 +125,15 @@ impl Worker {
         // A message may have come before the channel was watched.
         let mut channel_ready = true;
         loop {
-            let more = channel_ready && self.cx.can_receive();
+            let more = channel_ready && !self.succession.is_orphan() && self.cx.can_receive();
             self.wait(&mut events, more)?;
             self.cx.clock.read();
             self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
             for event in &events {
                 match (event.token(), Owner::from_bits(event.token().0 as u64)) {
                     (CHANNEL, _) => channel_ready = true,
+                    (CONTROL, _) => self.on_control(),
+                    (VISITOR, _) => self.on_visitor(),
                     (_, Some(Owner::Client(key))) => {
                         if let Some(client) = self.clients.get_mut(key) {
                             client.socket.on_event(event);
@@ -138,11 +149,18 @@ impl Worker {
                     (_, None) => {}
                 }
             }
-            if channel_ready && self.can_receive() {
+            if channel_ready && !self.succession.is_orphan() && self.can_receive() {
                 match self.on_channel()? {
                     Some(more) => channel_ready = more,
+                    None if self.become_orphan() => channel_ready = false,
                     None => return Ok(End::MasterGone),
                 }
+                if self.stopped {
+                    return Ok(End::Stopped);
+                }
+            }
+            if self.cx.clock.now_ms >= self.succession.until_ms() {
+                self.give_up_waiting();
             }
             self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
             for (token, armed) in due.drain(..) {
@@ -160,6 +178,7 @@ impl Worker {
             self.hand_over_relays();
             self.report();
             self.report_given_back();
+            self.send_to_successor();
             self.cx.warn_of_shortage();
             if let Some(log) = &mut self.cx.log
                 && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
@@ -179,9 +198,10 @@ impl Worker {
         let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge];
+        let orphan = Some(self.succession.until_ms()).filter(|&at| at != u64::MAX);
+        let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let timeout = if !self.cx.given_back.is_empty() {
+        let timeout = if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
@@ -201,6 +221,10 @@ impl Worker {
         for _ in 0..MESSAGES {
             if !self.can_receive() {
                 return Ok(Some(true));
+            }
+            // What comes after that is the end of the channel.
+            if self.stopped {
+                return Ok(Some(false));
             }
             match self.cx.channel.recv::<ToWorker>(&mut fds) {
                 Ok(message) => self.on_message(message, &mut fds)?,
@@ -251,6 +275,8 @@ impl Worker {
             ToWorker::GiveWay { connections } => {
                 self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
+            ToWorker::Keep { listeners } => self.succession.keep(listeners, std::mem::take(fds)),
+            ToWorker::Stop => self.stopped = true,
             ToWorker::Ping => {}
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {

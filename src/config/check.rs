@@ -37,6 +37,7 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 
 const DEFAULT_SHUTDOWN_MS: u32 = 30_000;
 const DEFAULT_WORKER_TIMEOUT_MS: u32 = 10_000;
+const DEFAULT_ORPHAN_TIMEOUT_MS: u32 = 60_000;
 /// The kernel lowers it to `net.core.somaxconn`.
 const DEFAULT_BACKLOG: u32 = 4096;
 const DEFAULT_TRIES: u8 = 3;
@@ -91,6 +92,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
         shutdown_timeout_ms: file.shutdown_timeout_ms.unwrap_or(DEFAULT_SHUTDOWN_MS),
         on_removal: file.on_removal.unwrap_or(OnRemoval::Keep),
         worker_timeout_ms: file.worker_timeout_ms.unwrap_or(DEFAULT_WORKER_TIMEOUT_MS),
+        orphan_timeout_ms: file.orphan_timeout_ms.unwrap_or(DEFAULT_ORPHAN_TIMEOUT_MS),
     };
     let mut report = check.report;
     report.sort();

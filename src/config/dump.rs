@@ -45,6 +45,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
         Control::At(path) => out.text("control", &format!("unix:{}", path.display())),
     }
     out.duration("worker_timeout", snapshot.worker_timeout_ms);
+    out.duration("orphan_timeout", snapshot.orphan_timeout_ms);
     let proxies = snapshot.trusted_proxies.iter().map(network);
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));
     limits(&mut out, snapshot);

@@ -40,6 +40,7 @@ static TOP: Schema = Schema {
         "on_removal",
         "control",
         "worker_timeout",
+        "orphan_timeout",
         "trusted_proxies",
         "timeouts",
         "limits",
@@ -174,6 +175,7 @@ impl Parser {
             top.choice("on_removal", &[("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)], report).value();
         let control = top.parsed("control", "\"unix:/run/pointsman/web.sock\"", report, read_control).at();
         let worker_timeout_ms = top.duration("worker_timeout", report).value();
+        let orphan_timeout_ms = top.duration("orphan_timeout", report).value();
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
         let limits = self.limits(&top);
@@ -194,6 +196,7 @@ impl Parser {
             on_removal,
             control,
             worker_timeout_ms,
+            orphan_timeout_ms,
             trusted_proxies,
             timeouts,
             limits,

@@ -174,11 +174,11 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         let listeners = vec(listener(count), 1..4);
         let routes = vec(route(count), 1..5);
         let removal = prop_oneof![Just(OnRemoval::Keep), Just(OnRemoval::Cut)];
-        let ends = (duration(), removal, duration());
+        let ends = (duration(), removal, duration(), duration());
         let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), ends);
         (Just(groups), listeners, routes, rest).prop_map(|(groups, listeners, mut routes, rest)| {
             let (workers, dispatch, limits, access_log, trusted_proxies, ends) = rest;
-            let (shutdown_timeout_ms, on_removal, worker_timeout_ms) = ends;
+            let (shutdown_timeout_ms, on_removal, worker_timeout_ms, orphan_timeout_ms) = ends;
             let mut kept: Vec<Listener> = Vec::new();
             for listener in listeners {
                 if !kept.iter().any(|other| conflict(&other.bind, &listener.bind)) {
@@ -201,6 +201,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 shutdown_timeout_ms,
                 on_removal,
                 worker_timeout_ms,
+                orphan_timeout_ms,
             }
         })
     })

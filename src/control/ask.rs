@@ -156,6 +156,14 @@ fn print(answer: Answer) -> ExitCode {
             ExitCode::from(FAILED)
         }
         Answer::Busy { text } => crate::fail(text),
+        Answer::NotUpgraded { text } => {
+            eprintln!("master: not upgraded: {text}; nothing has changed");
+            ExitCode::from(UNUSABLE)
+        }
+        Answer::Upgraded { pid } => {
+            println!("upgraded: the master with pid {pid} has taken over");
+            ExitCode::SUCCESS
+        }
         Answer::Status(status) => {
             print!("{}", table(&status));
             ExitCode::SUCCESS

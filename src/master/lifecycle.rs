@@ -55,6 +55,10 @@ impl Master {
                 Ok(worker) => {
                     debug!("worker {index} (pid {}) started", worker.pid);
                     seat.worker = Some(worker);
+                    let keep = self.keep_errand();
+                    if let Some(worker) = self.seats[at].worker.as_mut() {
+                        worker.errands.extend(keep);
+                    }
                 }
                 Err(failed) => {
                     let wait = seat.back_off.after_death(None).max(Duration::from_millis(100));
@@ -116,12 +120,6 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
-        for socket in self.sockets.iter_mut().filter(|socket| socket.leaving.is_some_and(|by| by <= now)) {
-            if socket.ready {
-                warn!("{}: connections that waited there are refused: nobody had room for them", socket.address);
-                socket.ready = false;
-            }
-        }
     }
 
     /// Kills workers that are stuck, and asks the others to show that they are not.
@@ -155,7 +153,7 @@ impl Master {
             Request::ReopenLogs => self.reopen_logs(),
             Request::MoreWorkers => self.more_workers(now),
             Request::FewerWorkers => self.fewer_workers(now),
-            Request::Unsupported(what) => warn!("{what} is not supported yet; nothing changed"),
+            Request::Upgrade => self.upgrade(None, now),
         }
     }
 
@@ -165,7 +163,10 @@ impl Master {
         }
         info!("stopping");
         self.course = Course::Stopping;
-        self.sockets.clear();
+        if let Some(successor) = self.successor.take_if(|successor| successor.deadline.is_some()) {
+            successor.kill();
+        }
+        self.end_listening();
         self.homeless.clear();
         for seat in &mut self.seats {
             seat.start_at = None;
@@ -195,7 +196,7 @@ impl Master {
             let _ = self.accept(now);
         }
         self.course = Course::Draining;
-        self.sockets.clear();
+        self.end_listening();
         while let Some(connection) = self.homeless.pop_front() {
             self.cut(connection);
         }
@@ -204,6 +205,13 @@ impl Master {
             if let Some(worker) = seat.worker.as_mut() {
                 drain_worker(worker, timeout_ms, false, now);
             }
+        }
+    }
+
+    /// Closes every listener, for the workers that keep copies, too.
+    fn end_listening(&mut self) {
+        for socket in self.sockets.drain(..) {
+            socket.end();
         }
     }
 
@@ -285,7 +293,7 @@ impl Master {
 }
 
 /// Has a worker finish and exit. With `give_back`, other workers serve its idle connections and relays.
-fn drain_worker(worker: &mut Worker, timeout_ms: u32, give_back: bool, now: Instant) {
+pub(super) fn drain_worker(worker: &mut Worker, timeout_ms: u32, give_back: bool, now: Instant) {
     match worker.stage {
         // It has nothing yet that it could finish.
         Stage::Starting { .. } => worker.terminate(now),

@@ -175,7 +175,7 @@ impl Master {
             Verdict::Over(connection) => self.addresses.leave(connection.counted()),
             // There is no 502 in a byte stream.
             Verdict::Pass(connection) if connection.task != Task::Fail || !is_relay(&connection) => {
-                if self.course != Course::Running {
+                if matches!(self.course, Course::Draining | Course::Stopping) {
                     tally.cut += 1;
                     return self.cut(connection);
                 }

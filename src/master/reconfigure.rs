@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipc::control::{Answer, Reloaded, Request, STATUS_LISTENERS, Status, Who, WorkerStatus, bounded};
 use ipc::message::{Layout, ToWorker};
@@ -24,9 +24,6 @@ use crate::privilege::{self, Identity};
 use crate::reload::plan::{Change, Left, Plan, plan};
 use crate::reload::{ACKNOWLEDGE, Pending, Refusal};
 use crate::supervise::{Errand, Stage, Worker};
-
-/// How long the queue of a listener that is removed may take to be emptied.
-const EMPTIED: Duration = Duration::from_secs(5);
 
 /// All that a new configuration needs and may not get.
 struct Ready {
@@ -136,6 +133,11 @@ impl Master {
         match request {
             Request::Reload { color } => self.ask_reload(Some(Asker { client, color })),
             Request::Status => self.tell_status(client),
+            Request::Upgrade => self.upgrade(Some(client), Instant::now()),
+            Request::TakeOver { .. } => {
+                let text = "this master lives; `master upgrade` replaces it".to_owned();
+                self.tell(Some(Asker { client, color: false }), &Answer::Busy { text });
+            }
         }
     }
 
@@ -185,6 +187,7 @@ impl Master {
         self.change_bounds(&old);
         self.hand_out();
         self.set_workers(self.config.snapshot.workers, now);
+        self.keep_for_orphans();
         let snapshot = &self.config.snapshot;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Reloaded {
@@ -200,9 +203,12 @@ impl Master {
     fn prepare(&mut self, snapshot: Snapshot, process: &ProcessSettings) -> Result<Ready, String> {
         let identity = Identity::new(process)?;
         let connected = self.connected_listeners();
-        let left = |id| Left {
-            socket: self.sockets.iter().any(|socket| socket.id == id),
-            connections: connected.get(usize::from(id)).copied().unwrap_or(false),
+        let left = |id| {
+            let socket = self.sockets.iter().find(|socket| socket.id == id);
+            let connected = connected.get(usize::from(id)).copied().unwrap_or(false);
+            let can_stay = socket.is_some_and(Socket::can_stay);
+            // Who is accepted there from now on is as good as connected.
+            Left { socket: can_stay, connections: connected || socket.is_some() && !can_stay }
         };
         let plan = plan(&self.config.snapshot, snapshot, left, self.reload.next_number)?;
         let closing = |socket: &&Socket| plan.changes.contains(&Change::Close(socket.id));
@@ -292,7 +298,7 @@ impl Master {
                 if socket.leaving.is_none() {
                     info!("no longer listening on {}", socket.address);
                 }
-                socket.leave(now + EMPTIED);
+                socket.leave(now);
             } else if let Err(failed) = socket.adopt(to, listener, permissions(&self.config.process, &listener.bind)) {
                 warn!("configuration: {failed}; it listens all the same");
             }
@@ -304,9 +310,10 @@ impl Master {
                     error!("cannot watch {}: {failed}; nothing is accepted there", socket.address);
                 }
             }
-            socket.ready = true;
             self.sockets.push(socket);
         }
+        // Those that the plan does not know are being emptied.
+        self.sockets.extend(former);
         self.sockets.sort_by_key(|socket| socket.id);
     }
 

@@ -485,6 +485,14 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
 }
 
+/// Kills every worker and waits until others have taken their places.
+pub fn replace_all(proxy: &mut Proxy, count: usize) {
+    let old = proxy.workers();
+    kill_all(proxy);
+    super::wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
+    proxy.wait_for_workers(count);
+}
+
 /// Kills every worker at once. They are stopped first: what the master passes from one that is dead to one that is
 /// about to be must not count as a second death over the same request.
 pub fn kill_all(proxy: &Proxy) {

@@ -10,16 +10,8 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, Conn};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all};
+use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
 use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
-
-/// Kills every worker and waits until others have taken their places.
-fn replace_all(proxy: &mut Proxy, count: usize) {
-    let old = proxy.workers();
-    kill_all(proxy);
-    wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
-    proxy.wait_for_workers(count);
-}
 
 /// Sends the pattern's first `length` bytes and counts them.
 fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {

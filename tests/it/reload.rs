@@ -287,6 +287,28 @@ fn connections_waiting_at_a_removed_listener_are_served() {
 }
 
 #[test]
+fn those_who_wait_for_room_at_a_removed_listener_get_it() {
+    let (web, db) = (Backend::ok(), Backend::tcp_echo());
+    let tcp = free_address();
+    let limits = "[limits]\nconnections = 2";
+    let base = Conf::http(&[web.addr]).tables(limits);
+    let both = Conf::http(&[web.addr]).tables(limits).tables(&tcp_listener(&tcp, "db")).tables(&group("db", db.addr));
+    let mut proxy = both.launch().workers(1).start();
+    let connect = || Client::connect(&Addr::Inet(tcp.parse().unwrap()));
+    let mut first = [connect(), connect()];
+    first.iter_mut().for_each(|client| echo(client, 1));
+    // All places are taken, so that these stay in the kernel's queue.
+    let mut waiting = [connect(), connect()];
+    proxy.reload(1, &base.text());
+    first.iter_mut().for_each(|client| echo(client, 2));
+    drop(first);
+    waiting.iter_mut().for_each(|client| echo(client, 3));
+    wait_until("the listener is closed", || std::net::TcpStream::connect(&tcp).is_err());
+    drop(waiting);
+    assert_eq!(get(proxy.addr(), "/").status, 200);
+}
+
+#[test]
 fn relays_and_tunnels_go_on_whatever_is_reloaded() {
     let db = Backend::tcp_echo();
     let tunnel = Backend::serve(|conn| {

@@ -179,6 +179,12 @@ impl Socket {
         rustix::net::getsockname(&self.fd).ok().and_then(|address| SocketAddr::try_from(address).ok())
     }
 
+    /// Its peer's address; `None` when it is gone, or on a Unix socket.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        rustix::net::getpeername(&self.fd).ok().flatten().and_then(|address| SocketAddr::try_from(address).ok())
+    }
+
     /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any.
     #[must_use]
     pub fn has_input(&mut self) -> bool {

@@ -53,6 +53,12 @@ impl Pipe {
         self.read.as_fd()
     }
 
+    /// The end that bytes come out of, for somebody else.
+    #[must_use]
+    pub fn into_reading_end(self) -> OwnedFd {
+        self.read
+    }
+
     pub(super) fn fill(&self, from: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
         let Some(write) = &self.write else { return Err(Errno::BADF) };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;

@@ -102,6 +102,7 @@ impl Small {
             trusted_proxies: Vec::new(),
             shutdown_timeout_ms: 1,
             worker_timeout_ms: 1,
+            orphan_timeout_ms: 60_000,
             on_removal: OnRemoval::Keep,
         }
     }

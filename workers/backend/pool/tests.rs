@@ -56,6 +56,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1,
         worker_timeout_ms: 1,
+        orphan_timeout_ms: 60_000,
         on_removal: OnRemoval::Keep,
     };
     Rc::new(Site::new(snapshot, 32768))

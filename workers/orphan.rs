@@ -1,0 +1,274 @@
+//! What a worker does when its master has died: it serves on, keeps the listening sockets open, and waits on the
+//! control socket for another master, to which it gives everything it has.
+//!
+//! Without a successor it finishes and leaves when the configured time is over.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use ipc::channel::{Channel, RecvError};
+use ipc::control::{Answer, Greeting, Request, Role};
+use ipc::handover::{self, Handed, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
+use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
+use ipc::origin::{Ends, Origin};
+use ipc::snapshot::Address;
+use log::{info, warn};
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use rustix::net::{SocketFlags, sockopt};
+
+use crate::client::{Client, ClientState};
+use crate::worker::Worker;
+
+/// The control socket's token.
+pub(crate) const CONTROL: Token = Token(usize::MAX - 1);
+/// The token of who has connected to it.
+pub(crate) const VISITOR: Token = Token(usize::MAX - 2);
+
+/// A connection given to a successor, with its descriptors.
+pub(crate) type Given = (Handed, Vec<OwnedFd>);
+
+/// How far the succession has come.
+#[derive(Debug)]
+enum State {
+    /// The master lives.
+    Ward,
+    /// It has died; nobody has asked yet.
+    Orphan,
+    /// Somebody has connected, and has not said what he wants, or is not ready.
+    Visited {
+        channel: Channel,
+        /// The listening sockets were given.
+        asked: bool,
+        /// The connections are given, too.
+        gives: bool,
+    },
+    /// A successor takes the connections.
+    Succeeded { channel: Channel },
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Succession {
+    listeners: Vec<(Address, OwnedFd)>,
+    control: Option<OwnedFd>,
+    state: State,
+    /// When an orphan gives up.
+    until_ms: u64,
+    /// Connections on their way to the successor.
+    pub(crate) given: Vec<Given>,
+}
+
+impl Succession {
+    /// The master lives, and nothing is kept.
+    pub(crate) fn new() -> Succession {
+        Succession { listeners: Vec::new(), control: None, state: State::Ward, until_ms: u64::MAX, given: Vec::new() }
+    }
+
+    /// Keeps these open from now on: a listening socket for each address, and the control socket as the last.
+    pub(crate) fn keep(&mut self, bound: Vec<Address>, mut fds: Vec<OwnedFd>) {
+        self.control = (fds.len() > bound.len()).then(|| fds.pop()).flatten();
+        self.listeners = bound.into_iter().zip(fds).collect();
+    }
+
+    /// Whether the master has died.
+    pub(crate) fn is_orphan(&self) -> bool {
+        !matches!(self.state, State::Ward)
+    }
+
+    /// Whether connections go to a successor.
+    pub(crate) fn is_succeeded(&self) -> bool {
+        matches!(self.state, State::Succeeded { .. })
+    }
+
+    /// When it gives up; `u64::MAX` = not.
+    pub(crate) fn until_ms(&self) -> u64 {
+        if matches!(self.state, State::Orphan | State::Visited { .. }) { self.until_ms } else { u64::MAX }
+    }
+}
+
+impl Worker {
+    /// The master has died. False when there is no control socket to wait on: then the worker ends with it.
+    pub(crate) fn become_orphan(&mut self) -> bool {
+        let Some(control) = &self.succession.control else { return false };
+        let fd = control.as_raw_fd();
+        if self.cx.draining || self.poll.registry().register(&mut SourceFd(&fd), CONTROL, Interest::READABLE).is_err() {
+            return false;
+        }
+        let channel = self.cx.channel.as_fd().as_raw_fd();
+        let _ = self.poll.registry().deregister(&mut SourceFd(&channel));
+        let timeout_ms = self.cx.site.snapshot.orphan_timeout_ms;
+        warn!(
+            "the master has died; serving {} connections on, for {} ms at most unless another master is started",
+            self.clients.len(),
+            timeout_ms
+        );
+        self.succession.state = State::Orphan;
+        self.succession.until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        self.cx.orphan = true;
+        true
+    }
+
+    /// Somebody connects to the control socket.
+    pub(crate) fn on_control(&mut self) {
+        let Some(control) = &self.succession.control else { return };
+        while let Ok(fd) = rustix::net::accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            let known = sockopt::socket_peercred(&fd)
+                .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
+            if !known || !matches!(self.succession.state, State::Orphan) {
+                continue;
+            }
+            let mut channel = Channel::from_fd(fd);
+            let config = format!("worker {} of a master that has died", self.cx.index);
+            let greeting = Greeting { version: ipc::control::VERSION, pid: self.cx.pid, config, role: Role::Orphan };
+            let watched =
+                self.poll.registry().register(&mut SourceFd(&channel.as_fd().as_raw_fd()), VISITOR, Interest::READABLE);
+            if channel.send(&greeting, &[]).is_ok() && watched.is_ok() {
+                // Others must reach the workers that have not been asked.
+                let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
+                self.succession.state = State::Visited { channel, asked: false, gives: false };
+                return;
+            }
+        }
+    }
+
+    /// Who has connected says something, or goes.
+    pub(crate) fn on_visitor(&mut self) {
+        loop {
+            let State::Visited { channel, asked, gives } = &mut self.succession.state else { return };
+            if !*asked {
+                match channel.recv::<Request>(&mut Vec::new()) {
+                    Ok(Request::TakeOver { version }) => {
+                        *asked = true;
+                        *gives = version == handover::VERSION;
+                        if !give_listeners(channel, &self.succession.listeners) {
+                            return self.wait_again();
+                        }
+                    }
+                    Ok(Request::Reload { .. } | Request::Status | Request::Upgrade) => {
+                        let text = "the master has died, and its workers wait for another; start one".to_owned();
+                        let _ = channel.send(&Answer::Busy { text }, &[]);
+                        return self.wait_again();
+                    }
+                    Err(RecvError::Empty) => return,
+                    Err(
+                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
+                    ) => return self.wait_again(),
+                }
+            } else {
+                match channel.recv::<ToFormer>(&mut Vec::new()) {
+                    Ok(ToFormer::Ready) => return self.succeed(),
+                    Err(RecvError::Empty) => return,
+                    Err(
+                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
+                    ) => return self.wait_again(),
+                }
+            }
+        }
+    }
+
+    fn wait_again(&mut self) {
+        self.succession.state = State::Orphan;
+        if let Some(control) = &self.succession.control {
+            let _ = self.poll.registry().register(&mut SourceFd(&control.as_raw_fd()), CONTROL, Interest::READABLE);
+        }
+        self.on_control();
+    }
+
+    /// A successor is ready: everything goes to it.
+    fn succeed(&mut self) {
+        let State::Visited { channel, gives, .. } = std::mem::replace(&mut self.succession.state, State::Orphan) else {
+            return;
+        };
+        info!("another master takes over {} connections", self.clients.len());
+        self.succession.state = State::Succeeded { channel };
+        self.succession.listeners.clear();
+        self.succession.control = None;
+        let timeout_ms = self.cx.site.snapshot.shutdown_timeout_ms;
+        self.begin_drain(timeout_ms, gives);
+    }
+
+    /// Nobody has come: finish.
+    pub(crate) fn give_up_waiting(&mut self) {
+        warn!("no other master was started; finishing");
+        self.succession.state = State::Ward;
+        self.succession.listeners.clear();
+        self.succession.control = None;
+        let timeout_ms = self.cx.site.snapshot.shutdown_timeout_ms;
+        self.begin_drain(timeout_ms, false);
+    }
+
+    /// Puts a client's connection among those for the successor: `rest` are the other descriptors that its task needs.
+    pub(crate) fn hand_to_successor(&mut self, client: Client, carried: Vec<u8>, relay: Option<(Task, Vec<OwnedFd>)>) {
+        let listener = usize::from(client.listener);
+        let Some(listener) = self.cx.site.snapshot.listeners.get(listener).map(|listener| listener.bind.clone()) else {
+            return;
+        };
+        let origin = client.origin();
+        let peer = client.socket.peer_addr();
+        let (task, rest) = match relay {
+            Some(relay) => relay,
+            None if carried.is_empty() => (Task::Serve, Vec::new()),
+            None => (Task::Resume(carried), Vec::new()),
+        };
+        let mut fds = vec![OwnedFd::from(client.socket)];
+        fds.extend(rest);
+        let passed = Passed { id: 0, listener: 0, peer, origin, task };
+        self.succession.given.push((Handed { listener, passed }, fds));
+    }
+
+    /// Sends what is for the successor, as much as it takes now.
+    pub(crate) fn send_to_successor(&mut self) {
+        let State::Succeeded { channel } = &mut self.succession.state else { return };
+        while !self.succession.given.is_empty() {
+            let count = batch(&self.succession.given);
+            let handed = self.succession.given.iter().take(count).map(|(handed, _)| handed.clone()).collect();
+            let fds: Vec<_> =
+                self.succession.given.iter().take(count).flat_map(|(_, fds)| fds.iter().map(AsFd::as_fd)).collect();
+            match channel.send(&ToSuccessor::Connections(handed), &fds) {
+                Ok(()) => drop(self.succession.given.drain(..count)),
+                Err(ipc::channel::SendError::Full) => return,
+                Err(error) => {
+                    warn!("the other master does not take connections: {error}");
+                    self.succession.given.clear();
+                }
+            }
+        }
+    }
+}
+
+/// How many of the first connections fit into one message.
+pub(crate) fn batch(given: &[Given]) -> usize {
+    let (mut fds, mut bytes) = (0, 0);
+    let fits = |(handed, more): &&Given| {
+        fds += more.len();
+        if let Task::Resume(carried) = &handed.passed.task {
+            bytes += carried.len();
+        }
+        fds <= MAX_DESCRIPTORS && bytes <= MAX_CARRIED_BYTES
+    };
+    given.iter().take_while(fits).count().max(1)
+}
+
+/// Sends the listening sockets; false when that fails.
+fn give_listeners(channel: &mut Channel, listeners: &[(Address, OwnedFd)]) -> bool {
+    let count = listeners.chunks(MAX_DESCRIPTORS).len();
+    if count == 0 {
+        return channel.send(&ToSuccessor::Listeners { bound: Vec::new(), last: true }, &[]).is_ok();
+    }
+    listeners.chunks(MAX_DESCRIPTORS).enumerate().all(|(at, chunk)| {
+        let bound = chunk.iter().map(|(address, _)| address.clone()).collect();
+        let fds: Vec<_> = chunk.iter().map(|(_, fd)| fd.as_fd()).collect();
+        channel.send(&ToSuccessor::Listeners { bound, last: at + 1 == count }, &fds).is_ok()
+    })
+}
+
+impl Client {
+    /// What the successor must be told of where the connection comes from.
+    fn origin(&self) -> Origin {
+        match (self.state, self.peer.zip(self.destination)) {
+            (ClientState::Header, _) => Origin::Awaited,
+            (_, Some((source, destination))) => Origin::Told(Some(Ends { source, destination })),
+            (_, None) => Origin::Direct,
+        }
+    }
+}
