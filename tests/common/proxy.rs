@@ -284,6 +284,11 @@ impl Proxy {
 
     /// The numbers of the worker processes alive now, in the order of their numbers as workers.
     pub fn workers(&self) -> Vec<Pid> {
+        self.numbered_workers().into_iter().map(|(_, pid)| pid).collect()
+    }
+
+    /// The same, each with what `ps` shows of it.
+    pub fn numbered_workers(&self) -> Vec<(String, Pid)> {
         let mut workers: Vec<(String, Pid)> = children(self.pid)
             .into_iter()
             .filter_map(|pid| {
@@ -293,7 +298,7 @@ impl Proxy {
             })
             .collect();
         workers.sort();
-        workers.into_iter().map(|(_, pid)| pid).collect()
+        workers
     }
 
     /// Waits until there are `count` workers and each was logged as ready.
