@@ -6,6 +6,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 WORKERS ?= 4
 ARGS ?=
+SECONDS ?= 60
+SOAK_PROFILE ?= --release
 PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO_FLAGS ?=
@@ -13,7 +15,7 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 BENCH_PACKAGES = wrk nginx libnginx-mod-stream haproxy python3
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test check bench install clean tools
+.PHONY: help run build test check bench soak continuity install clean tools
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +43,9 @@ bench: build ## Compare with nginx and HAProxy (about 12 minutes); writes docs/b
 	@# Either counts system calls; without both the column says n/a.
 	@command -v perf >/dev/null || command -v strace >/dev/null || sh tests/packages.sh linux-perf || sh tests/packages.sh strace || true
 	@exec python3 benches/compare.py
+
+soak: tools ## All traffic at once with kills, reloads and more and fewer workers, for SECONDS=60
+	SOAK_SECONDS=$(SECONDS) cargo test $(SOAK_PROFILE) $(CARGO_FLAGS) --test it -- --ignored --exact --nocapture soak::soak
 
 install: build ## Install under DESTDIR and PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/pointsman

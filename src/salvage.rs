@@ -60,6 +60,7 @@ impl Remains<'_> {
             Phase::Passed => self.not_taken_up(),
             Phase::Done => Salvage::Done,
             Phase::Captive => Salvage::Cut,
+            Phase::Relay if self.is_ahead(&image) => Salvage::Cut,
             Phase::Relay => Salvage::Relay,
             Phase::Open | Phase::Committed => match self.unanswered(&image) {
                 None => Salvage::Cut,
@@ -74,17 +75,26 @@ impl Remains<'_> {
         }
     }
 
-    /// The image that holds: the last one, unless it tells of an answer of which nothing has been written yet.
-    /// Then the request is where the image before it says.
+    /// The image that holds: the last one, unless it tells of an answer, or of a tunnel agreed to, of which nothing
+    /// has been written yet. Then the request is where the image before it says.
     pub fn standing(&self) -> Option<Image> {
         let last = self.image?;
-        let unwritten = matches!(last.phase, Phase::Open | Phase::Committed) && self.unanswered(&last).is_none();
+        let unwritten = match last.phase {
+            Phase::Open | Phase::Committed => self.unanswered(&last).is_none(),
+            Phase::Relay => self.is_ahead(&last),
+            Phase::Passed | Phase::Done | Phase::Captive => false,
+        };
         let holds = |former: &Image| {
             matches!(former.phase, Phase::Open | Phase::Committed)
                 && former.written < last.written
                 && self.unanswered(former).is_some()
         };
         Some(self.former.filter(|former| unwritten && holds(former)).unwrap_or(last))
+    }
+
+    /// Whether the image tells of more bytes than have been written.
+    fn is_ahead(&self, image: &Image) -> bool {
+        self.counters.is_some_and(|counters| counters.written < self.base.written.saturating_add(image.written))
     }
 
     /// A worker publishes that it has taken a connection up before it touches the socket, so the kernel must
@@ -195,6 +205,29 @@ mod tests {
         assert_eq!(salvage(image(Phase::Committed, 20, 30), Some(counters(124, 80))), Salvage::Fail);
         assert_eq!(salvage(image(Phase::Relay, 20, 30), Some(counters(120, 80))), Salvage::Relay);
         assert_eq!(salvage(image(Phase::Captive, 20, 30), Some(counters(120, 80))), Salvage::Cut);
+    }
+
+    #[test]
+    fn a_tunnel_agreed_to_begins_when_all_of_the_agreement_is_written_and_not_before() {
+        for (phase, unwritten) in [(Phase::Open, Salvage::Resume(vec![b'x'; 4])), (Phase::Committed, Salvage::Fail)] {
+            let with = |consumed, written| Remains {
+                image: Some(image(Phase::Relay, 24, 40)),
+                former: Some(image(phase, 20, 30)),
+                task: &Task::Serve,
+                base: BASE,
+                header: 0,
+                counters: Some(counters(consumed, written)),
+            };
+            let read = |_, _, len| Ok(vec![b'x'; len]);
+            assert_eq!(with(124, 80).salvage(read), unwritten);
+            assert_eq!(with(124, 85).salvage(read), Salvage::Cut);
+            assert_eq!(with(124, 90).salvage(read), Salvage::Relay);
+            assert_eq!(with(999, 999).salvage(read), Salvage::Relay);
+            let torn = Remains { former: None, ..with(124, 80) };
+            assert_eq!(torn.salvage(read), Salvage::Cut);
+            let unknown = Remains { counters: None, ..with(0, 0) };
+            assert_eq!(unknown.salvage(read), Salvage::Relay);
+        }
     }
 
     #[test]

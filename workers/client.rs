@@ -136,6 +136,19 @@ impl Client {
         });
     }
 
+    /// Publishes that the connection is a relay once the last `left` bytes are written, those that agree to it. Until
+    /// then the record's former image tells of the request, so that nothing may be read from the client before.
+    pub fn publish_tunnel(&self, left: u64, cx: &Ctx) {
+        let Some(record) = cx.control.record(self.id) else { return };
+        record.publish(&Image {
+            phase: Phase::Relay,
+            slot: None,
+            offset: 0,
+            consumed: self.socket.bytes_in,
+            written: self.socket.bytes_out + left,
+        });
+    }
+
     /// The bytes read and not yet answered.
     #[must_use]
     pub fn unanswered<'a>(&'a self, arena: &Arena) -> &'a [u8] {

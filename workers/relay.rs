@@ -94,6 +94,20 @@ impl Relay {
         }
     }
 
+    /// Begins to relay. What came before, the agreement to a tunnel, is written first: with none of it written a
+    /// successor runs the request again, with all of it written it goes on with the tunnel.
+    fn begin(&mut self, handed_over: bool, client: &mut Client, cx: &mut Ctx) {
+        self.begun = true;
+        self.handed_over = handed_over;
+        if handed_over && self.to_client.is_captive() && !self.to_server.is_captive() {
+            self.phase = Phase::Relay;
+            client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
+            // What came of it shows again when the relay is driven.
+            let _ = self.to_client.flush(&mut client.socket, cx);
+        }
+        self.publish(client, self.is_captive(), cx);
+    }
+
     /// Whether bytes under way lie in this process's memory alone.
     fn is_captive(&self) -> bool {
         self.to_server.is_captive() || self.to_client.is_captive()
@@ -161,11 +175,9 @@ impl Worker {
             let told = self.cx.channel.send(&ToMaster::Relaying(relaying), &fds).is_ok();
             for key in keys {
                 let Some(relay) = self.relays.get_mut(key) else { continue };
-                relay.begun = true;
-                relay.handed_over = told;
                 if let Some(client) = self.clients.get_mut(relay.client) {
+                    relay.begin(told, client, &mut self.cx);
                     // From here on there is no request to run again.
-                    relay.publish(client, relay.is_captive(), &self.cx);
                     client.release_input(&mut self.cx);
                 }
                 self.drive_relay(key);

@@ -244,6 +244,10 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
             connection.base = salvage::successor_base(counters, carried);
         }
     };
+    if matches!(verdict, Salvage::Serve | Salvage::Resume(_) | Salvage::Fail) {
+        // A relay that was about to begin begins anew, with another connection to a server.
+        connection.relay = None;
+    }
     match verdict {
         Salvage::Again => {
             if image.is_none_or(|image| image.phase != Phase::Passed) {

@@ -6,8 +6,11 @@
 pub mod backend;
 pub mod client;
 pub mod h1;
+pub mod killer;
 pub mod load;
 pub mod proxy;
+pub mod rng;
+pub mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

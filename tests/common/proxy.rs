@@ -284,6 +284,11 @@ impl Proxy {
 
     /// The numbers of the worker processes alive now, in the order of their numbers as workers.
     pub fn workers(&self) -> Vec<Pid> {
+        self.numbered_workers().into_iter().map(|(_, pid)| pid).collect()
+    }
+
+    /// The same, each with what `ps` shows of it.
+    pub fn numbered_workers(&self) -> Vec<(String, Pid)> {
         let mut workers: Vec<(String, Pid)> = children(self.pid)
             .into_iter()
             .filter_map(|pid| {
@@ -293,7 +298,7 @@ impl Proxy {
             })
             .collect();
         workers.sort();
-        workers.into_iter().map(|(_, pid)| pid).collect()
+        workers
     }
 
     /// Waits until there are `count` workers and each was logged as ready.
@@ -478,6 +483,14 @@ impl Drop for Proxy {
 pub fn children(pid: Pid) -> Vec<Pid> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+}
+
+/// Kills every worker and waits until others have taken their places.
+pub fn replace_all(proxy: &mut Proxy, count: usize) {
+    let old = proxy.workers();
+    kill_all(proxy);
+    super::wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
+    proxy.wait_for_workers(count);
 }
 
 /// Kills every worker at once. They are stopped first: what the master passes from one that is dead to one that is

@@ -10,16 +10,8 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, Conn};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Launch, Proxy, alive, kill_all};
-use crate::common::{DEADLINE, PIECE, check_pattern, pattern, wait_until};
-
-/// Kills every worker and waits until others have taken their places.
-fn replace_all(proxy: &mut Proxy, count: usize) {
-    let old = proxy.workers();
-    kill_all(proxy);
-    wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
-    proxy.wait_for_workers(count);
-}
+use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
+use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
 
 /// Sends the pattern's first `length` bytes and counts them.
 fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
@@ -205,6 +197,56 @@ fn tunnels_after_an_upgrade_lose_no_byte() {
     echo_under_kills(&mut proxy, clients, 8 << 20, 8);
     assert_eq!(backend.connections(), 8);
 }
+
+#[test]
+fn downloads_that_fail_cost_no_pipe() {
+    // More of them than a worker has pipes; half are cut by the server, half by the client.
+    let length = 400_000;
+    let downloads = Backend::serve(move |conn| {
+        let Some(request) = conn.request() else { return };
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes());
+        let cut = request.target == "/cut";
+        conn.send(&pattern_bytes(if cut { length / 2 } else { length }));
+        conn.forget_requests();
+    });
+    let streams = Backend::serve(|conn| {
+        conn.send(&pattern_bytes(STREAM));
+        let _ = conn.wire.stream.shutdown(Shutdown::Write);
+        conn.hang();
+    });
+    let tcp = format!(
+        "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"tcp\"\nto = \"streams\"\n\
+         [backends.streams]\nservers = [\"{}\"]",
+        streams.addr
+    );
+    let conf = Conf::http(&[downloads.addr]).group("health = { failures = 0 }").tables(&tcp);
+    let mut proxy = conf.launch().workers(1).start();
+    for number in 0..2 * (usize::from(ipc::state::MAX_PIPES) + 20) {
+        let mut client = Client::connect(proxy.addr());
+        if number % 2 == 0 {
+            client.send("GET /cut HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert!(client.try_response().is_err());
+        } else {
+            client.send("GET /whole HTTP/1.1\r\nHost: a\r\n\r\n");
+            client.wire.begin();
+            client.wire.response_head().unwrap();
+            client.reset();
+        }
+    }
+    // Bytes that a client does not read lie in a pipe, not in the worker's memory: the relay goes on.
+    let mut client = Client::connect_narrow(&proxy.addrs()[1]);
+    wait_until("the relay stands", || streams.open() == 1);
+    client.wire.begin();
+    assert_eq!(client.wire.take(10).unwrap(), pattern(0, 10));
+    replace_all(&mut proxy, 1);
+    client.shutdown_write();
+    let (rest, end) = client.read_to_end();
+    check_pattern(10, &rest);
+    assert_eq!((rest.len(), end), (STREAM - 10, End::Clean));
+}
+
+/// Far more than the sockets between two programs hold.
+const STREAM: usize = 24 << 20;
 
 #[test]
 fn relays_that_survived_leave_no_descriptor_behind() {

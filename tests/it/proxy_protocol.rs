@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::common::backend::{Backend, Conn, Refusing, response};
 use crate::common::client::{Client, End};
 use crate::common::h1::Response;
-use crate::common::proxy::{Addr, Conf, Launch, Proxy, alive};
+use crate::common::proxy::{Addr, Conf, Launch, Proxy, alive, replace_all};
 use crate::common::{dawdle, wait_for, wait_until};
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -58,15 +58,6 @@ fn tcp_behind(backend: &Backend) -> Conf {
 #[track_caller]
 fn says(response: &Response, text: &str) {
     assert_eq!((response.status, response.text().as_str()), (200, text));
-}
-
-fn replace_all(proxy: &mut Proxy, count: usize) {
-    let old = proxy.workers();
-    for worker in &old {
-        kill(*worker, Signal::SIGKILL).unwrap();
-    }
-    wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
-    proxy.wait_for_workers(count);
 }
 
 #[test]

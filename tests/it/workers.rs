@@ -526,18 +526,5 @@ fn workers_hold_no_descriptor_they_do_not_need() {
             let target = target.to_string_lossy();
             assert!(!target.contains("pointsman.toml") && !target.starts_with("/proc/"), "{target}");
         }
-        // The listening socket stays with the master.
-        let listening = std::fs::read_to_string(format!("/proc/{worker}/net/tcp")).unwrap();
-        let port = format!(":{:04X} ", proxy.addr().inet().port());
-        let inode = listening
-            .lines()
-            .find(|line| line.contains(&port) && line.contains(" 0A "))
-            .map(|line| line.split_whitespace().nth(9).unwrap().to_owned());
-        let inode = inode.expect("the proxy listens");
-        let held = std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap().any(|entry| {
-            std::fs::read_link(entry.unwrap().path())
-                .is_ok_and(|target| target.to_string_lossy() == format!("socket:[{inode}]"))
-        });
-        assert!(!held, "worker {worker} holds the listening socket");
     }
 }

@@ -39,6 +39,7 @@ impl Exchange {
         .write(&mut cx.out);
         self.head_bytes_out += cx.out.len() as u64;
         self.to_client.push(&cx.out, &mut cx.buffers);
+        self.announce(0, client, cx);
     }
 
     /// What the response says of the client's connection.

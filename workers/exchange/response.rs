@@ -239,7 +239,7 @@ impl Exchange {
 
     /// Publishes what will hold once all of the answer is written, of which `last` bytes are not even queued. Not
     /// where the connection ends with the answer: nothing goes on there.
-    fn announce(&self, last: usize, client: &Client, cx: &Ctx) {
+    pub(super) fn announce(&self, last: usize, client: &Client, cx: &Ctx) {
         if self.client_goes_on() {
             client.publish_answer(self.request_end(), (self.to_client.rest().len() + last) as u64, cx);
         }
@@ -301,13 +301,23 @@ impl Exchange {
                     cx.pipes.put(pipe);
                     return Ok(Some(0));
                 }
-                Io::Eof | Io::Broken(_) => return Err(Step::Cut(CUT_SHORT)),
+                Io::Eof | Io::Broken(_) => {
+                    cx.pipes.put(pipe);
+                    return Err(Step::Cut(CUT_SHORT));
+                }
             }
+        }
+        if held as u64 == remaining {
+            self.announce(held, client, cx);
         }
         let moved = match client.socket.splice_out(&pipe, held) {
             Io::Moved(n) => n,
             Io::Blocked | Io::Eof => 0,
-            Io::Broken(_) => return Err(Step::Cut(CLIENT_GONE)),
+            Io::Broken(_) => {
+                // Emptied with the exchange.
+                self.spliced = Some((pipe, held));
+                return Err(Step::Cut(CLIENT_GONE));
+            }
         };
         self.response_body.spliced(moved);
         held -= moved;

@@ -117,7 +117,7 @@ impl Flow {
     }
 
     /// Sends what is under way; `Again` when nothing is any more.
-    fn flush(&mut self, to: &mut Socket, cx: &mut Ctx) -> Moved {
+    pub(super) fn flush(&mut self, to: &mut Socket, cx: &mut Ctx) -> Moved {
         while !self.early.is_empty() {
             match to.send(self.early.rest(), &[]) {
                 Io::Moved(n) => {

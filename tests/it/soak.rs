@@ -1,0 +1,224 @@
+//! Everything at once, for as long as one likes: all kinds of traffic while workers are killed, the configuration is
+//! reloaded and the number of workers changes. `make soak SECONDS=60`.
+//!
+//! In the first fifth of the time nobody is killed: then not one failure is allowed, of whatever kind.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::common::client::Client;
+use crate::common::killer::Killer;
+use crate::common::proxy::{Conf, Proxy};
+use crate::common::rng::{Rng, Seed};
+use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
+use crate::common::traffic::server::{self, Ledger, What};
+use crate::common::traffic::stream::{Relay, Tunnel};
+use crate::common::traffic::{Kind, Peer, Score, drive, table};
+use crate::common::wait_until;
+
+/// How long, unless `SOAK_SECONDS` says otherwise.
+const SECONDS: u64 = 60;
+/// Workers by the configuration; signals make it between two fewer and two more.
+const WORKERS: usize = 6;
+
+fn kinds(proxy: &Proxy, ledger: &Arc<Ledger>) -> Vec<Kind> {
+    fn kind(
+        name: &'static str,
+        clients: usize,
+        paced: bool,
+        make: impl Fn() -> Box<dyn Peer> + Send + Sync + 'static,
+    ) -> Kind {
+        Kind { name, clients, paced, make: Box::new(make) }
+    }
+    let (http, tcp) = (proxy.addrs()[0].clone(), proxy.addrs()[1].clone());
+    let download = |name, what| {
+        let (addr, ledger) = (http.clone(), Arc::clone(ledger));
+        kind(name, 2, false, move || {
+            Box::new(Download { addr: addr.clone(), kind: what, client: None, ledger: Arc::clone(&ledger) })
+        })
+    };
+    let with = || (http.clone(), Arc::clone(ledger));
+    vec![
+        {
+            let (addr, ledger) = with();
+            kind("new connections", 2, true, move || {
+                Box::new(Fresh { addr: addr.clone(), ledger: Arc::clone(&ledger) })
+            })
+        },
+        {
+            let (addr, ledger) = with();
+            kind("idle connections", 2, true, move || Box::new(KeepAlive::new(&addr, &ledger, 32)))
+        },
+        {
+            let (addr, ledger) = with();
+            kind("safe requests", 3, true, move || {
+                Box::new(Safe { client: Client::connect(&addr), ledger: Arc::clone(&ledger) })
+            })
+        },
+        {
+            let (addr, ledger) = with();
+            kind("pipelined requests", 2, true, move || {
+                Box::new(Pipelined { client: Client::connect(&addr), ledger: Arc::clone(&ledger) })
+            })
+        },
+        {
+            let (addr, ledger) = with();
+            kind("unsafe requests", 3, false, move || {
+                Box::new(Unsafe { addr: addr.clone(), client: None, ledger: Arc::clone(&ledger) })
+            })
+        },
+        download("responses with a length", What::Length),
+        download("chunked responses", What::Chunked),
+        download("responses until the close", What::UntilClose),
+        {
+            let (addr, ledger) = (tcp.clone(), Arc::clone(ledger));
+            kind("relays", 3, false, move || Box::new(Relay { addr: addr.clone(), ledger: Arc::clone(&ledger) }))
+        },
+        {
+            let (addr, ledger) = with();
+            kind("tunnels", 2, false, move || Box::new(Tunnel { addr: addr.clone(), ledger: Arc::clone(&ledger) }))
+        },
+    ]
+}
+
+/// The master's descriptors by what they are. Its copies of the pipes of living workers come and go with the load.
+fn descriptors(pid: Pid) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = std::fs::read_link(entry.unwrap().path()).unwrap_or_default();
+        let target = target.to_string_lossy();
+        let kind = target.split([':', '[']).next().unwrap_or_default();
+        let kind = if target.contains("memfd") { "memfd" } else { kind };
+        if kind != "pipe" {
+            *counts.entry(kind.to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// What was done to the proxy.
+#[derive(Debug, Default)]
+struct Done {
+    kills: usize,
+    reloads: usize,
+    more: usize,
+    fewer: usize,
+}
+
+/// Does this and that at random instants.
+struct Trouble<'a> {
+    proxy: &'a Proxy,
+    rng: Rng,
+    killer: Killer,
+    confs: [String; 2],
+    /// How many workers there should be, relative to the configuration.
+    extra: i32,
+    done: Done,
+}
+
+impl Trouble<'_> {
+    fn one(&mut self, kills: bool) {
+        match self.rng.below(12) {
+            0 => {
+                self.done.reloads += 1;
+                self.proxy.write_config(WORKERS, &self.confs[self.done.reloads % 2]);
+                self.proxy.signal(Signal::SIGHUP);
+                self.extra = 0;
+            }
+            1 if self.extra < 2 => {
+                self.extra += 1;
+                self.done.more += 1;
+                self.proxy.signal(Signal::SIGTTIN);
+            }
+            2 if self.extra > -2 => {
+                self.extra -= 1;
+                self.done.fewer += 1;
+                self.proxy.signal(Signal::SIGTTOU);
+            }
+            _ if kills => self.done.kills += self.killer.strike(self.proxy),
+            _ => {}
+        }
+        self.killer.wait(60_000);
+    }
+}
+
+#[test]
+#[ignore = "takes as long as one likes: make soak SECONDS=60"]
+fn soak() {
+    let seconds = std::env::var("SOAK_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
+    let time = Duration::from_secs(seconds);
+    let seed = Seed::new();
+    let mut rng = Rng::new(seed.0);
+    let ledger = Arc::new(Ledger::default());
+    let servers = [server::http(&ledger), server::http(&ledger), server::tcp(&ledger), server::tcp(&ledger)];
+    let conf = |group: &str, http: [usize; 2], tcp: usize| {
+        let tables = format!(
+            "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"tcp\"\nto = \"streams\"\n\
+             [backends.streams]\nservers = [\"{}\"]",
+            servers[tcp].addr
+        );
+        Conf::http(&http.map(|n| servers[n].addr)).group(group).tables(&tables).text()
+    };
+    let confs =
+        [conf("balance = \"least-connections\"", [0, 1], 2), conf("keepalive = { idle_per_server = 2 }", [1, 0], 3)];
+    let mut proxy = crate::common::proxy::Launch::config(&confs[0]).workers(WORKERS).start();
+    let kinds = kinds(&proxy, &ledger);
+    let before = descriptors(proxy.pid);
+    let killer = Killer::new(Rng::new(rng.next()));
+    let trouble_rng = Rng::new(rng.next());
+    let mut trouble = Trouble { proxy: &proxy, rng: trouble_rng, killer, confs, extra: 0, done: Done::default() };
+
+    let calm = drive(&kinds, &mut rng, |progress| {
+        let start = Instant::now();
+        while start.elapsed() < time / 5 {
+            progress.flow();
+            trouble.one(false);
+        }
+    });
+    println!("\nWithout kills, {} s: {:?}\n{}", seconds / 5, trouble.done, table(&calm));
+    let rough = drive(&kinds, &mut rng, |progress| {
+        let start = Instant::now();
+        while start.elapsed() < time - time / 5 {
+            progress.flow();
+            trouble.one(true);
+        }
+    });
+    let done = trouble.done;
+    println!("With kills, {} s: {done:?} in all\n{}", seconds - seconds / 5, table(&rough));
+
+    // Back to the configured number, so that what is left can be compared.
+    proxy.reload(WORKERS, &conf("", [0, 1], 2));
+    proxy.wait_for_workers(WORKERS);
+    wait_until("every connection to the servers but those kept has ended", || {
+        servers[2].open() + servers[3].open() == 0
+    });
+    wait_until(&format!("the master has no more descriptors than before: {before:?}"), || {
+        let now = descriptors(proxy.pid);
+        now.iter().all(|(kind, count)| *count <= before.get(kind).copied().unwrap_or(0))
+    });
+    println!(
+        "the master's descriptors before: {before:?}\n                         after: {:?}",
+        descriptors(proxy.pid)
+    );
+
+    let quarantined = proxy.log.all().iter().filter(|line| line.contains("workers died over its request")).count();
+    println!("requests over which two workers died: {quarantined}");
+    judge(&calm, &rough, quarantined);
+    assert!(ledger.most_executions() <= 1, "an unsafe request was run {} times", ledger.most_executions());
+}
+
+/// Panics if there was a failure that is not allowed.
+fn judge(calm: &[Score], rough: &[Score], quarantined: usize) {
+    for score in calm {
+        score.check(0, 0);
+    }
+    for score in rough {
+        let response = score.name.contains("responses");
+        let bad_gateway = if score.name.starts_with("unsafe") { score.turns } else { quarantined };
+        score.check(bad_gateway, if response { score.turns } else { 0 });
+    }
+}
