@@ -64,8 +64,7 @@ fn main() -> ExitCode {
 /// beyond the three standard descriptors, and those that are `passed` on purpose.
 fn close_strays(passed: std::ops::Range<i32>) {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-    let open: Vec<i32> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let open: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for fd in open.into_iter().filter(|fd| *fd > 2 && !passed.contains(fd)) {
         // The directory's own descriptor is among them and closed already: EBADF then.
         let _ = nix::unistd::close(fd);

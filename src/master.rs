@@ -166,7 +166,10 @@ impl Master {
         let (layout, batch) = room(nofile, snapshot, sockets.len());
         report_capacity(nofile, layout.records, snapshot);
         if sockets.len() >= MAX_FDS {
-            warn!("with {} listeners or more the workers do not wait for another master if this one is killed", MAX_FDS);
+            warn!(
+                "with {} listeners or more the workers do not wait for another master if this one is killed",
+                MAX_FDS
+            );
         }
         let internal = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         let poll = Poll::new().map_err(internal("cannot make an epoll instance"))?;

@@ -28,7 +28,7 @@ use crate::control::place;
 pub const SUCCESSOR_VARIABLE: &str = "POINTSMAN_SUCCESSOR";
 
 /// How long somebody behind this configuration's control socket may take to answer: without him it cannot start.
-const OWN: Duration = Duration::from_secs(5);
+const OWN: Duration = Duration::from_secs(8);
 /// How long anybody else may.
 const OTHERS: Duration = Duration::from_secs(1);
 /// How long a former side may take to give its listening sockets once it has been asked.

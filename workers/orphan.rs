@@ -274,7 +274,10 @@ impl Worker {
                 Ok(()) => drop(self.succession.given.drain(..count)),
                 Err(ipc::channel::SendError::Full) => return,
                 Err(error) => {
-                    warn!("the other master does not take connections: {error}; {} are lost", self.succession.given.len());
+                    warn!(
+                        "the other master does not take connections: {error}; {} are lost",
+                        self.succession.given.len()
+                    );
                     self.succession.given.clear();
                 }
             }
