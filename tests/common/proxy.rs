@@ -272,7 +272,7 @@ pub struct Proxy {
     over: bool,
     /// Another master has taken the place of the one that was started: it is no child of this process.
     adopted: bool,
-    /// Workers that the test's end must not leave behind.
+    /// Workers that a failed test must not leave behind.
     orphans: Vec<Pid>,
     /// Parts of errors that the test has brought about.
     forgiven: Vec<String>,
@@ -571,7 +571,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        for &pid in self.orphans.iter().filter(|&&pid| alive(pid) && is_worker(pid)) {
+        for &pid in self.orphans.iter().filter(|&&pid| thread::panicking() && alive(pid) && is_worker(pid)) {
             let _ = kill(pid, Signal::SIGKILL);
         }
         if thread::panicking() {
