@@ -26,15 +26,39 @@ fn stderr(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Kills the master, starts another, and waits until nothing is left of the former workers.
+/// Kills the master, starts another, and waits until that has passed on everything.
 fn replace(mut proxy: Proxy) -> Proxy {
     let addrs = proxy.addrs().to_vec();
     let orphans = proxy.kill_master();
     let next = proxy.again();
     assert_eq!(next.addrs(), addrs);
-    wait_gone(&orphans);
+    wait_taken_over(&next, &orphans);
     proxy.check_log();
     next
+}
+
+/// Waits until `next` has passed on everything that the `orphans` had. What a master has in its hands at the moment
+/// it is killed is lost.
+#[track_caller]
+fn wait_taken_over(next: &Proxy, orphans: &[Pid]) {
+    for pid in orphans {
+        next.wait_for_log(&[&format!("(pid {pid}) has given everything")]);
+    }
+    wait_gone(orphans);
+    // Whoever answers a question has finished the turn in which the last of them came.
+    assert!(next.question("status").status.success());
+}
+
+/// Waits until workers have so many connections. What a master has accepted and not yet passed on is lost with it.
+#[track_caller]
+fn wait_passed(proxy: &Proxy, count: u32) {
+    wait_until("the connections are with the workers", || {
+        let output = proxy.question("status");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let workers = text.lines().skip_while(|line| !line.starts_with("worker ")).skip(1);
+        let column = |line: &str| line.split_whitespace().nth(4).unwrap().parse::<u32>().unwrap();
+        workers.map(column).sum::<u32>() == count
+    });
 }
 
 /// Answers each request with its target, once the test opens the gate.
@@ -69,6 +93,7 @@ fn connections_between_requests_and_within_a_head_survive() {
     for client in &mut halves {
         client.send("GET /half HT");
     }
+    wait_passed(&proxy, 50);
     // Twice: the second time those that were handed over are handed over again.
     for round in 0..2 {
         let orphans = proxy.kill_master();
@@ -80,7 +105,7 @@ fn connections_between_requests_and_within_a_head_survive() {
             assert_eq!(client.response().fields.get("x-target"), Some("/half"));
         }
         proxy = proxy.again();
-        wait_gone(&orphans);
+        wait_taken_over(&proxy, &orphans);
     }
     for client in idle.iter_mut().chain(&mut fresh) {
         assert_eq!(client.get("/last").fields.get("x-target"), Some("/last"));
@@ -303,6 +328,7 @@ fn what_a_proxy_header_said_is_handed_over() {
     awaited.send(&header[..20]);
     let mut head = Client::connect(proxy.addr());
     head.send(format!("{header}GET / HT"));
+    wait_passed(&proxy, 3);
     let orphans = proxy.kill_master();
     let _next = proxy.again();
     wait_gone(&orphans);
@@ -323,6 +349,7 @@ fn unix_listeners_and_their_connections_are_taken_over() {
     assert_eq!(idle.get("/").status, 200);
     let mut half = Client::connect(proxy.addr());
     half.send("GET /half HT");
+    wait_passed(&proxy, 2);
     let orphans = proxy.kill_master();
     let mut waiting = Client::connect(proxy.addr());
     let next = proxy.again();
@@ -486,6 +513,7 @@ fn workers_of_a_master_killed_while_it_stops_finish_what_they_have() {
     proxy.signal(Signal::SIGQUIT);
     let port = proxy.addr().inet();
     wait_until("nobody listens any more", || TcpStream::connect(port).is_err());
+    proxy.wait_for_log(&["finishing 1 connections"]);
     let orphans = proxy.kill_master();
     backend.gate().open();
     assert_eq!(client.response().text(), "/last 2");
@@ -499,9 +527,9 @@ fn stopping_ends_listening_at_once_although_workers_have_copies() {
     for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
         let mut proxy = Conf::http(&[backend.addr]).listen("bind = \"unix:{dir}/web.sock\"").start();
         let mut client = Client::connect(proxy.addr());
-        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let before = backend.heads();
-        wait_until("the request is at the backend", || backend.heads() > before || signal == Signal::SIGTERM);
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        wait_until("the request is at the backend", || backend.heads() > before);
         let Addr::Unix(path) = proxy.addr().clone() else { unreachable!() };
         // Reached by another name, which the end of the master does not remove.
         let other = proxy.dir.join("other.sock");
@@ -542,6 +570,7 @@ fn a_successor_of_another_version_gets_the_listening_sockets_and_the_rest_is_fin
     let mut busy = Client::connect(proxy.addr());
     busy.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
     wait_until("the request is at the backend", || backend.requests().len() == 1);
+    wait_passed(&proxy, 2);
     let orphans = proxy.kill_master();
     let (mut channel, greeting) = meet(&proxy.dir.join("control.sock"));
     assert_eq!(greeting.role, Role::Orphan);
