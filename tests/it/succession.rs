@@ -245,7 +245,7 @@ fn busy_relays_lose_no_byte() {
 
 #[test]
 fn a_relay_whose_pipe_is_full_goes_on() {
-    const LENGTH: usize = 12 << 20;
+    const LENGTH: usize = 40 << 20;
     let backend = Backend::serve(|conn| {
         conn.gate().pass();
         let mut all = Vec::new();
