@@ -8,6 +8,8 @@ mod address;
 mod check;
 mod command_line;
 mod dump;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod parse;
 #[cfg(test)]
 mod property;

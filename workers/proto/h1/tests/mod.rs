@@ -2,6 +2,7 @@
 
 mod bodies;
 mod chunked;
+mod corpus;
 mod oracle;
 mod properties;
 mod request_accepted;

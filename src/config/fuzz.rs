@@ -1,0 +1,50 @@
+//! The way in for the fuzz target: any text, on a machine that knows no names. Not in ordinary builds.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::system::System;
+use super::{OsGroup, OsUser, check_text, dump};
+
+struct Nowhere;
+
+impl System for Nowhere {
+    fn resolve(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+        Err(io::Error::other("no names here"))
+    }
+
+    fn user(&self, _: &str) -> io::Result<Option<OsUser>> {
+        Ok(None)
+    }
+
+    fn group(&self, _: &str) -> io::Result<Option<OsGroup>> {
+        Ok(None)
+    }
+
+    fn cores(&self) -> usize {
+        1
+    }
+
+    fn is_directory(&self, _: &Path) -> bool {
+        true
+    }
+}
+
+/// Reads `text`. What is accepted reads back from its dump as the same; what is refused is so with a reason.
+///
+/// # Panics
+/// When that does not hold.
+pub fn check(text: &str) {
+    match check_text("fuzz.toml", text, None, &Nowhere) {
+        Ok(loaded) => {
+            let dumped = dump(&loaded.snapshot, &loaded.process);
+            let again = check_text("dump.toml", &dumped, None, &Nowhere).expect("a dump is valid");
+            assert_eq!(again.snapshot, loaded.snapshot);
+        }
+        Err(report) => {
+            assert!(report.has_errors());
+            assert!(report.render(false).contains("error: "));
+        }
+    }
+}
