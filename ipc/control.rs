@@ -46,11 +46,9 @@ pub enum Request {
     Status,
     /// Start the program anew and let it take everything over.
     Upgrade,
-    /// Only to an [`Role::Orphan`]: give what you have. What follows is [`crate::handover`].
-    TakeOver {
-        /// [`crate::handover::VERSION`].
-        version: u16,
-    },
+    /// Only to an [`Role::Orphan`], of whatever version: give what you have. What follows is [`crate::handover`]. Its
+    /// form must never change.
+    TakeOver,
 }
 
 /// What the master says to it.

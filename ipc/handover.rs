@@ -9,18 +9,30 @@ use serde::{Deserialize, Serialize};
 use crate::message::Passed;
 use crate::snapshot::Address;
 
-/// The version of these messages. A former side that is asked in another one gives its listening sockets only, and
-/// finishes its connections itself.
+/// The version of [`ToSuccessor::Connections`] and all in it. A former side that hears of another one from its
+/// successor has given its listening sockets by then, and finishes its connections itself. The form of everything else
+/// here must never change, and what is added comes last: it is how two versions find out that they differ.
 pub const VERSION: u16 = 1;
+
+/// Text in [`ToFormer::Failed`] at most, in bytes.
+pub const MAX_TEXT_BYTES: usize = 16 * 1024;
 
 /// Descriptors in one message at most.
 pub const MAX_DESCRIPTORS: usize = 200;
 
 /// From the successor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToFormer {
     /// It has the listening sockets in use: give the connections, and go.
-    Ready,
+    Ready {
+        /// Its [`VERSION`].
+        version: u16,
+    },
+    /// It does not come up.
+    Failed {
+        /// Why, for people; [`MAX_TEXT_BYTES`] at most.
+        why: String,
+    },
 }
 
 /// From the former side.
@@ -29,12 +41,21 @@ pub enum ToSuccessor {
     /// Listening sockets, as configured; descriptors in the same order.
     Listeners {
         /// Where each is bound.
-        bound: Vec<Address>,
+        bound: Vec<Bound>,
         /// Whether these are the last.
         last: bool,
     },
     /// Connections, each with as many descriptors as its task says. The end of the channel says that there are no more.
     Connections(Vec<Handed>),
+}
+
+/// Where a listening socket is bound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// As configured: with port 0 where the kernel was to choose one.
+    pub address: Address,
+    /// The service manager has it too, and goes on listening when this side stops.
+    pub lent: bool,
 }
 
 /// One connection on its way to a successor.
@@ -44,4 +65,31 @@ pub struct Handed {
     pub listener: Address,
     /// The rest; its id and listener number mean nothing here.
     pub passed: Passed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Channel;
+
+    #[test]
+    fn what_two_versions_say_to_each_other_keeps_its_form() {
+        let (mut a, b) = Channel::pair().unwrap();
+        let mut sent = |message: &dyn Fn(&mut Channel)| {
+            message(&mut a);
+            let mut bytes = [0; 64];
+            let (_, length) = rustix::net::recv(&b, &mut bytes[..], rustix::net::RecvFlags::empty()).unwrap();
+            bytes[..length].to_vec()
+        };
+        assert_eq!(sent(&|a| a.send(&crate::control::Request::TakeOver, &[]).unwrap()), [0, 3]);
+        assert_eq!(sent(&|a| a.send(&ToFormer::Ready { version: 300 }, &[]).unwrap()), [0, 0, 0xac, 2]);
+        let failed = ToFormer::Failed { why: "x".to_owned() };
+        assert_eq!(sent(&|a| a.send(&failed, &[]).unwrap()), [0, 1, 1, b'x']);
+        let address = Address::Unix("/x".into());
+        let listeners = ToSuccessor::Listeners { bound: vec![Bound { address, lent: true }], last: true };
+        assert_eq!(sent(&|a| a.send(&listeners, &[]).unwrap()), [0, 0, 1, 1, 2, b'/', b'x', 1, 1]);
+        let address = Address::Inet("127.0.0.1:80".parse().unwrap());
+        let listeners = ToSuccessor::Listeners { bound: vec![Bound { address, lent: false }], last: false };
+        assert_eq!(sent(&|a| a.send(&listeners, &[]).unwrap()), [0, 0, 1, 0, 0, 127, 0, 0, 1, 80, 0, 0]);
+    }
 }

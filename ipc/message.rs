@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::handover::Bound;
 use crate::origin::Origin;
-use crate::snapshot::{Address, ListenerId};
+use crate::snapshot::ListenerId;
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
 pub const VERSION: u16 = 2;
@@ -51,7 +52,7 @@ pub enum ToWorker {
     /// socket as the last descriptor. They replace those kept before.
     Keep {
         /// Where each is bound.
-        listeners: Vec<Address>,
+        listeners: Vec<Bound>,
     },
     /// Write what the log still holds and exit with 0, whatever is in progress.
     Stop,

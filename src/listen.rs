@@ -1,7 +1,9 @@
 //! Listening sockets: bound at the start, closed at the end. Accepts nothing itself.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ pub struct Socket {
     pub ready: bool,
     /// It is no longer configured, and is being emptied.
     pub leaving: Option<Leaving>,
+    /// The service manager has it too, and listens when this master does not.
+    pub lent: bool,
     file: Option<SocketFile>,
 }
 
@@ -144,6 +148,7 @@ fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, sha
                 address: Address::Inet(address),
                 ready: true,
                 leaving: None,
+                lent: false,
                 file: None,
             })
         }
@@ -162,7 +167,8 @@ fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, sha
             })()
             .map_err(failed)?;
             let address = listener.bind.clone();
-            Ok(Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, file: Some(bound) })
+            let (mode, file) = (listener.mode, Some(bound));
+            Ok(Socket { fd, id, mode, address, ready: true, leaving: None, lent: false, file })
         }
     }
 }
@@ -185,9 +191,11 @@ impl Socket {
         Ok(())
     }
 
-    /// Ends listening for every process that has a copy of the socket, and closes it.
+    /// Ends listening for every process of ours that has a copy of the socket, and closes it.
     pub fn end(self) {
-        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        if !self.lent {
+            let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        }
     }
 
     /// Leaves its file where it is: somebody else listens there.
@@ -197,7 +205,7 @@ impl Socket {
         }
     }
 
-    /// One that another process has bound for `listener`.
+    /// One that another process has bound for `listener`; `lent` by the service manager, or one that is ours now.
     ///
     /// # Errors
     /// When it is no listening socket, or not where it should be.
@@ -206,20 +214,36 @@ impl Socket {
         id: ListenerId,
         listener: &Listener,
         permissions: Option<u32>,
+        lent: bool,
     ) -> Result<Socket, String> {
         let failed = |errno: Errno| format!("{}: {}", listener.bind, io::Error::from(errno));
-        if !sockopt::socket_acceptconn(&fd).map_err(failed)? {
-            return Err(format!("{}: what the former master left is no listening socket", listener.bind));
+        let is_listening = sockopt::socket_acceptconn(&fd).map_err(failed)?
+            && sockopt::socket_type(&fd).map_err(failed)? == SocketType::STREAM;
+        if !is_listening {
+            return Err(format!("{}: what was left for it is no listening socket", listener.bind));
         }
-        let (address, file) = match &listener.bind {
-            Address::Inet(_) => {
-                let bound = rustix::net::getsockname(&fd).map_err(failed)?;
-                (Address::Inet(std::net::SocketAddr::try_from(bound).map_err(failed)?), None)
-            }
-            Address::Unix(path) => (listener.bind.clone(), Some(SocketFile::at(path).map_err(failed)?)),
+        let bound = bound_to(&fd).map_err(failed)?;
+        let is_there = match (&listener.bind, &bound) {
+            (Address::Inet(wanted), Some(Address::Inet(bound))) if wanted.port() == 0 => wanted.ip() == bound.ip(),
+            (wanted, Some(bound)) => wanted == bound,
+            (_, None) => false,
         };
-        let mut socket = Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, file };
-        socket.adopt(id, listener, permissions)?;
+        let Some(address) = bound.filter(|_| is_there) else {
+            return Err(format!("{}: what was left for it listens elsewhere", listener.bind));
+        };
+        rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
+        let file = match &address {
+            Address::Unix(path) if !lent => Some(SocketFile::at(path).map_err(failed)?),
+            Address::Unix(_) => None,
+            Address::Inet(_) => {
+                // Its maker may have been another program.
+                sockopt::set_tcp_nodelay(&fd, true).map_err(failed)?;
+                sockopt::set_socket_oobinline(&fd, true).map_err(failed)?;
+                None
+            }
+        };
+        let mut socket = Socket { fd, id, mode: listener.mode, address, ready: true, leaving: None, lent, file };
+        socket.adopt(id, listener, permissions.filter(|_| !lent))?;
         Ok(socket)
     }
 
@@ -232,6 +256,9 @@ impl Socket {
         self.ready = true;
         // Nobody finds a Unix socket without its file.
         self.file = None;
+        if self.lent {
+            return;
+        }
         if matches!(self.address, Address::Inet(_))
             && let Err(failed) = ipc::syn_filter::close_door(&self.fd)
         {
@@ -262,6 +289,20 @@ impl Socket {
     pub fn can_stay(&self) -> bool {
         self.leaving.is_none() || matches!(self.address, Address::Inet(_))
     }
+}
+
+/// Where a socket is bound; `None` where no configuration could have it bound.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn bound_to(fd: &OwnedFd) -> Result<Option<Address>, Errno> {
+    let name = rustix::net::getsockname(fd)?;
+    if let Ok(address) = std::net::SocketAddr::try_from(name.clone()) {
+        return Ok(Some(Address::Inet(address)));
+    }
+    let path = SocketAddrUnix::try_from(name).ok();
+    let path = path.as_ref().and_then(SocketAddrUnix::path_bytes).map(|bytes| PathBuf::from(OsStr::from_bytes(bytes)));
+    Ok(path.map(Address::Unix))
 }
 
 fn socket(family: AddressFamily) -> Result<OwnedFd, Errno> {

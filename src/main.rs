@@ -9,6 +9,7 @@ use clap::Parser;
 use ipc::control::Request;
 
 mod accept;
+mod activation;
 mod banner;
 mod cli;
 mod config;
@@ -41,7 +42,7 @@ const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
-    close_strays();
+    close_strays(if arguments.command.is_none() { activation::passed() } else { 0..0 });
     match arguments.command {
         Some(cli::Command::Worker { index }) => worker(index),
         Some(cli::Command::Demo) => demo_child(),
@@ -60,12 +61,11 @@ fn main() -> ExitCode {
 }
 
 /// Closes what an untidy parent left open, so that no child of ours inherits it. Nothing of ours is open yet
-/// beyond the three standard descriptors.
-fn close_strays() {
+/// beyond the three standard descriptors, and those that are `passed` on purpose.
+fn close_strays(passed: std::ops::Range<i32>) {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-    let open: Vec<i32> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(|&fd| fd > 2).collect();
-    for fd in open {
+    let open: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !passed.contains(fd)) {
         // The directory's own descriptor is among them and closed already: EBADF then.
         let _ = nix::unistd::close(fd);
     }
@@ -160,51 +160,62 @@ fn former() -> Result<Option<takeover::Former>, String> {
 fn run(arguments: &cli::Arguments) -> ExitCode {
     logging::start("master", arguments.log_level.as_deref());
     let program = upgrade::Program::present();
-    let former = match former() {
-        Ok(former) => former,
+    let formers = match former() {
+        Ok(former) => former.into_iter().collect(),
         Err(why) => return fail(format_args!("cannot succeed the former master: {why}")),
     };
     let _ = rustix::thread::set_name(c"master");
+    let mut before = master::Before { program, formers, lent: activation::take() };
+    match prepare(arguments, &mut before) {
+        Ok(master) => match master.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                log::error!("{message}");
+                ExitCode::from(FAILED)
+            }
+        },
+        Err((text, code)) => {
+            // Whoever started this one as its successor has somebody to tell.
+            before.formers.iter_mut().for_each(|former| former.tell_failed(text.clone()));
+            code
+        }
+    }
+}
+
+/// Everything up to the loop. Errors have been said, and come with the exit status.
+fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<master::Master, (String, ExitCode)> {
     let mut options = arguments.options();
     let file = cli::config_file(arguments.config.as_deref(), &options);
     let demo = if file.is_none() && options.backend.is_empty() {
-        match demo::Demo::start(arguments.log_level.as_deref()) {
-            Ok(demo) => {
-                options.backend = demo.backends.iter().map(ToString::to_string).collect();
-                Some(demo)
-            }
-            Err(error) => return fail(format_args!("cannot start the demo backends: {error}")),
-        }
+        let demo = demo::Demo::start(arguments.log_level.as_deref()).map_err(|error| {
+            let text = format!("cannot start the demo backends: {error}");
+            (text.clone(), fail(text))
+        })?;
+        options.backend = demo.backends.iter().map(ToString::to_string).collect();
+        Some(demo)
     } else {
         None
     };
     let recipe = reload::Recipe { file, options, demo: demo.is_some() };
     let mut names = config::Names::default();
-    let loaded = match recipe.gather(&mut names) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            report(&errors);
-            return ExitCode::from(UNUSABLE);
-        }
-    };
+    let loaded = recipe.gather(&mut names).map_err(|errors| {
+        report(&errors);
+        (errors.render(false).trim_end().to_owned(), ExitCode::from(UNUSABLE))
+    })?;
     report(&loaded.warnings);
-    let level = arguments.log_level.clone();
-    let formers = match former {
-        Some(former) => vec![former],
-        None => {
-            let control = match &loaded.process.control {
-                config::Control::At(path) => Some(path.as_path()),
-                config::Control::Off | config::Control::Derived => None,
-            };
-            takeover::orphans(&loaded.snapshot, control)
-        }
+    let failed = |message: String| {
+        log::error!("{message}");
+        (message, ExitCode::from(FAILED))
     };
-    let before = master::Before { program, formers };
-    match master::Master::start(loaded, recipe, names, demo, level, before).and_then(master::Master::run) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            log::error!("{message}");
-            ExitCode::from(FAILED)
-        }
+    if before.formers.is_empty() {
+        let control = match &loaded.process.control {
+            config::Control::At(path) => Some(path.clone()),
+            config::Control::Derived => {
+                Some(control::place::directory().join(control::place::name(recipe.file.as_deref())))
+            }
+            config::Control::Off => None,
+        };
+        before.formers = takeover::orphans(&loaded.snapshot, control.as_deref()).map_err(failed)?;
     }
+    master::Master::start(loaded, recipe, names, demo, arguments.log_level.clone(), before).map_err(failed)
 }

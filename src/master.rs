@@ -13,7 +13,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ipc::message::Layout;
+use ipc::handover::Bound;
+use ipc::message::{Layout, MAX_FDS};
 use ipc::origin::Origin;
 use ipc::snapshot::{LogTarget, Snapshot};
 use log::{error, info, warn};
@@ -28,13 +29,13 @@ use crate::control;
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::keeper::{Addresses, Connection};
-use crate::listen::{self, Socket};
+use crate::listen::Socket;
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
 use crate::supervise::{Equipment, Seat, Worker};
-use crate::takeover::{self, Former};
+use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
@@ -43,7 +44,7 @@ mod reconfigure;
 mod shortage;
 mod succession;
 
-use reconfigure::{mode_name, permissions, room};
+use reconfigure::{mode_name, room};
 use shortage::Plea;
 
 const SIGNALS: Token = Token(0);
@@ -92,6 +93,8 @@ pub struct Before {
     pub program: Program,
     /// Those that it takes over from.
     pub formers: Vec<Former>,
+    /// Listening sockets of the service manager.
+    pub lent: Vec<(Bound, OwnedFd)>,
 }
 
 /// The master process.
@@ -133,6 +136,8 @@ pub struct Master {
     demo: Option<Demo>,
     course: Course,
     announced: bool,
+    /// The service manager was told that the configuration is being read.
+    reloading: bool,
     program: Program,
     /// Those that it takes over from, as long as they have something to give.
     formers: Vec<Former>,
@@ -152,24 +157,20 @@ impl Master {
         names: Names,
         demo: Option<Demo>,
         log_level: Option<String>,
-        before: Before,
+        before: &mut Before,
     ) -> Result<Master, String> {
-        let Before { program, mut formers } = before;
         let snapshot = &config.snapshot;
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
-        let sockets = (0..)
-            .zip(&snapshot.listeners)
-            .map(|(id, listener)| {
-                let permissions = permissions(&config.process, &listener.bind);
-                match takeover::listener(&mut formers, &listener.bind) {
-                    Some(fd) => Socket::inherit(fd, id, listener, permissions),
-                    None => listen::bind(id, listener, permissions),
-                }
-            })
-            .collect::<Result<Vec<Socket>, String>>()?;
+        let sockets = succession::listen(&config, before)?;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
         report_capacity(nofile, layout.records, snapshot);
+        if sockets.len() >= MAX_FDS {
+            warn!(
+                "with {} listeners or more the workers do not wait for another master if this one is killed",
+                MAX_FDS
+            );
+        }
         let internal = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         let poll = Poll::new().map_err(internal("cannot make an epoll instance"))?;
         let mut signals = signals::catch().map_err(internal("cannot catch signals"))?;
@@ -187,7 +188,7 @@ impl Master {
         let servers = snapshot.groups.iter().map(|group| group.servers.len() as u64).sum();
         let reload = Reload::new(recipe, names, servers, waker);
         // A former side has it as long as it is not sure that this master comes up.
-        let control = if formers.is_empty() { open_control(&config, &reload, false)? } else { None };
+        let control = if before.formers.is_empty() { open_control(&config, &reload, false)? } else { None };
         if let Some(control) = &control {
             watch(&poll, control.as_fd(), CONTROL, Interest::READABLE).map_err(registered)?;
         }
@@ -225,8 +226,9 @@ impl Master {
             demo,
             course: Course::Running,
             announced: false,
-            program,
-            formers,
+            reloading: false,
+            program: before.program.clone(),
+            formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             successor: None,
             config,
@@ -269,6 +271,7 @@ impl Master {
             self.keep_time(now);
             self.hear_formers();
             self.check_successor(now);
+            self.tell_reloaded();
             self.measure(now);
             if self.course == Course::HandingOver {
                 self.send_to_successor();
@@ -342,7 +345,7 @@ impl Master {
         if self.course == Course::HandingOver && !self.homeless.is_empty() {
             return Some(Duration::from_millis(1));
         }
-        if more || unheard || asked || self.formers_ready {
+        if more || unheard || asked || self.formers_ready && self.may_take_in() {
             return Some(Duration::ZERO);
         }
         let seats = self.seats.iter().filter_map(|seat| match &seat.worker {

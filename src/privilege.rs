@@ -34,7 +34,8 @@ pub struct Capacity {
 /// there can be.
 ///
 /// The master holds one descriptor for each live connection of all workers, two where it is a relay, and one for
-/// each pipe. A worker holds two for each connection (the client's and the server's), and two for each pipe.
+/// each pipe. A worker holds two for each connection (the client's and the server's), two for each pipe, and for the
+/// case that the master dies its listening sockets.
 pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: Option<u32>, relays: bool) -> Capacity {
     let batch = ipc::descriptors::batch(nofile);
     let workers = u64::from(workers.max(1));
@@ -43,7 +44,7 @@ pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: Option<u32>
     let held = if relays { 2 } else { 1 };
     let master =
         (nofile.saturating_sub(OVERHEAD + listeners as u64 + 4 * workers) / workers).saturating_sub(pipes) / held;
-    let worker = nofile.saturating_sub(OVERHEAD + batch + 2 * pipes) / 2;
+    let worker = nofile.saturating_sub(OVERHEAD + listeners as u64 + batch + 2 * pipes) / 2;
     let records = master.min(worker).min(u64::from(wanted)).max(1);
     Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
 }

@@ -171,6 +171,11 @@ impl Reload {
         Ok(())
     }
 
+    /// Whether no reading is under way or asked for, and every worker goes by what was read, or is given up on.
+    pub fn is_over(&self) -> bool {
+        self.reading.is_none() && self.pending.is_none()
+    }
+
     /// What the reading under way came to, once it is over, and who asked for it. Begins the next one if there is to
     /// be one.
     pub fn take_outcome(&mut self) -> Option<Outcome> {

@@ -1,16 +1,25 @@
 //! Finding who has what this master needs: the workers of a master that has died, or the master that started this
-//! one as its successor. Takes listening sockets here; live connections come once this master is ready.
+//! one as its successor.
+//!
+//! Listening sockets come before this master starts, live connections once it is ready. Every worker of a dead master
+//! has all of its listening sockets, so one of them is enough to begin with; the others are met while this master
+//! runs. So one that is stopped, or slow, holds up nobody, and is taken over from when it moves again.
+//!
+//! Nothing that comes from them is believed further than it can be checked: it may be another version, and workers
+//! may be less trusted than their master.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError, SendError};
 use ipc::control::{Greeting, Request, Role};
-use ipc::handover::{self, ToFormer, ToSuccessor};
+use ipc::handover::{self, Bound, Handed, ToFormer, ToSuccessor};
 use ipc::snapshot::{Address, Snapshot};
-use log::{info, warn};
+use log::{debug, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
 
 use crate::control::place;
@@ -18,23 +27,86 @@ use crate::control::place;
 /// Tells a master that its standard input is the channel to the master it succeeds.
 pub const SUCCESSOR_VARIABLE: &str = "POINTSMAN_SUCCESSOR";
 
-/// How long somebody behind a control socket may take to greet. Orphans greet at once; where the last one has been
-/// asked, nobody does.
-const GREET: Duration = Duration::from_millis(300);
-/// How long a former side may take to give its listening sockets.
+/// How long somebody behind this configuration's control socket may take to answer: without him it cannot start.
+const OWN: Duration = Duration::from_secs(8);
+/// How long anybody else may.
+const OTHERS: Duration = Duration::from_secs(1);
+/// How long a former side may take to give its listening sockets once it has been asked.
 const GIVE: Duration = Duration::from_secs(5);
-/// Orphans asked behind one control socket at most.
-const ORPHANS: usize = 1024;
+/// Listening sockets taken from one former side at most.
+const LISTENERS: usize = 4096;
 
-/// One that this master succeeds.
+/// A control socket, found again even when its name belongs to another.
+#[derive(Debug)]
+struct Door {
+    path: PathBuf,
+    place: OwnedFd,
+    /// It is where the control socket of this configuration belongs.
+    own: bool,
+}
+
+impl Door {
+    /// `None` when there is nothing, or it is somebody else's.
+    fn at(path: PathBuf, own: bool) -> Option<Rc<Door>> {
+        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&place).ok()?;
+        (stat.st_uid == rustix::process::geteuid().as_raw()).then(|| Rc::new(Door { path, place, own }))
+    }
+
+    fn knock(self: &Rc<Door>) -> Option<Former> {
+        let path = format!("/proc/self/fd/{}", self.place.as_raw_fd());
+        let channel = Channel::from_fd(place::connect(Path::new(&path)).ok()?);
+        let name = self.path.display().to_string();
+        Some(Former { channel, name, stage: Stage::Knocked, listeners: Vec::new(), door: Some(Rc::clone(self)) })
+    }
+}
+
+/// How far it has come with one that this master succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has said who he is.
+    Knocked,
+    /// It gives its listening sockets.
+    Asked,
+    /// It has given them, and waits for this master to be ready.
+    Waiting,
+    /// It gives its connections.
+    Told,
+}
+
+/// One that this master succeeds, or may come to succeed.
 #[derive(Debug)]
 pub struct Former {
-    /// The way to it.
-    pub channel: Channel,
+    channel: Channel,
     /// What it is, for the log.
     pub name: String,
+    stage: Stage,
     /// Its listening sockets, as far as they have not been taken.
-    listeners: Vec<(Address, OwnedFd)>,
+    listeners: Vec<(Bound, OwnedFd)>,
+    door: Option<Rc<Door>>,
+}
+
+/// What a former side has said.
+#[derive(Debug)]
+pub enum News {
+    /// Nothing yet.
+    None,
+    /// A living master, of this process.
+    Master(u32),
+    /// It is one of several, perhaps: the next can be knocked for.
+    Met,
+    /// Some of its listening sockets.
+    More,
+    /// It has given all its listening sockets, and waits.
+    Waiting,
+    /// Connections, and as many descriptors as they say.
+    Connections(Vec<Handed>, Vec<OwnedFd>),
+    /// Connections were lost for want of descriptors.
+    Lost,
+    /// It is gone, having given what it had or nothing.
+    Gone,
+    /// What it says makes no sense.
+    Broken(String),
 }
 
 impl Former {
@@ -43,115 +115,220 @@ impl Former {
     /// # Errors
     /// When it does not give its listening sockets.
     pub fn master(channel: OwnedFd) -> Result<Former, String> {
-        let mut former =
-            Former { channel: Channel::from_fd(channel), name: "the former master".to_owned(), listeners: Vec::new() };
-        former.take_listeners()?;
-        Ok(former)
+        let name = "the former master".to_owned();
+        let channel = Channel::from_fd(channel);
+        let mut former = Former { channel, name, stage: Stage::Asked, listeners: Vec::new(), door: None };
+        let end = Instant::now() + GIVE;
+        loop {
+            match former.hear() {
+                News::Waiting => return Ok(former),
+                News::More => {}
+                News::None => {
+                    let left = end.checked_duration_since(Instant::now());
+                    wait(&[&former], left.ok_or("it does not give its listening sockets")?)?;
+                }
+                News::Broken(why) => return Err(why),
+                other @ (News::Master(_) | News::Met | News::Connections(..) | News::Lost | News::Gone) => {
+                    return Err(format!("it gives no listening sockets ({other:?})"));
+                }
+            }
+        }
     }
 
-    /// Says that its connections can be served now.
+    /// Whether it may have connections to give.
+    pub fn is_met(&self) -> bool {
+        self.stage != Stage::Knocked
+    }
+
+    /// Says that its connections can be served now, if it waits for that.
     ///
     /// # Errors
     /// When it is gone.
     pub fn tell_ready(&mut self) -> Result<(), SendError> {
-        self.channel.send(&ToFormer::Ready, &[])
+        if self.stage != Stage::Waiting {
+            return Ok(());
+        }
+        self.listeners.clear();
+        self.stage = Stage::Told;
+        self.channel.send(&ToFormer::Ready { version: handover::VERSION }, &[])
     }
 
-    fn take_listeners(&mut self) -> Result<(), String> {
+    /// Says that nothing comes of it.
+    pub fn tell_failed(&mut self, mut why: String) {
+        why.truncate(why.floor_char_boundary(handover::MAX_TEXT_BYTES));
+        // Whoever is gone does not want to know.
+        let _ = self.channel.send(&ToFormer::Failed { why }, &[]);
+    }
+
+    /// One for the next behind the same control socket; `None` when there is nobody left.
+    pub fn knock_again(&self) -> Option<Former> {
+        self.door.as_ref()?.knock()
+    }
+
+    /// Hears what it has to say, one message.
+    pub fn hear(&mut self) -> News {
         let mut fds = Vec::new();
-        loop {
-            match receive(&mut self.channel, &mut fds, GIVE)? {
-                ToSuccessor::Listeners { bound, last } => {
-                    self.listeners.extend(bound.into_iter().zip(fds.drain(..)));
-                    if last {
-                        return Ok(());
-                    }
-                }
-                ToSuccessor::Connections(_) => return Err(format!("{} gives connections unasked", self.name)),
-            }
-        }
-    }
-}
-
-/// The workers that a dead master left with listeners that `snapshot` wants. `control` is its own control socket's
-/// place, if that is not the usual directory.
-pub fn orphans(snapshot: &Snapshot, control: Option<&Path>) -> Vec<Former> {
-    let mut paths = place::sockets(&place::directory());
-    paths.extend(control.map(Path::to_owned).filter(|path| !paths.contains(path)));
-    paths.iter().flat_map(|path| behind(path, snapshot)).collect()
-}
-
-fn behind(path: &Path, snapshot: &Snapshot) -> Vec<Former> {
-    let mut found = Vec::new();
-    for _ in 0..ORPHANS {
-        match ask(path) {
-            Ok(Some(former)) => {
-                let wanted = |address: &Address| snapshot.listeners.iter().any(|listener| listener.bind == *address);
-                if !former.listeners.iter().any(|(address, _)| wanted(address)) {
-                    // Dropping the channel leaves it as it was.
-                    return found;
-                }
-                info!("{} has listeners of this configuration: taking over from it", former.name);
-                found.push(former);
-            }
-            Ok(None) => return found,
-            Err(why) => {
-                warn!("{}: {why}; not taken over", path.display());
-                return found;
-            }
-        }
-    }
-    found
-}
-
-/// Asks whoever is behind a control socket; `None` when that is no orphan, or nobody.
-fn ask(path: &Path) -> Result<Option<Former>, String> {
-    let Ok(fd) = place::connect(path) else { return Ok(None) };
-    let mut channel = Channel::from_fd(fd);
-    let Ok(greeting) = receive::<Greeting>(&mut channel, &mut Vec::new(), GREET) else { return Ok(None) };
-    if greeting.role != Role::Orphan || greeting.version != ipc::control::VERSION {
-        return Ok(None);
-    }
-    let name = format!("{} (pid {})", greeting.config, greeting.pid);
-    channel.send(&Request::TakeOver { version: handover::VERSION }, &[]).map_err(|error| error.to_string())?;
-    let mut former = Former { channel, name, listeners: Vec::new() };
-    former.take_listeners()?;
-    Ok(Some(former))
-}
-
-/// The listening socket that one of `formers` has bound to `address`.
-pub fn listener(formers: &mut [Former], address: &Address) -> Option<OwnedFd> {
-    formers.iter_mut().find_map(|former| {
-        let at = former.listeners.iter().position(|(bound, _)| bound == address)?;
-        Some(former.listeners.swap_remove(at).1)
-    })
-}
-
-/// Waits for one message.
-fn receive<M: DeserializeOwned>(channel: &mut Channel, fds: &mut Vec<OwnedFd>, timeout: Duration) -> Result<M, String> {
-    let end = Instant::now() + timeout;
-    loop {
-        match channel.recv(fds) {
-            Ok(message) => return Ok(message),
-            Err(RecvError::Empty) => {}
-            Err(
-                error @ (RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_)),
-            ) => return Err(error.to_string()),
-        }
-        let left = end.checked_duration_since(Instant::now()).ok_or("it does not answer")?;
-        let left = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
+        let heard = match self.stage {
+            Stage::Knocked => self.receive(&mut fds).and_then(|greeting| self.greeted(greeting)),
+            Stage::Asked => self.receive(&mut fds).and_then(|message| self.asked(message, fds)),
+            Stage::Waiting | Stage::Told => self.receive(&mut fds).and_then(|message| self.told(message, fds)),
         };
-        match poll(&mut [PollFd::new(&channel.as_fd(), PollFlags::IN)], Some(&left)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.to_string()),
+        heard.unwrap_or_else(|news| news)
+    }
+
+    fn receive<M: DeserializeOwned>(&mut self, fds: &mut Vec<OwnedFd>) -> Result<M, News> {
+        self.channel.recv(fds).map_err(|error| match error {
+            RecvError::Empty => News::None,
+            RecvError::Closed => News::Gone,
+            RecvError::DescriptorsLost if self.stage == Stage::Told => News::Lost,
+            RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_) => News::Broken(error.to_string()),
+        })
+    }
+
+    fn greeted(&mut self, greeting: Greeting) -> Result<News, News> {
+        match greeting.role {
+            Role::Master => return Ok(News::Master(greeting.pid)),
+            Role::Orphan => self.name = format!("{} (pid {})", greeting.config, greeting.pid),
         }
+        // Whatever its version: this much every version understands.
+        self.channel.send(&Request::TakeOver, &[]).map_err(|error| News::Broken(error.to_string()))?;
+        self.stage = Stage::Asked;
+        Ok(News::Met)
+    }
+
+    fn asked(&mut self, message: ToSuccessor, fds: Vec<OwnedFd>) -> Result<News, News> {
+        let (bound, last) = match message {
+            ToSuccessor::Listeners { bound, last } if bound.len() == fds.len() => (bound, last),
+            ToSuccessor::Listeners { .. } => return Err(News::Broken("listening sockets are missing".to_owned())),
+            ToSuccessor::Connections(_) => return Err(News::Broken("it gives connections unasked".to_owned())),
+        };
+        self.listeners.extend(bound.into_iter().zip(fds));
+        if self.listeners.len() > LISTENERS {
+            return Err(News::Broken(format!("it gives more than {LISTENERS} listening sockets")));
+        }
+        if !last {
+            return Ok(News::More);
+        }
+        self.stage = Stage::Waiting;
+        // Port 0 is any port: nobody but who runs with the same configuration means the same by it.
+        if self.door.as_ref().is_some_and(|door| !door.own) {
+            self.listeners.retain(|(bound, _)| is_fixed(&bound.address));
+        }
+        Ok(News::Waiting)
+    }
+
+    fn told(&mut self, message: ToSuccessor, fds: Vec<OwnedFd>) -> Result<News, News> {
+        match message {
+            ToSuccessor::Connections(handed) if self.stage == Stage::Told => {
+                if handed.iter().map(|one| one.passed.task.descriptors()).sum::<usize>() != fds.len() {
+                    return Err(News::Broken("connections come with too many or too few descriptors".to_owned()));
+                }
+                Ok(News::Connections(handed, fds))
+            }
+            ToSuccessor::Connections(_) => Err(News::Broken("it gives connections unasked".to_owned())),
+            ToSuccessor::Listeners { .. } => Err(News::Broken("it gives listening sockets unasked".to_owned())),
+        }
+    }
+
+    fn is_wanted(&self, snapshot: &Snapshot) -> bool {
+        let configured = |address: &Address| snapshot.listeners.iter().any(|listener| listener.bind == *address);
+        self.is_own() || self.listeners.iter().any(|(bound, _)| configured(&bound.address))
+    }
+
+    fn is_own(&self) -> bool {
+        self.door.as_ref().is_some_and(|door| door.own)
     }
 }
 
 impl AsFd for Former {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
+    }
+}
+
+fn is_fixed(address: &Address) -> bool {
+    match address {
+        Address::Inet(address) => address.port() != 0,
+        Address::Unix(_) => true,
+    }
+}
+
+/// Workers that a dead master left with listeners that `snapshot` wants: of each such master the first that answers,
+/// and one not yet met. `own` is where this configuration's control socket belongs.
+///
+/// # Errors
+/// When a master with this configuration lives, or somebody does not answer who could have what it needs.
+pub fn orphans(snapshot: &Snapshot, own: Option<&Path>) -> Result<Vec<Former>, String> {
+    let directory = place::directory();
+    let mut paths = if place::is_ours(&directory).is_ok() { place::sockets(&directory) } else { Vec::new() };
+    paths.extend(own.map(Path::to_owned).filter(|path| !paths.contains(path)));
+    let doors = paths.into_iter().filter_map(|path| Door::at(path.clone(), own == Some(&path)));
+    let start = Instant::now();
+    let patience = |former: &Former| if former.is_own() { OWN } else { OTHERS };
+    let mut waiting: Vec<Former> = doors.filter_map(|door| door.knock()).collect();
+    let mut found = Vec::new();
+    while !waiting.is_empty() {
+        for mut former in std::mem::take(&mut waiting) {
+            match former.hear() {
+                News::None if start.elapsed() < patience(&former) => waiting.push(former),
+                News::None if former.is_own() => return Err(silent(&former)),
+                News::None => debug!("{}: nobody answers", former.name),
+                News::Met | News::More => waiting.push(former),
+                News::Master(pid) if former.is_own() => {
+                    return Err(format!(
+                        "another master (pid {pid}) runs with this configuration; `master reload` has it read the \
+                         file again, `master upgrade` puts a new one in its place"
+                    ));
+                }
+                News::Master(_) | News::Gone => {}
+                News::Waiting if former.is_wanted(snapshot) => {
+                    info!("{} has listeners of this configuration: taking over from it", former.name);
+                    found.extend(former.knock_again());
+                    found.push(former);
+                }
+                // Dropping the channel leaves it as it was.
+                News::Waiting => {}
+                News::Broken(why) => {
+                    warn!("{}: {why}; not taken over", former.name);
+                    // The next one may do better.
+                    waiting.extend(former.knock_again().filter(|_| start.elapsed() < patience(&former)));
+                }
+                News::Connections(..) | News::Lost => {}
+            }
+        }
+        if let Some(left) = waiting.iter().map(|former| patience(former).saturating_sub(start.elapsed())).min() {
+            wait(&waiting.iter().collect::<Vec<_>>(), left)?;
+        }
+    }
+    Ok(found)
+}
+
+fn silent(former: &Former) -> String {
+    let path = former.door.as_ref().map(|door| door.path.display().to_string()).unwrap_or_default();
+    format!(
+        "somebody has the control socket {path} and does not answer: a master or its workers, stopped or stuck; end \
+         them first"
+    )
+}
+
+/// The listening socket that one of `formers` has bound to `address`, and whether the service manager has it too.
+pub fn listener(formers: &mut [Former], address: &Address) -> Option<(OwnedFd, bool)> {
+    formers.iter_mut().find_map(|former| {
+        let at = former.listeners.iter().position(|(bound, _)| bound.address == *address)?;
+        let (bound, fd) = former.listeners.remove(at);
+        Some((fd, bound.lent))
+    })
+}
+
+/// Waits until one of `formers` has something to say, or `timeout` has passed.
+fn wait(formers: &[&Former], timeout: Duration) -> Result<(), String> {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    let mut fds: Vec<_> = formers.iter().map(|former| PollFd::new(*former, PollFlags::IN)).collect();
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.to_string()),
     }
 }

@@ -2,40 +2,60 @@
 //!
 //! Until the successor says that it is ready, nothing has changed here.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError, SendError};
-use ipc::handover::{MAX_DESCRIPTORS, ToFormer, ToSuccessor};
-use ipc::snapshot::Address;
+use ipc::handover::{Bound, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::control::ClientId;
 use crate::takeover::SUCCESSOR_VARIABLE;
 
-/// How long the successor may take to become ready.
-const READY: Duration = Duration::from_secs(30);
+/// How long a process that has closed its channel may take to end, before that is all that is said of it.
+const END: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 
 /// The program as it was started.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
-    arguments: Vec<std::ffi::OsString>,
+    arguments: Vec<OsString>,
 }
 
 impl Program {
     /// This process's. To be asked at its start: later the file may be another one, which is the point.
     pub fn present() -> Program {
-        let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-        Program { path, arguments: std::env::args_os().skip(1).collect() }
+        let file = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+        let mut arguments = std::env::args_os();
+        let path = arguments.next().and_then(|name| called(&name, &file)).unwrap_or(file);
+        Program { path, arguments: arguments.collect() }
     }
 
     /// Where it lies.
     pub fn path(&self) -> std::path::Display<'_> {
         self.path.display()
     }
+}
+
+/// The path by which this program was called, symbolic links and all: a later version may be where they point then.
+/// `None` when that is not known; a caller can make a program believe what it likes.
+fn called(name: &OsString, file: &Path) -> Option<PathBuf> {
+    let is_it = |path: &PathBuf| match (std::fs::metadata(path), std::fs::metadata(file)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
+    };
+    let name = Path::new(name);
+    if name.components().count() > 1 {
+        return std::path::absolute(name).ok().filter(is_it);
+    }
+    let search = std::env::var_os("PATH")?;
+    std::env::split_paths(&search).map(|directory| directory.join(name)).find(|path| path.is_absolute() && is_it(path))
 }
 
 /// A successor that has been started.
@@ -45,7 +65,7 @@ pub struct Successor {
     pub channel: Channel,
     /// Its process.
     pub pid: u32,
-    child: std::process::Child,
+    child: Child,
     /// It is given up if not ready by then; `None` once it is.
     pub deadline: Option<Instant>,
     /// Who asked for it.
@@ -57,22 +77,22 @@ pub struct Successor {
 pub enum News {
     /// Nothing yet.
     None,
-    /// It is ready.
-    Ready,
+    /// It is ready, and understands connections in this version of the handover.
+    Ready(u16),
     /// It is gone.
     Gone(String),
 }
 
 impl Successor {
-    /// Starts `program` and offers it `listeners`.
+    /// Starts `program` and offers it `listeners`. It is to be ready within `timeout`.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(
         program: &Program,
-        listeners: &[(&Address, BorrowedFd<'_>)],
+        listeners: &[(Bound, BorrowedFd<'_>)],
         asker: Option<ClientId>,
-        now: Instant,
+        timeout: Duration,
     ) -> io::Result<Successor> {
         let (mut channel, theirs) = Channel::pair()?;
         let other = |error: SendError| io::Error::other(error.to_string());
@@ -81,7 +101,7 @@ impl Successor {
             channel.send(&ToSuccessor::Listeners { bound: Vec::new(), last: true }, &[]).map_err(other)?;
         }
         while let Some(chunk) = chunks.next() {
-            let bound = chunk.iter().map(|(address, _)| (*address).clone()).collect();
+            let bound = chunk.iter().map(|(bound, _)| bound.clone()).collect();
             let fds: Vec<_> = chunk.iter().map(|(_, fd)| *fd).collect();
             let last = chunks.peek().is_none();
             channel.send(&ToSuccessor::Listeners { bound, last }, &fds).map_err(other)?;
@@ -91,22 +111,30 @@ impl Successor {
             .env(SUCCESSOR_VARIABLE, "1")
             .stdin(Stdio::from(theirs))
             .spawn()?;
-        Ok(Successor { channel, pid: child.id(), child, deadline: Some(now + READY), asker })
+        Ok(Successor { channel, pid: child.id(), child, deadline: Some(Instant::now() + timeout), asker })
     }
 
     /// Hears what it says.
     pub fn hear(&mut self) -> News {
         match self.channel.recv::<ToFormer>(&mut Vec::<OwnedFd>::new()) {
-            Ok(ToFormer::Ready) => News::Ready,
+            Ok(ToFormer::Ready { version }) => News::Ready(version),
+            Ok(ToFormer::Failed { why }) => News::Gone(why),
             Err(RecvError::Empty) => News::None,
-            Err(RecvError::Closed) => News::Gone(match self.child.try_wait() {
-                Ok(Some(status)) => format!("it ended with {status}; what it said stands above"),
-                Ok(None) | Err(_) => "it hung up".to_owned(),
+            Err(RecvError::Closed) => News::Gone(match self.end() {
+                Some(status) => format!("the new one ended ({status}); what it said is in the master's log"),
+                None => "the new one does not speak to this master".to_owned(),
             }),
             Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_))) => {
-                News::Gone(error.to_string())
+                News::Gone(format!("the new one makes no sense: {error}"))
             }
         }
+    }
+
+    /// How it ended, if it has or is about to.
+    fn end(&mut self) -> Option<std::process::ExitStatus> {
+        let pidfd = rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).ok()?;
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&END));
+        self.child.try_wait().ok().flatten()
     }
 
     /// Ends it, before it is ready.

@@ -165,6 +165,8 @@ pub struct Ctx {
     pub descriptors: Descriptors,
     /// Connections to clients and servers.
     pub sockets: usize,
+    /// Descriptors kept open for the case that the master dies.
+    pub kept: usize,
     /// What was closed to make room, to be warned of.
     pub given_way: GivenWay,
     /// The access log, if there is one.

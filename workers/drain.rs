@@ -18,6 +18,7 @@ impl Worker {
         info!("finishing {} connections", self.clients.len());
         self.cx.draining = true;
         self.cx.giving_back = give_back;
+        self.keep_no_longer();
         self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
         for key in self.cx.pools.take_all_idle() {
             self.close_upstream(key);

@@ -44,7 +44,7 @@ use crate::worker::{End, Worker};
 #[must_use]
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     match start(channel, index).and_then(|mut worker| worker.run()) {
-        Ok(End::Drained | End::MasterGone | End::Stopped) => ExitCode::SUCCESS,
+        Ok(End::Drained | End::Stopped) => ExitCode::SUCCESS,
         // It was stopped before this worker had begun.
         Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
         Err(error) => {
@@ -98,6 +98,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         log: log_fd.map(|fd| access_log::AccessLog::new(fd, site.snapshot.access_log.format)),
         descriptors: room::Descriptors::new(descriptor_limit()),
         sockets: 0,
+        kept: 0,
         given_way: room::GivenWay::default(),
         work: VecDeque::new(),
         finished: Vec::new(),

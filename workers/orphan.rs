@@ -7,10 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use ipc::channel::{Channel, RecvError};
 use ipc::control::{Answer, Greeting, Request, Role};
-use ipc::handover::{self, Handed, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
+use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::{Ends, Origin};
-use ipc::snapshot::Address;
 use log::{info, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -23,6 +22,12 @@ use crate::worker::Worker;
 pub(crate) const CONTROL: Token = Token(usize::MAX - 1);
 /// The token of who has connected to it.
 pub(crate) const VISITOR: Token = Token(usize::MAX - 2);
+
+/// How long somebody who has connected to the control socket may take to say what he wants.
+const ASK_MS: u64 = 5_000;
+/// How long a successor that has the listening sockets may take to become ready. Meanwhile this worker stays, even if
+/// its time is over.
+const READY_MS: u64 = 60_000;
 
 /// A connection given to a successor, with its descriptors.
 pub(crate) type Given = (Handed, Vec<OwnedFd>);
@@ -39,9 +44,11 @@ enum State {
         channel: Channel,
         /// The listening sockets were given.
         asked: bool,
-        /// The connections are given, too.
-        gives: bool,
+        /// He is sent away if he has said nothing more by then.
+        until_ms: u64,
     },
+    /// It has died, and this worker finishes without a successor.
+    Forsaken,
     /// A successor takes the connections.
     Succeeded { channel: Channel },
 }
@@ -49,7 +56,7 @@ enum State {
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Succession {
-    listeners: Vec<(Address, OwnedFd)>,
+    listeners: Vec<(Bound, OwnedFd)>,
     control: Option<OwnedFd>,
     state: State,
     /// When an orphan gives up.
@@ -64,10 +71,13 @@ impl Succession {
         Succession { listeners: Vec::new(), control: None, state: State::Ward, until_ms: u64::MAX, given: Vec::new() }
     }
 
-    /// Keeps these open from now on: a listening socket for each address, and the control socket as the last.
-    pub(crate) fn keep(&mut self, bound: Vec<Address>, mut fds: Vec<OwnedFd>) {
+    /// Keeps these open from now on: a listening socket for each place, and the control socket as the last. Gives the
+    /// number of descriptors.
+    pub(crate) fn keep(&mut self, bound: Vec<Bound>, mut fds: Vec<OwnedFd>) -> usize {
+        let count = fds.len();
         self.control = (fds.len() > bound.len()).then(|| fds.pop()).flatten();
         self.listeners = bound.into_iter().zip(fds).collect();
+        count
     }
 
     /// Whether the master has died.
@@ -80,32 +90,59 @@ impl Succession {
         matches!(self.state, State::Succeeded { .. })
     }
 
-    /// When it gives up; `u64::MAX` = not.
-    pub(crate) fn until_ms(&self) -> u64 {
-        if matches!(self.state, State::Orphan | State::Visited { .. }) { self.until_ms } else { u64::MAX }
+    /// When it gives up what it waits for; `u64::MAX` = it waits for nothing.
+    pub(crate) fn due_ms(&self) -> u64 {
+        match self.state {
+            State::Orphan => self.until_ms,
+            State::Visited { until_ms, .. } => until_ms,
+            State::Ward | State::Forsaken | State::Succeeded { .. } => u64::MAX,
+        }
     }
 }
 
 impl Worker {
-    /// The master has died. False when there is no control socket to wait on: then the worker ends with it.
-    pub(crate) fn become_orphan(&mut self) -> bool {
-        let Some(control) = &self.succession.control else { return false };
-        let fd = control.as_raw_fd();
-        if self.cx.draining || self.poll.registry().register(&mut SourceFd(&fd), CONTROL, Interest::READABLE).is_err() {
-            return false;
-        }
+    /// The master has died.
+    pub(crate) fn become_orphan(&mut self) {
         let channel = self.cx.channel.as_fd().as_raw_fd();
         let _ = self.poll.registry().deregister(&mut SourceFd(&channel));
+        self.cx.orphan = true;
+        if self.cx.draining {
+            warn!("the master has died; finishing {} connections", self.clients.len());
+            return self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
+        }
+        let watched = self.succession.control.as_ref().is_some_and(|control| {
+            let fd = control.as_raw_fd();
+            self.poll.registry().register(&mut SourceFd(&fd), CONTROL, Interest::READABLE).is_ok()
+        });
+        if !watched {
+            warn!("the master has died, and no other could find this worker; finishing {}", self.clients.len());
+            return self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
+        }
         let timeout_ms = self.cx.site.snapshot.orphan_timeout_ms;
         warn!(
-            "the master has died; serving {} connections on, for {} ms at most unless another master is started",
-            self.clients.len(),
-            timeout_ms
+            "the master has died; serving {} connections on, for {timeout_ms} ms at most unless another is started",
+            self.clients.len()
         );
         self.succession.state = State::Orphan;
         self.succession.until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
-        self.cx.orphan = true;
-        true
+    }
+
+    /// Finishes within `timeout_ms`: there is nobody to give anything to.
+    fn forsake(&mut self, timeout_ms: u64) {
+        self.succession.state = State::Forsaken;
+        // Who was given back to the master went with it.
+        self.cx.given_back.clear();
+        self.begin_drain(u32::try_from(timeout_ms).unwrap_or(u32::MAX), false);
+    }
+
+    /// Closes what it kept for the case that the master dies.
+    pub(crate) fn keep_no_longer(&mut self) {
+        self.succession.listeners.clear();
+        if let Some(control) = self.succession.control.take() {
+            // Others have copies, for which `close` would leave it watched.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
+        }
+        self.cx.kept = 0;
     }
 
     /// Somebody connects to the control socket.
@@ -125,7 +162,8 @@ impl Worker {
             if channel.send(&greeting, &[]).is_ok() && watched.is_ok() {
                 // Others must reach the workers that have not been asked.
                 let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
-                self.succession.state = State::Visited { channel, asked: false, gives: false };
+                let until_ms = self.cx.clock.now_ms + ASK_MS;
+                self.succession.state = State::Visited { channel, asked: false, until_ms };
                 return;
             }
         }
@@ -134,35 +172,50 @@ impl Worker {
     /// Who has connected says something, or goes.
     pub(crate) fn on_visitor(&mut self) {
         loop {
-            let State::Visited { channel, asked, gives } = &mut self.succession.state else { return };
-            if !*asked {
-                match channel.recv::<Request>(&mut Vec::new()) {
-                    Ok(Request::TakeOver { version }) => {
-                        *asked = true;
-                        *gives = version == handover::VERSION;
-                        if !give_listeners(channel, &self.succession.listeners) {
-                            return self.wait_again();
-                        }
-                    }
-                    Ok(Request::Reload { .. } | Request::Status | Request::Upgrade) => {
-                        let text = "the master has died, and its workers wait for another; start one".to_owned();
-                        let _ = channel.send(&Answer::Busy { text }, &[]);
+            let State::Visited { channel, asked, until_ms } = &mut self.succession.state else { return };
+            if *asked {
+                match channel.recv::<ToFormer>(&mut Vec::new()) {
+                    Ok(ToFormer::Ready { version }) => return self.succeed(version == handover::VERSION),
+                    Err(RecvError::Empty) => return,
+                    Ok(ToFormer::Failed { .. })
+                    | Err(
+                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
+                    ) => {
+                        info!("the master that was started does not come up; waiting for another");
                         return self.wait_again();
                     }
-                    Err(RecvError::Empty) => return,
-                    Err(
-                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
-                    ) => return self.wait_again(),
-                }
-            } else {
-                match channel.recv::<ToFormer>(&mut Vec::new()) {
-                    Ok(ToFormer::Ready) => return self.succeed(),
-                    Err(RecvError::Empty) => return,
-                    Err(
-                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
-                    ) => return self.wait_again(),
                 }
             }
+            match channel.recv::<Request>(&mut Vec::new()) {
+                Ok(Request::TakeOver) => {
+                    *asked = true;
+                    *until_ms = self.cx.clock.now_ms + READY_MS;
+                    if !give_listeners(channel, &self.succession.listeners) {
+                        return self.wait_again();
+                    }
+                }
+                Ok(Request::Reload { .. } | Request::Status | Request::Upgrade) => {
+                    let text = "the master has died, and its workers serve on and wait for another; start it";
+                    let _ = channel.send(&Answer::Busy { text: text.to_owned() }, &[]);
+                    return self.wait_again();
+                }
+                Err(RecvError::Empty) => return,
+                Err(RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_)) => {
+                    return self.wait_again();
+                }
+            }
+        }
+    }
+
+    /// What it waited for has not come in time.
+    pub(crate) fn on_succession_timeout(&mut self) {
+        match self.succession.state {
+            State::Visited { .. } => self.wait_again(),
+            State::Orphan => {
+                warn!("no other master was started; finishing {} connections", self.clients.len());
+                self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
+            }
+            State::Ward | State::Forsaken | State::Succeeded { .. } => {}
         }
     }
 
@@ -174,27 +227,20 @@ impl Worker {
         self.on_control();
     }
 
-    /// A successor is ready: everything goes to it.
-    fn succeed(&mut self) {
-        let State::Visited { channel, gives, .. } = std::mem::replace(&mut self.succession.state, State::Orphan) else {
+    /// A successor is ready: it gets everything, or, if it would not understand, it has the listening sockets and
+    /// this worker finishes alone.
+    fn succeed(&mut self, gives: bool) {
+        let State::Visited { channel, .. } = std::mem::replace(&mut self.succession.state, State::Orphan) else {
             return;
         };
-        info!("another master takes over {} connections", self.clients.len());
+        let count = self.clients.len();
+        if gives {
+            info!("another master takes over {count} connections");
+        } else {
+            info!("another master, of another version, takes over the listeners");
+        }
         self.succession.state = State::Succeeded { channel };
-        self.succession.listeners.clear();
-        self.succession.control = None;
-        let timeout_ms = self.cx.site.snapshot.shutdown_timeout_ms;
-        self.begin_drain(timeout_ms, gives);
-    }
-
-    /// Nobody has come: finish.
-    pub(crate) fn give_up_waiting(&mut self) {
-        warn!("no other master was started; finishing");
-        self.succession.state = State::Ward;
-        self.succession.listeners.clear();
-        self.succession.control = None;
-        let timeout_ms = self.cx.site.snapshot.shutdown_timeout_ms;
-        self.begin_drain(timeout_ms, false);
+        self.begin_drain(self.cx.site.snapshot.shutdown_timeout_ms, gives);
     }
 
     /// Puts a client's connection among those for the successor: `rest` are the other descriptors that its task needs.
@@ -228,7 +274,10 @@ impl Worker {
                 Ok(()) => drop(self.succession.given.drain(..count)),
                 Err(ipc::channel::SendError::Full) => return,
                 Err(error) => {
-                    warn!("the other master does not take connections: {error}");
+                    warn!(
+                        "the other master does not take connections: {error}; {} are lost",
+                        self.succession.given.len()
+                    );
                     self.succession.given.clear();
                 }
             }
@@ -250,13 +299,13 @@ pub(crate) fn batch(given: &[Given]) -> usize {
 }
 
 /// Sends the listening sockets; false when that fails.
-fn give_listeners(channel: &mut Channel, listeners: &[(Address, OwnedFd)]) -> bool {
+fn give_listeners(channel: &mut Channel, listeners: &[(Bound, OwnedFd)]) -> bool {
     let count = listeners.chunks(MAX_DESCRIPTORS).len();
     if count == 0 {
         return channel.send(&ToSuccessor::Listeners { bound: Vec::new(), last: true }, &[]).is_ok();
     }
     listeners.chunks(MAX_DESCRIPTORS).enumerate().all(|(at, chunk)| {
-        let bound = chunk.iter().map(|(address, _)| address.clone()).collect();
+        let bound = chunk.iter().map(|(bound, _)| bound.clone()).collect();
         let fds: Vec<_> = chunk.iter().map(|(_, fd)| fd.as_fd()).collect();
         channel.send(&ToSuccessor::Listeners { bound, last: at + 1 == count }, &fds).is_ok()
     })

@@ -45,8 +45,6 @@ const LINGER_MS: u64 = 5000;
 pub enum End {
     /// It was drained: every connection is finished.
     Drained,
-    /// The master is gone.
-    MasterGone,
     /// The master said so.
     Stopped,
 }
@@ -107,7 +105,7 @@ impl Worker {
         })
     }
 
-    /// Runs until drained, or until the master is gone.
+    /// Runs until drained, or told to stop.
     ///
     /// # Errors
     /// When events cannot be waited for, or the master's messages are malformed.
@@ -160,15 +158,17 @@ impl Worker {
             if channel_ready && !self.succession.is_orphan() && self.can_receive() {
                 match self.on_channel()? {
                     Some(more) => channel_ready = more,
-                    None if self.become_orphan() => channel_ready = false,
-                    None => return Ok(End::MasterGone),
+                    None => {
+                        self.become_orphan();
+                        channel_ready = false;
+                    }
                 }
                 if self.stopped {
                     return Ok(End::Stopped);
                 }
             }
-            if self.cx.clock.now_ms >= self.succession.until_ms() {
-                self.give_up_waiting();
+            if self.cx.clock.now_ms >= self.succession.due_ms() {
+                self.on_succession_timeout();
             }
             self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
             for (token, armed) in due.drain(..) {
@@ -206,7 +206,7 @@ impl Worker {
         let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
-        let orphan = Some(self.succession.until_ms()).filter(|&at| at != u64::MAX);
+        let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
         let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let timeout = if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
@@ -283,7 +283,9 @@ impl Worker {
             ToWorker::GiveWay { connections } => {
                 self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
-            ToWorker::Keep { listeners } => self.succession.keep(listeners, std::mem::take(fds)),
+            // Whoever finishes gives nothing to anybody but its master.
+            ToWorker::Keep { .. } if self.cx.draining => {}
+            ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
             ToWorker::Stop => self.stopped = true,
             ToWorker::Ping => {}
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),

@@ -38,6 +38,8 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 const DEFAULT_SHUTDOWN_MS: u32 = 30_000;
 const DEFAULT_WORKER_TIMEOUT_MS: u32 = 10_000;
 const DEFAULT_ORPHAN_TIMEOUT_MS: u32 = 60_000;
+/// How long the successor of an upgrade may take to become ready.
+const DEFAULT_UPGRADE_TIMEOUT_MS: u32 = 30_000;
 /// The kernel lowers it to `net.core.somaxconn`.
 const DEFAULT_BACKLOG: u32 = 4096;
 const DEFAULT_TRIES: u8 = 3;
@@ -62,6 +64,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
     let mut process = ProcessSettings { source, ..ProcessSettings::default() };
     check.accounts(&file, &mut process);
     process.control = check.control(&file);
+    process.upgrade_timeout_ms = file.upgrade_timeout_ms.unwrap_or(DEFAULT_UPGRADE_TIMEOUT_MS);
     let global = merged(DEFAULT_TIMEOUTS, &file.timeouts);
     let routed = !file.routes.is_empty();
     let listeners = check.listeners(&file.listen, routed, &global, &mut process.unix_permissions);

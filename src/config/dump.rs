@@ -46,6 +46,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
     }
     out.duration("worker_timeout", snapshot.worker_timeout_ms);
     out.duration("orphan_timeout", snapshot.orphan_timeout_ms);
+    out.duration("upgrade_timeout", process.upgrade_timeout_ms);
     let proxies = snapshot.trusted_proxies.iter().map(network);
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));
     limits(&mut out, snapshot);

@@ -58,6 +58,8 @@ pub struct ProcessSettings {
     pub group: Option<OsGroup>,
     /// Where `master reload` and the like find the master.
     pub control: Control,
+    /// How long the successor of an upgrade may take to become ready.
+    pub upgrade_timeout_ms: u32,
     /// Permission bits of Unix listeners, by the socket's path; absent = what the umask leaves.
     pub unix_permissions: BTreeMap<PathBuf, u32>,
 }

@@ -41,6 +41,7 @@ static TOP: Schema = Schema {
         "control",
         "worker_timeout",
         "orphan_timeout",
+        "upgrade_timeout",
         "trusted_proxies",
         "timeouts",
         "limits",
@@ -176,6 +177,7 @@ impl Parser {
         let control = top.parsed("control", "\"unix:/run/pointsman/web.sock\"", report, read_control).at();
         let worker_timeout_ms = top.duration("worker_timeout", report).value();
         let orphan_timeout_ms = top.duration("orphan_timeout", report).value();
+        let upgrade_timeout_ms = top.duration("upgrade_timeout", report).value();
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
         let limits = self.limits(&top);
@@ -197,6 +199,7 @@ impl Parser {
             control,
             worker_timeout_ms,
             orphan_timeout_ms,
+            upgrade_timeout_ms,
             trusted_proxies,
             timeouts,
             limits,

@@ -220,6 +220,7 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         user: accounts.then(|| OsUser { name: name(), uid: 33, gid: 33 }),
         group: accounts.then(|| OsGroup { name: name(), gid: 33 }),
         control: if bits.is_multiple_of(2) { Control::Off } else { Control::At("/run/pointsman.sock".into()) },
+        upgrade_timeout_ms: 1 + bits,
         unix_permissions,
     }
 }

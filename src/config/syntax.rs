@@ -70,6 +70,7 @@ pub struct File {
     pub control: Option<At<Control>>,
     pub worker_timeout_ms: Option<u32>,
     pub orphan_timeout_ms: Option<u32>,
+    pub upgrade_timeout_ms: Option<u32>,
     pub trusted_proxies: Vec<At<Network>>,
     pub timeouts: Timeouts,
     pub limits: Limits,

@@ -38,6 +38,15 @@ pub fn make_directory(directory: &Path) -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(format!("cannot make the directory {shown} for the control socket: {error}")),
     }
+    is_ours(directory)
+}
+
+/// Whether nobody but this user can put something into `directory`.
+///
+/// # Errors
+/// When somebody can, or it is not there.
+pub fn is_ours(directory: &Path) -> Result<(), String> {
+    let shown = directory.display();
     // Not through a symbolic link, which in /tmp could be anybody's.
     let stat = rustix::fs::lstat(directory).map_err(|errno| format!("{shown}: {}", io::Error::from(errno)))?;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;

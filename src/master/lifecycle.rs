@@ -10,6 +10,7 @@ use ipc::snapshot::LogTarget;
 use log::{debug, error, info, warn};
 
 use super::{Course, Master, open_access_log, unwatch};
+use crate::notify;
 use crate::signals::Request;
 use crate::supervise::{self, End, Errand, Seat, Stage, Worker};
 
@@ -153,7 +154,7 @@ impl Master {
             Request::ReopenLogs => self.reopen_logs(),
             Request::MoreWorkers => self.more_workers(now),
             Request::FewerWorkers => self.fewer_workers(now),
-            Request::Upgrade => self.upgrade(None, now),
+            Request::Upgrade => self.upgrade(None),
         }
     }
 
@@ -162,10 +163,9 @@ impl Master {
             return;
         }
         info!("stopping");
+        self.tell_stopping();
         self.course = Course::Stopping;
-        if let Some(successor) = self.successor.take_if(|successor| successor.deadline.is_some()) {
-            successor.kill();
-        }
+        self.forget_successor();
         self.end_listening();
         self.homeless.clear();
         for seat in &mut self.seats {
@@ -183,6 +183,7 @@ impl Master {
             return;
         }
         let timeout_ms = self.config.snapshot.shutdown_timeout_ms;
+        self.tell_stopping();
         info!("stopping when the requests in progress are finished, in {timeout_ms} ms at the latest");
         for socket in &mut self.sockets {
             socket.ready = true;
@@ -196,6 +197,7 @@ impl Master {
             let _ = self.accept(now);
         }
         self.course = Course::Draining;
+        self.forget_successor();
         self.end_listening();
         while let Some(connection) = self.homeless.pop_front() {
             self.cut(connection);
@@ -205,6 +207,20 @@ impl Master {
             if let Some(worker) = seat.worker.as_mut() {
                 drain_worker(worker, timeout_ms, false, now);
             }
+        }
+    }
+
+    /// Nobody is to succeed a master that was told to stop.
+    fn forget_successor(&mut self) {
+        if self.successor.as_ref().is_some_and(|successor| successor.deadline.is_some()) {
+            self.give_up_successor("the master is stopping");
+        }
+    }
+
+    /// Tells the service manager, unless another master goes on with the service.
+    fn tell_stopping(&self) {
+        if self.course == Course::Running {
+            notify::tell(notify::State::Stopping);
         }
     }
 

@@ -20,6 +20,7 @@ use crate::control::{Asker, ClientId, ask};
 use crate::dispatch::Chooser;
 use crate::keeper::Addresses;
 use crate::listen::{self, Socket};
+use crate::notify;
 use crate::privilege::{self, Identity};
 use crate::reload::plan::{Change, Left, Plan, plan};
 use crate::reload::{ACKNOWLEDGE, Pending, Refusal};
@@ -41,6 +42,9 @@ impl Master {
             let text = "the master is stopping".to_owned();
             warn!("configuration not reloaded: {text}");
             return self.tell(who, &Answer::Busy { text });
+        }
+        if !std::mem::replace(&mut self.reloading, true) {
+            notify::tell(notify::State::Reloading);
         }
         if let Err(failed) = self.reload.ask(who) {
             let text = format!("cannot read the configuration: {failed}");
@@ -133,8 +137,8 @@ impl Master {
         match request {
             Request::Reload { color } => self.ask_reload(Some(Asker { client, color })),
             Request::Status => self.tell_status(client),
-            Request::Upgrade => self.upgrade(Some(client), Instant::now()),
-            Request::TakeOver { .. } => {
+            Request::Upgrade => self.upgrade(Some(client)),
+            Request::TakeOver => {
                 let text = "this master lives; `master upgrade` replaces it".to_owned();
                 self.tell(Some(Asker { client, color: false }), &Answer::Busy { text });
             }

@@ -3,90 +3,154 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ipc::channel::{RecvError, SendError};
+use ipc::channel::SendError;
 use ipc::control::Answer;
-use ipc::handover::{Handed, MAX_DESCRIPTORS, ToSuccessor};
-use ipc::message::{MAX_CARRIED_BYTES, Passed, Task, ToWorker};
-use ipc::snapshot::Address;
+use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToSuccessor};
+use ipc::message::{MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
 use ipc::tcp_info;
 use log::{error, info, warn};
 use mio::Interest;
 
 use super::lifecycle::drain_worker;
-use super::{Course, FORMERS, Master, SUCCESSOR, open_control, unwatch, watch};
+use super::reconfigure::permissions;
+use super::{Before, Course, FORMERS, Master, SUCCESSOR, open_control, unwatch, watch};
+use crate::config::Loaded;
 use crate::control::ClientId;
 use crate::keeper::{Connection, Relay};
+use crate::listen::{self, Socket};
 use crate::notify;
 use crate::salvage;
 use crate::supervise::Errand;
-use crate::takeover::Former;
+use crate::takeover::{self, Former};
 use crate::upgrade::{News, Successor};
 
 /// Messages heard from one former side in one turn at most.
 const HEARD: usize = 64;
+/// With so many connections without a worker no more are taken from former sides: these can keep them.
+const HOMELESS: usize = 1024;
+
+/// A listening socket for every listener: one that was there before, or a new one.
+pub(super) fn listen(config: &Loaded, before: &mut Before) -> Result<Vec<Socket>, String> {
+    let mut sockets = Vec::new();
+    for (id, listener) in (0..).zip(&config.snapshot.listeners) {
+        let permissions = permissions(&config.process, &listener.bind);
+        let lent = before.lent.iter().position(|(bound, _)| bound.address == listener.bind);
+        let left = match takeover::listener(&mut before.formers, &listener.bind) {
+            None => lent.map(|at| before.lent.swap_remove(at)).map(|(_, fd)| (fd, true)),
+            left => left,
+        };
+        let inherited = left.and_then(|(fd, lent)| {
+            let inherited = Socket::inherit(fd, id, listener, permissions, lent);
+            inherited.map_err(|why| warn!("{why}; listening anew")).ok()
+        });
+        sockets.push(match inherited {
+            Some(socket) => socket,
+            None => listen::bind(id, listener, permissions)?,
+        });
+    }
+    for (bound, _) in before.lent.drain(..) {
+        warn!("the service manager listens on {}, which is not configured: nobody is served there", bound.address);
+    }
+    Ok(sockets)
+}
 
 impl Master {
     /// Every worker is ready for the first time: those that were there before give their connections.
     pub(super) fn begin_succession(&mut self) {
-        notify::tell(&format!("READY=1\nMAINPID={}", std::process::id()));
-        if self.formers.is_empty() {
-            return;
-        }
-        match open_control(&self.config, &self.reload, true) {
-            Ok(control) => self.control = control,
-            Err(why) => warn!("{why}"),
-        }
-        if let Some(control) = &self.control
-            && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
-        {
-            warn!("cannot watch the control socket: {error}");
-        }
-        for former in &mut self.formers {
-            if let Err(failed) = former.tell_ready() {
-                warn!("{}: {failed}", former.name);
+        if !self.formers.is_empty() {
+            match open_control(&self.config, &self.reload, true) {
+                Ok(control) => self.control = control,
+                Err(why) => warn!("{why}"),
             }
-            if let Err(failed) = watch(&self.poll, former.as_fd(), FORMERS, Interest::READABLE) {
-                error!("cannot take over from {}: {failed}", former.name);
+            if let Some(control) = &self.control
+                && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
+            {
+                warn!("cannot watch the control socket: {error}");
             }
+            let mut formers = std::mem::take(&mut self.formers);
+            formers.retain_mut(|former| self.follow(former));
+            self.formers = formers;
+            self.formers_ready = true;
+            self.keep_for_orphans();
         }
-        self.keep_for_orphans();
+        notify::tell(notify::State::Ready);
     }
 
-    /// Receives connections from those that were there before.
+    /// Hears a former side from now on; false when that cannot be.
+    fn follow(&self, former: &mut Former) -> bool {
+        if let Err(failed) = former.tell_ready() {
+            warn!("{}: {failed}", former.name);
+        }
+        match watch(&self.poll, former.as_fd(), FORMERS, Interest::READABLE) {
+            Ok(()) => true,
+            Err(failed) => {
+                error!("cannot take over from {}: {failed}", former.name);
+                false
+            }
+        }
+    }
+
+    /// Receives connections from those that were there before, as far as there are places for them.
     pub(super) fn hear_formers(&mut self) {
-        if !std::mem::take(&mut self.formers_ready) {
+        if !self.announced || !self.formers_ready || !self.may_take_in() {
             return;
         }
-        let mut formers = std::mem::take(&mut self.formers);
-        formers.retain_mut(|former| self.hear_former(former));
-        self.formers = formers;
+        self.formers_ready = false;
+        for mut former in std::mem::take(&mut self.formers) {
+            if self.hear_former(&mut former) {
+                self.formers.push(former);
+            } else {
+                unwatch(&self.poll, former.as_fd());
+            }
+        }
+    }
+
+    /// Whether connections of former sides find a place soon.
+    pub(super) fn may_take_in(&self) -> bool {
+        self.homeless.is_empty() || self.homeless.len() < HOMELESS && self.has_room()
     }
 
     /// Whether it has more to give.
     fn hear_former(&mut self, former: &mut Former) -> bool {
-        let mut fds = Vec::new();
         for _ in 0..HEARD {
-            match former.channel.recv::<ToSuccessor>(&mut fds) {
-                Ok(ToSuccessor::Connections(handed)) => {
-                    let mut fds = fds.drain(..);
-                    for one in handed {
-                        let own = fds.by_ref().take(one.passed.task.descriptors()).collect();
-                        self.take_in(one, own);
+            if !self.may_take_in() {
+                break;
+            }
+            match former.hear() {
+                takeover::News::None => return true,
+                takeover::News::More => {}
+                takeover::News::Met => {
+                    info!("{} has come: taking over from it", former.name);
+                    if let Some(mut next) = former.knock_again()
+                        && self.follow(&mut next)
+                    {
+                        self.formers.push(next);
                     }
                 }
-                Ok(ToSuccessor::Listeners { .. }) => {}
-                Err(RecvError::Empty) => return true,
-                Err(RecvError::Closed) => {
-                    info!("{} has given everything", former.name);
-                    unwatch(&self.poll, former.as_fd());
+                takeover::News::Waiting => {
+                    if let Err(failed) = former.tell_ready() {
+                        warn!("{}: {failed}", former.name);
+                        return false;
+                    }
+                }
+                takeover::News::Connections(handed, fds) => self.take_all_in(handed, fds),
+                takeover::News::Lost => {
+                    warn!("{}: connections were lost for want of descriptors; raise the limit", former.name);
+                }
+                takeover::News::Gone => {
+                    if former.is_met() {
+                        info!("{} has given everything", former.name);
+                    }
                     return false;
                 }
-                Err(lost @ RecvError::DescriptorsLost) => warn!("{}: {lost}; connections were lost", former.name),
-                Err(failed @ (RecvError::Malformed(_) | RecvError::Io(_))) => {
-                    error!("{}: {failed}; not hearing it any more", former.name);
-                    unwatch(&self.poll, former.as_fd());
+                takeover::News::Master(pid) => {
+                    warn!("{}: a master (pid {pid}) is there, where workers of a dead one were", former.name);
+                    return false;
+                }
+                takeover::News::Broken(why) => {
+                    error!("{}: {why}; not hearing it any more", former.name);
                     return false;
                 }
             }
@@ -95,16 +159,25 @@ impl Master {
         true
     }
 
-    /// Takes one connection in, to be passed to a worker.
-    fn take_in(&mut self, handed: Handed, fds: Vec<OwnedFd>) {
-        let listener = self.config.snapshot.listeners.iter().position(|listener| listener.bind == handed.listener);
-        let Some(listener) = listener.and_then(|id| u16::try_from(id).ok()) else {
-            return warn!("a connection of {}, which is not configured any more, is closed", handed.listener);
-        };
-        let Passed { peer, origin, task, .. } = handed.passed;
-        let count = fds.len();
+    fn take_all_in(&mut self, handed: Vec<Handed>, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
-        let Some(fd) = fds.next().filter(|_| count == task.descriptors()) else { return };
+        let mut closed = 0;
+        for one in handed {
+            let own = fds.by_ref().take(one.passed.task.descriptors()).collect();
+            closed += usize::from(!self.take_in(one, own));
+        }
+        if closed > 0 {
+            warn!("closed {closed} connections that came over, of listeners that are not configured any more");
+        }
+    }
+
+    /// Takes one connection in, to be passed to a worker; false when its listener is not configured.
+    fn take_in(&mut self, handed: Handed, fds: Vec<OwnedFd>) -> bool {
+        let listener = self.config.snapshot.listeners.iter().position(|listener| listener.bind == handed.listener);
+        let Some(listener) = listener.and_then(|id| u16::try_from(id).ok()) else { return false };
+        let Passed { peer, origin, task, .. } = handed.passed;
+        let mut fds = fds.into_iter();
+        let Some(fd) = fds.next() else { return false };
         let mut connection = Connection::new(fd, peer, listener);
         connection.origin = origin;
         if let Ok(counters) = tcp_info::counters(&connection.fd) {
@@ -124,6 +197,7 @@ impl Master {
         };
         self.addresses.enter(connection.counted());
         self.homeless.push_back(connection);
+        true
     }
 
     /// Gives every worker what it is to keep open should this master die.
@@ -142,36 +216,39 @@ impl Master {
     pub(super) fn keep_errand(&self) -> Option<Errand> {
         let control = self.control.as_ref()?;
         let staying: Vec<_> = self.sockets.iter().filter(|socket| socket.leaving.is_none()).collect();
-        if staying.len() >= MAX_DESCRIPTORS {
+        if staying.len() >= MAX_FDS {
             return None;
         }
         let copy = |fd: std::os::fd::BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3).ok().map(Rc::new);
         let mut fds = staying.iter().map(|socket| copy(socket.as_fd())).collect::<Option<Vec<_>>>()?;
         fds.push(copy(control.as_fd())?);
-        let listeners = staying.iter().map(|socket| self.bound(socket.id)).collect();
+        let listeners = staying.iter().map(|socket| self.bound(socket)).collect();
         Some(Errand { message: ToWorker::Keep { listeners }, fds, after_connections: false })
     }
 
-    /// The address of a listener as configured.
-    fn bound(&self, id: u16) -> Address {
-        self.config.snapshot.listeners[usize::from(id)].bind.clone()
+    /// What another master must know of a listener.
+    fn bound(&self, socket: &Socket) -> Bound {
+        let address = self.config.snapshot.listeners[usize::from(socket.id)].bind.clone();
+        Bound { address, lent: socket.lent }
     }
 
     /// Starts the program anew, to take over from this master.
-    pub(super) fn upgrade(&mut self, asker: Option<ClientId>, now: Instant) {
-        if self.course != Course::Running || self.successor.is_some() || !self.formers.is_empty() {
-            let text = "the master is stopping, or another upgrade is under way".to_owned();
+    pub(super) fn upgrade(&mut self, asker: Option<ClientId>) {
+        if let Some(text) = self.not_now() {
             warn!("not upgraded: {text}");
-            return self.answer(asker, &Answer::Busy { text });
+            return self.answer(asker, &Answer::Busy { text: text.to_owned() });
         }
+        // Nobody who is not there yet holds up an upgrade.
+        self.formers.clear();
         let listeners: Vec<_> = self
             .sockets
             .iter()
             .filter(|socket| socket.leaving.is_none())
-            .map(|socket| (&self.config.snapshot.listeners[usize::from(socket.id)].bind, socket.as_fd()))
+            .map(|socket| (self.bound(socket), socket.as_fd()))
             .collect();
         info!("upgrading: starting {}", self.program.path());
-        let started = Successor::start(&self.program, &listeners, asker, now).and_then(|successor| {
+        let timeout = Duration::from_millis(self.config.process.upgrade_timeout_ms.into());
+        let started = Successor::start(&self.program, &listeners, asker, timeout).and_then(|successor| {
             watch(&self.poll, successor.as_fd(), SUCCESSOR, Interest::READABLE)?;
             Ok(successor)
         });
@@ -185,17 +262,32 @@ impl Master {
         }
     }
 
+    /// Why there can be no upgrade now; `None` when there can.
+    fn not_now(&self) -> Option<&'static str> {
+        if self.course != Course::Running {
+            Some("the master is stopping")
+        } else if self.successor.is_some() {
+            Some("another upgrade is under way")
+        } else if !self.announced || self.formers.iter().any(Former::is_met) {
+            Some("this master has not yet taken over everything itself; try again when the former one is gone")
+        } else if std::process::id() == 1 {
+            Some("this master is process 1, whose end is that of its container")
+        } else {
+            None
+        }
+    }
+
     /// Hears what the successor has to say.
     pub(super) fn hear_successor(&mut self, now: Instant) {
         let Some(successor) = &mut self.successor else { return };
         match successor.hear() {
             News::None => {}
-            News::Ready if successor.deadline.take().is_some() => {
+            News::Ready(version) if successor.deadline.take().is_some() => {
                 let (asker, pid) = (successor.asker, successor.pid);
-                self.hand_over(pid, now);
+                self.hand_over(pid, version == handover::VERSION, now);
                 self.answer(asker, &Answer::Upgraded { pid: pid.cast_signed() });
             }
-            News::Ready => {}
+            News::Ready(_) => {}
             News::Gone(why) if successor.deadline.is_some() => self.give_up_successor(&why),
             News::Gone(why) => {
                 error!("the successor is gone: {why}; connections on their way to it are lost");
@@ -207,11 +299,19 @@ impl Master {
     /// Gives the successor up when it does not become ready in time.
     pub(super) fn check_successor(&mut self, now: Instant) {
         if self.successor.as_ref().and_then(|successor| successor.deadline).is_some_and(|deadline| deadline <= now) {
-            self.give_up_successor("it did not become ready in time");
+            self.give_up_successor("the new one did not become ready within `upgrade_timeout`");
         }
     }
 
-    fn give_up_successor(&mut self, why: &str) {
+    /// Tells the service manager once a reload it knows of is over.
+    pub(super) fn tell_reloaded(&mut self) {
+        if self.reloading && self.reload.is_over() {
+            self.reloading = false;
+            notify::tell(notify::State::Ready);
+        }
+    }
+
+    pub(super) fn give_up_successor(&mut self, why: &str) {
         let Some(successor) = self.successor.take() else { return };
         unwatch(&self.poll, successor.as_fd());
         error!("not upgraded: {why}; nothing has changed");
@@ -220,20 +320,30 @@ impl Master {
         self.answer(asker, &Answer::NotUpgraded { text: why.to_owned() });
     }
 
-    /// The successor is ready: it accepts from now on, and gets every connection.
-    fn hand_over(&mut self, pid: u32, now: Instant) {
-        info!("another master (pid {pid}) takes over");
-        notify::tell(&format!("MAINPID={pid}"));
-        self.course = Course::HandingOver;
+    /// The successor is ready: it accepts from now on, and gets every connection, if it understands them.
+    fn hand_over(&mut self, pid: u32, gives: bool, now: Instant) {
+        notify::tell(notify::State::MainPid(pid));
+        if gives {
+            info!("another master (pid {pid}) takes over");
+            self.course = Course::HandingOver;
+        } else {
+            warn!("another master (pid {pid}), of another version, takes over the listeners; finishing the rest here");
+            self.course = Course::Draining;
+        }
         for mut socket in self.sockets.drain(..) {
             unwatch(&self.poll, socket.as_fd());
             socket.keep_file();
+        }
+        if !gives {
+            while let Some(connection) = self.homeless.pop_front() {
+                self.cut(connection);
+            }
         }
         let timeout_ms = self.config.snapshot.shutdown_timeout_ms;
         for seat in &mut self.seats {
             seat.start_at = None;
             if let Some(worker) = seat.worker.as_mut() {
-                drain_worker(worker, timeout_ms, true, now);
+                drain_worker(worker, timeout_ms, gives, now);
             }
         }
     }

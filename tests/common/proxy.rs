@@ -6,7 +6,8 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -72,11 +73,14 @@ impl Lines {
 }
 
 /// How to start the proxy.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Launch {
     args: Vec<String>,
     config: Option<String>,
-    dir: TempDir,
+    dir: Arc<TempDir>,
+    binary: PathBuf,
+    env: Vec<(String, String)>,
+    socket: Option<Arc<OwnedFd>>,
     workers: usize,
     listeners: usize,
     descriptors: Option<(u64, u64)>,
@@ -89,7 +93,10 @@ impl Launch {
         Launch {
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             config: None,
-            dir: TempDir::new(),
+            dir: Arc::new(TempDir::new()),
+            binary: env!("CARGO_BIN_EXE_master").into(),
+            env: Vec::new(),
+            socket: None,
             workers: 2,
             listeners: args.iter().filter(|&&arg| arg == "--listen").count(),
             descriptors: None,
@@ -121,6 +128,24 @@ impl Launch {
         launch
     }
 
+    /// Started from this file, and not from where it was built.
+    pub fn binary(mut self, binary: PathBuf) -> Launch {
+        self.binary = binary;
+        self
+    }
+
+    /// With this environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Launch {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With this listening socket, as a service manager gives it.
+    pub fn activated(mut self, socket: impl Into<OwnedFd>) -> Launch {
+        self.socket = Some(Arc::new(socket.into()));
+        self
+    }
+
     pub fn workers(mut self, workers: usize) -> Launch {
         self.workers = workers;
         self
@@ -144,8 +169,15 @@ impl Launch {
     }
 
     fn command(&self) -> Command {
-        let binary = env!("CARGO_BIN_EXE_master");
+        let binary = &self.binary;
         let mut command = match self.descriptors {
+            None if self.socket.is_some() => {
+                // It comes as standard input, and goes to where a service manager puts it.
+                let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+                let mut command = Command::new("sh");
+                command.args(["-c", script, "sh"]).arg(binary);
+                command
+            }
             // prlimit replaces itself, so the process number stays the same.
             Some((soft, hard)) => {
                 let mut command = Command::new("prlimit");
@@ -164,7 +196,9 @@ impl Launch {
         if self.own_group {
             command.process_group(0);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = self.socket.as_ref().map_or(Stdio::null(), |socket| socket.try_clone().unwrap().into());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -182,9 +216,12 @@ impl Launch {
             log,
             output,
             addrs: Vec::new(),
-            dir: self.dir,
+            dir: Arc::clone(&self.dir),
+            launch: self.clone(),
             seen: Vec::new(),
             over: false,
+            adopted: false,
+            orphans: Vec::new(),
             forgiven: Vec::new(),
         };
         for _ in 0..self.listeners {
@@ -228,10 +265,15 @@ pub struct Proxy {
     /// What it writes to standard output.
     pub output: Lines,
     addrs: Vec<Addr>,
-    pub dir: TempDir,
+    pub dir: Arc<TempDir>,
+    launch: Launch,
     /// Every worker seen so far: none may outlive the master.
     seen: Vec<Pid>,
     over: bool,
+    /// Another master has taken the place of the one that was started: it is no child of this process.
+    adopted: bool,
+    /// Workers that a failed test must not leave behind.
+    orphans: Vec<Pid>,
     /// Parts of errors that the test has brought about.
     forgiven: Vec<String>,
 }
@@ -267,10 +309,18 @@ impl Proxy {
 
     #[track_caller]
     fn running(&mut self) {
-        if let Some(status) = self.child.try_wait().unwrap() {
+        if let Some(status) = self.ended() {
             self.over = true;
             panic!("the proxy ended: {status}\n{}", self.text());
         }
+    }
+
+    /// Whether it has ended, and how; nobody knows how one ended that is not our child.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        if self.adopted {
+            return (!alive(self.pid)).then(|| ExitStatus::from_raw(0));
+        }
+        self.child.try_wait().unwrap()
     }
 
     fn ready(&self) -> usize {
@@ -407,7 +457,7 @@ impl Proxy {
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         self.seen.extend(self.workers());
-        let status = wait_for(&format!("the master ends\n{}", self.text()), || self.child.try_wait().unwrap());
+        let status = wait_for(&format!("the master ends\n{}", self.text()), || self.ended());
         self.over = true;
         let mut left = std::mem::take(&mut self.seen);
         wait_for(&format!("its workers {left:?} end\n{}", self.text()), || {
@@ -446,8 +496,71 @@ impl Proxy {
         assert!(bad.is_empty(), "errors were logged: {bad:#?}\n{}", self.text());
     }
 
+    /// Kills the master alone; its workers, which are given, serve on.
+    #[track_caller]
+    pub fn kill_master(&mut self) -> Vec<Pid> {
+        let workers = self.workers();
+        self.signal(Signal::SIGKILL);
+        wait_for("the master is dead", || self.ended());
+        self.over = true;
+        self.orphans.clone_from(&workers);
+        workers
+    }
+
+    /// Starts another master with the same arguments and configuration.
+    #[track_caller]
+    pub fn again(&self) -> Proxy {
+        self.launch.clone().start()
+    }
+
+    /// How this one was started.
+    pub fn launch(&self) -> Launch {
+        self.launch.clone()
+    }
+
+    /// The same with another configuration.
+    pub fn launch_with(&self, text: &str) -> Launch {
+        let mut launch = Launch::config(text);
+        launch.dir = Arc::clone(&self.dir);
+        launch.config = Some(text.replace("{dir}", self.dir.path().to_str().unwrap()));
+        launch.workers(self.launch.workers)
+    }
+
+    /// Replaces the master by `master upgrade`, and waits until nothing is left of the former one; gives how long
+    /// that took.
+    #[track_caller]
+    pub fn upgrade(&mut self) -> Duration {
+        let start = Instant::now();
+        let output = self.question("upgrade");
+        assert!(output.status.success(), "{output:?}\n{}", self.text());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let pid = said.strip_prefix("upgraded: the master with pid ").and_then(|rest| rest.split(' ').next());
+        self.succeeded(Pid::from_raw(pid.unwrap_or_else(|| panic!("{said}")).parse().unwrap()));
+        start.elapsed()
+    }
+
+    /// The master with this number has taken over: waits until nothing is left of the former one.
+    #[track_caller]
+    pub fn succeeded(&mut self, pid: Pid) {
+        let former = std::mem::replace(&mut self.pid, pid);
+        self.seen.retain(|&worker| alive(worker));
+        let mut left: Vec<Pid> = self.seen.drain(..).collect();
+        wait_for(&format!("master {former} and its workers {left:?} end\n{}", self.text()), || {
+            left.retain(|&pid| alive(pid));
+            let ended = if self.adopted { !alive(former) } else { self.child.try_wait().unwrap().is_some() };
+            (ended && left.is_empty()).then_some(())
+        });
+        if !std::mem::replace(&mut self.adopted, true) {
+            assert!(self.child.wait().unwrap().success());
+        }
+        self.wait_for_workers(self.launch.workers);
+    }
+
     fn put_down(&mut self) {
         let workers = self.workers();
+        if self.adopted {
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         for pid in workers.into_iter().filter(|&pid| alive(pid)) {
@@ -458,6 +571,9 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        for &pid in self.orphans.iter().filter(|&&pid| thread::panicking() && alive(pid) && is_worker(pid)) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
         if thread::panicking() {
             if !self.over {
                 self.put_down();
@@ -467,7 +583,7 @@ impl Drop for Proxy {
             self.seen.extend(self.workers());
             self.signal(Signal::SIGTERM);
             let end = Instant::now() + DEADLINE;
-            while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            while self.ended().is_none() {
                 if Instant::now() > end {
                     self.put_down();
                     panic!("the proxy did not stop on SIGTERM\n{}", self.text());
@@ -477,6 +593,17 @@ impl Drop for Proxy {
             self.check_end(None);
         }
     }
+}
+
+/// Whether the process is still one of ours: numbers are used again.
+fn is_worker(pid: Pid) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"master\0worker\0"))
+}
+
+/// Waits until none of these processes is left.
+#[track_caller]
+pub fn wait_gone(pids: &[Pid]) {
+    wait_for(&format!("{pids:?} end"), || pids.iter().all(|&pid| !alive(pid)).then_some(()));
 }
 
 /// The direct children of a process.

@@ -14,7 +14,7 @@ use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
 use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
 
 /// Sends the pattern's first `length` bytes and counts them.
-fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
+pub fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
     let mut at = 0;
     while at < length {
         let piece = pattern(at, usize::try_from(length - at).unwrap().min(PIECE));
@@ -26,7 +26,7 @@ fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
 }
 
 /// Reads the pattern to its end and counts it.
-fn receive(mut stream: &TcpStream, count: &AtomicU64) {
+pub fn receive(mut stream: &TcpStream, count: &AtomicU64) {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let (mut at, mut buffer) = (0, vec![0; PIECE]);
     loop {
@@ -168,7 +168,7 @@ fn bytes_sent_while_the_worker_is_stopped_and_killed_arrive() {
 }
 
 /// Agrees to any upgrade and echoes.
-fn upgrading() -> Backend {
+pub fn upgrading() -> Backend {
     Backend::serve(|conn: &mut Conn| {
         if conn.request().is_some() {
             conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
@@ -181,7 +181,7 @@ fn upgrading() -> Backend {
     })
 }
 
-fn tunnel(proxy: &Proxy) -> TcpStream {
+pub fn tunnel(proxy: &Proxy) -> TcpStream {
     let mut client = Client::connect(proxy.addr());
     let response = client.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
     assert_eq!(response.status, 101);

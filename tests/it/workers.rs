@@ -445,15 +445,20 @@ fn quit_without_connections_ends_at_once() {
 
 #[test]
 fn workers_leave_when_the_master_is_killed() {
-    let backend = Backend::silent();
-    let mut proxy = Launch::http(&[backend.addr]).workers(2).start();
-    let mut client = Client::connect(proxy.addr());
-    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-    wait_until("the request is at the backend", || backend.requests().len() == 1);
-    let workers = proxy.workers();
-    proxy.signal(Signal::SIGKILL);
-    assert!(!proxy.wait().success());
-    assert!(workers.iter().all(|&pid| !alive(pid)));
+    // Where nobody could find them, once they have finished; else when their time is over.
+    for how in ["control = \"off\"", "orphan_timeout = \"300ms\""] {
+        let backend = Backend::silent();
+        let conf = Conf::http(&[backend.addr]).top(how).top("shutdown_timeout = \"300ms\"");
+        let mut proxy = conf.launch().workers(2).start();
+        let mut client = Client::connect(proxy.addr());
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        wait_until("the request is at the backend", || backend.requests().len() == 1);
+        proxy.signal(Signal::SIGKILL);
+        assert!(!proxy.wait().success());
+        client.read_to_end();
+        let port = proxy.addr().inet();
+        wait_until("the port is free", || std::net::TcpListener::bind(port).is_ok());
+    }
 }
 
 #[test]
