@@ -103,8 +103,8 @@ fn a_listening_socket_of_the_service_manager_is_used_and_left_open() {
     let last = proxy.launch_with(&conf.text()).activated(listener.try_clone().unwrap()).start();
     assert_eq!(late.get("/").status, 200);
     last.stop();
-    drop(listener);
-    wait_until("nobody listens", || TcpStream::connect(addr).is_err());
+    drop((proxy, listener));
+    wait_until("nobody listens", || TcpStream::connect_timeout(&addr, DEADLINE).is_err());
 }
 
 #[test]

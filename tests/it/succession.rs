@@ -26,15 +26,27 @@ fn stderr(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Kills the master, starts another, and waits until nothing is left of the former workers.
+/// Kills the master, starts another, and waits until that has passed on everything.
 fn replace(mut proxy: Proxy) -> Proxy {
     let addrs = proxy.addrs().to_vec();
     let orphans = proxy.kill_master();
     let next = proxy.again();
     assert_eq!(next.addrs(), addrs);
-    wait_gone(&orphans);
+    wait_taken_over(&next, &orphans);
     proxy.check_log();
     next
+}
+
+/// Waits until `next` has passed on everything that the `orphans` had. What a master has in its hands at the moment
+/// it is killed is lost.
+#[track_caller]
+fn wait_taken_over(next: &Proxy, orphans: &[Pid]) {
+    for pid in orphans {
+        next.wait_for_log(&[&format!("(pid {pid}) has given everything")]);
+    }
+    wait_gone(orphans);
+    // Whoever answers a question has finished the turn in which the last of them came.
+    assert!(next.question("status").status.success());
 }
 
 /// Answers each request with its target, once the test opens the gate.
@@ -80,7 +92,7 @@ fn connections_between_requests_and_within_a_head_survive() {
             assert_eq!(client.response().fields.get("x-target"), Some("/half"));
         }
         proxy = proxy.again();
-        wait_gone(&orphans);
+        wait_taken_over(&proxy, &orphans);
     }
     for client in idle.iter_mut().chain(&mut fresh) {
         assert_eq!(client.get("/last").fields.get("x-target"), Some("/last"));
@@ -499,9 +511,9 @@ fn stopping_ends_listening_at_once_although_workers_have_copies() {
     for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
         let mut proxy = Conf::http(&[backend.addr]).listen("bind = \"unix:{dir}/web.sock\"").start();
         let mut client = Client::connect(proxy.addr());
-        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let before = backend.heads();
-        wait_until("the request is at the backend", || backend.heads() > before || signal == Signal::SIGTERM);
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        wait_until("the request is at the backend", || backend.heads() > before);
         let Addr::Unix(path) = proxy.addr().clone() else { unreachable!() };
         // Reached by another name, which the end of the master does not remove.
         let other = proxy.dir.join("other.sock");
