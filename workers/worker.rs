@@ -21,7 +21,7 @@ use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
 use crate::orphan::{CONTROL, Succession, VISITOR};
-use crate::proto::h1::head::BodyFraming;
+use crate::proto::h1::head::{BodyFraming, Method};
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -127,6 +127,15 @@ impl Worker {
             self.wait(&mut events, more)?;
             self.cx.clock.read();
             self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
+            // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
+            // answer to a request that this turn sends on it.
+            for event in &events {
+                if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
+                    && let Some(upstream) = self.upstreams.get_mut(key)
+                {
+                    upstream.socket.on_event(event);
+                }
+            }
             for event in &events {
                 match (event.token(), Owner::from_bits(event.token().0 as u64)) {
                     (CHANNEL, _) => channel_ready = true,
@@ -139,8 +148,7 @@ impl Worker {
                         }
                     }
                     (_, Some(Owner::Upstream(key))) => {
-                        if let Some(upstream) = self.upstreams.get_mut(key) {
-                            upstream.socket.on_event(event);
+                        if self.upstreams.contains(key) {
                             self.on_upstream(key);
                         }
                     }
@@ -425,8 +433,9 @@ impl Worker {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => {}
                     Err(error) => {
-                        return self
-                            .answer(key, Problem { status: error.status(), reason: Reason::RequestHead(error) });
+                        let problem = Problem { status: error.status(), reason: Reason::RequestHead(error) };
+                        let method = self.cx.request.method;
+                        return self.answer_to(method, key, problem);
                     }
                 }
             }
@@ -497,8 +506,14 @@ impl Worker {
 
     /// Answers whatever the client has sent with an error, and ends the connection.
     fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
+        self.answer_to(Method::Other, client_key, problem);
+    }
+
+    /// The same where the method, at least, is known: to HEAD there is no content.
+    fn answer_to(&mut self, method: Method, client_key: Key<Client>, problem: Problem) {
         let Some(client) = self.clients.get(client_key) else { return };
-        let exchange = Exchange::new(client_key, client, &self.cx);
+        let mut exchange = Exchange::new(client_key, client, &self.cx);
+        exchange.method = method;
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
         self.carry_out(key, Step::Reply(problem));
     }

@@ -351,3 +351,15 @@ fn body_broken_right_behind_the_head_is_502() {
         assert_own(&client.get("/again"), 502);
     }
 }
+
+#[test]
+fn refused_head_requests_get_no_content() {
+    let backend = Backend::ok();
+    let proxy = Launch::http(&[backend.addr]).start();
+    for (bad, status) in [("", 400), ("Host: a\r\nContent-Length: 1, 1\r\n", 400), ("Host: a\r\nExpect: x\r\n", 417)] {
+        let mut client = Client::connect(proxy.addr());
+        client.send(format!("HEAD / HTTP/1.1\r\n{bad}\r\n"));
+        assert_own(&client.response_to("HEAD"), status);
+        assert_eq!(client.end(), End::Clean, "content followed the answer to HEAD");
+    }
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::common::backend::{Act, Backend};
 use crate::common::client::{Client, get};
 use crate::common::proxy::Conf;
-use crate::common::{wait_for, wait_until};
+use crate::common::{dawdle, wait_for, wait_until};
 
 #[test]
 fn head_just_within_the_limit_passes() {
@@ -194,4 +194,52 @@ fn flooding_backend_costs_bounded_memory() {
     }
     let grown = Proxy::memory_kib(worker).saturating_sub(before);
     assert!(grown < 4096, "{grown} KiB more");
+}
+
+#[test]
+fn body_over_the_limit_ends_the_connection_wherever_the_limit_is_passed() {
+    // In each row the read that passes the limit also ends the body, and what looks like a request follows or lies in
+    // it: nobody may run it.
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\nX-Pad: ";
+    let in_chunk = format!("{smuggled}{}\r\n\r\n", "p".repeat(500 - smuggled.len() - 4));
+    let head = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks = |count: usize, size: usize| format!("{size:x}\r\n{}\r\n", "y".repeat(size)).repeat(count);
+    let rows = [
+        (
+            "limits.body = \"1KiB\"",
+            vec![
+                format!("{head}3e8\r\n{}", "A".repeat(500)),
+                format!("{in_chunk}\r\n64\r\n{}\r\n0\r\n\r\n", "C".repeat(100)),
+            ],
+        ),
+        (
+            "limits = { body = \"64KiB\", head = \"1KiB\" }",
+            vec![
+                format!("{head}{}", chunks(1, 65_000)),
+                format!("{}0\r\n\r\n{smuggled}x\r\n\r\n", chunks(1, 600)),
+                format!("{smuggled}x\r\n\r\n"),
+            ],
+        ),
+        (
+            "limits = { body = \"64KiB\", head = \"1KiB\" }",
+            vec![format!("{head}{}0\r\n\r\n{smuggled}x\r\n\r\n", chunks(66, 1000))],
+        ),
+        ("limits.body = \"1KiB\"", vec![format!("{head}{}0\r\n\r\n{smuggled}x\r\n\r\n", chunks(3, 500))]),
+    ];
+    for (limits, pieces) in rows {
+        let backend = Backend::ok();
+        let proxy = Conf::http(&[backend.addr]).top(limits).start();
+        let mut client = Client::connect(proxy.addr());
+        for piece in &pieces {
+            client.send(piece);
+            // In a read of its own.
+            dawdle(Duration::from_millis(50));
+        }
+        let response = client.response();
+        assert_eq!(response.status, 413, "{limits}");
+        assert!(response.closes(), "{limits}: {response:?}");
+        let (rest, _) = client.read_to_end();
+        assert!(rest.is_empty(), "{limits}: more came: {}", rest.escape_ascii());
+        assert!(backend.requests().iter().all(|request| !request.target.contains("smuggled")), "{limits}");
+    }
 }

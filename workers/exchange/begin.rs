@@ -88,7 +88,7 @@ impl Exchange {
             self.close = true;
             return Err(Problem::new(405, "CONNECT is not enabled here"));
         }
-        if self.method == Method::Trace && head.framing != BodyFraming::None {
+        if self.method == Method::Trace && head.framing.has_content() {
             self.close = true;
             return Err(Problem::new(400, "a TRACE request must not have a body"));
         }

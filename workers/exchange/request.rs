@@ -50,7 +50,7 @@ impl Exchange {
                 self.body_at += fed.used;
                 direct
             }
-            Err(error) => return Step::Reply(body_problem(error)),
+            Err(error) => return self.body_error(error),
         };
         if let Some(step) = self.check_body_limit() {
             return step;
@@ -58,7 +58,8 @@ impl Exchange {
         let direct = &client.input_from(0, &cx.arena)[direct];
         match send_or_keep(&mut upstream.socket, &mut self.to_server, &cx.out, direct, &mut cx.buffers) {
             Ok(()) => {
-                if self.to_server.is_empty() && upstream.connecting {
+                // A server that took anything is connected to, and may have seen the request.
+                if upstream.connecting && upstream.socket.bytes_out > 0 {
                     self.connected(upstream, cx);
                 }
                 Step::Wait
@@ -82,12 +83,12 @@ impl Exchange {
         }
         let mut moved = 0;
         loop {
-            match send_pending(&mut upstream.socket, &mut self.to_server, &mut cx.buffers) {
-                Ok(true) => {
-                    if upstream.connecting && upstream.socket.bytes_out > 0 {
-                        self.connected(upstream, cx);
-                    }
-                }
+            let sent = send_pending(&mut upstream.socket, &mut self.to_server, &mut cx.buffers);
+            if upstream.connecting && upstream.socket.bytes_out > 0 {
+                self.connected(upstream, cx);
+            }
+            match sent {
+                Ok(true) => {}
                 Ok(false) => return None,
                 Err(_) => return self.refused(upstream, cx),
             }
@@ -186,19 +187,23 @@ impl Exchange {
         None
     }
 
-    fn check_body_limit(&self) -> Option<Step> {
+    fn check_body_limit(&mut self) -> Option<Step> {
         let limit = self.site.snapshot.limits.body_bytes?;
         if self.request_body.announced() <= limit {
             return None;
         }
+        // Where the next request would begin is not known: not all that was looked at has been accounted for.
+        self.close = true;
         Some(self.failed(Problem::new(413, "the request body is larger than limits.body")))
     }
 
-    fn body_error(&self, error: BodyError) -> Step {
+    fn body_error(&mut self, error: BodyError) -> Step {
+        self.close = true;
         self.failed(body_problem(error))
     }
 
-    fn body_cut_short(&self) -> Step {
+    fn body_cut_short(&mut self) -> Step {
+        self.close = true;
         self.failed(Problem::new(400, "the client closed the connection within the request body"))
     }
 

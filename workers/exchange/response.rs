@@ -115,6 +115,7 @@ impl Exchange {
         if self.interim > MAX_INTERIM {
             return Err(bad_response(Reason::Text("the server sent too many interim responses")));
         }
+        self.server_keep_alive &= cx.response.keep_alive;
         if self.version == Version::Http10 {
             return Ok(());
         }
@@ -172,7 +173,9 @@ impl Exchange {
         self.note_head(cx.response.status, cx);
         self.server_keep_alive &= cx.response.keep_alive;
         let modern = self.version == Version::Http11;
-        let chunked = Outgoing::Chunked { trailers: self.trailers_wanted };
+        // Which trailers Connection names is not looked at: where it names anything, none is passed on.
+        let trailers = self.trailers_wanted && !cx.response.nominates();
+        let chunked = Outgoing::Chunked { trailers };
         let (reader, outgoing, out_framing) = match framing {
             ResponseFraming::None => (BodyReader::None, Outgoing::Plain, OutFraming::None),
             ResponseFraming::Length(n) => (BodyReader::Length(n), Outgoing::Plain, OutFraming::Length(n)),
@@ -193,7 +196,7 @@ impl Exchange {
             framing: out_framing,
             connection: self.persistence(),
             switch_protocols: false,
-            pass_trailers: self.trailers_wanted && out_framing == OutFraming::Chunked,
+            pass_trailers: trailers && out_framing == OutFraming::Chunked,
             keep_length: self.method == Method::Head || cx.response.status == 304,
         };
         cx.out.clear();

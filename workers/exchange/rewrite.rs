@@ -98,7 +98,6 @@ impl<'a> Copier<'a> {
 fn passes(kind: FieldName, head: &RequestHead, cx: &RequestContext<'_>) -> bool {
     match kind {
         FieldName::Other | FieldName::Via | FieldName::Date => true,
-        FieldName::Trailer => head.framing == BodyFraming::Chunked,
         FieldName::MaxForwards => head.max_forwards.is_none(),
         FieldName::ClientIdentity => cx.peer_trusted,
         // Written below from what was parsed.
@@ -108,8 +107,9 @@ fn passes(kind: FieldName, head: &RequestHead, cx: &RequestContext<'_>) -> bool 
         | FieldName::XForwardedProto
         | FieldName::XForwardedHost
         | FieldName::Forwarded => false,
-        // End here.
-        FieldName::ContentLength
+        // End here. Trailers of requests are dropped, so nothing must announce them.
+        FieldName::Trailer
+        | FieldName::ContentLength
         | FieldName::TransferEncoding
         | FieldName::Connection
         | FieldName::KeepAlive

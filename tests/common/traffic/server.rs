@@ -142,7 +142,7 @@ pub fn tcp(ledger: &Arc<Ledger>) -> Backend {
     Backend::serve(move |conn| stream::serve(&mut conn.wire, &ledger))
 }
 
-/// Sends the answer piece by piece; false when the proxy does not take it.
+/// Sends the answer piece by piece, or sometimes at once; false when the proxy does not take it.
 fn drip(conn: &mut Conn, order: &Order) -> bool {
     let mut rng = Rng::new(order.id);
     let framing = match order.kind {
@@ -154,9 +154,10 @@ fn drip(conn: &mut Conn, order: &Order) -> bool {
     let mut out = format!("HTTP/1.1 200 OK\r\n{framing}\r\n").into_bytes();
     let body = data(order.id, order.size);
     let mut rest = &body[..];
+    let at_once = rng.once_in(3);
     loop {
         let most = if rng.once_in(2) { 1 << 10 } else { 40 << 10 };
-        let length = (1 + rng.below(most) as usize).min(rest.len());
+        let length = if at_once { rest.len() } else { (1 + rng.below(most) as usize).min(rest.len()) };
         let (piece, after) = rest.split_at(length);
         rest = after;
         if order.kind == What::Chunked && length > 0 {

@@ -25,16 +25,19 @@ fn down_id(id: u64) -> u64 {
     id.wrapping_add(500_000_009)
 }
 
-/// Sends `length` bytes of number `id`, with pauses, and ends this direction.
+/// More bytes than the sockets between two programs hold.
+const LONG: u64 = 6_000_000;
+
+/// Sends `length` bytes of number `id`, with pauses unless they are many, and ends this direction.
 fn write(mut stream: &TcpStream, id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
     let bytes = data(id, length as usize);
     let mut rest = &bytes[..];
     while !rest.is_empty() {
-        let most = if rng.once_in(2) { 200 } else { PIECE as u64 };
+        let most = if length < LONG && rng.once_in(2) { 200 } else { PIECE as u64 };
         let (piece, after) = rest.split_at((1 + rng.below(most) as usize).min(rest.len()));
         stream.write_all(piece).map_err(|error| format!("sending, {} bytes to go: {error}", rest.len()))?;
         rest = after;
-        if rng.once_in(4) {
+        if length < LONG && rng.once_in(4) {
             dawdle(rng.pause(3000));
         }
     }
@@ -43,10 +46,10 @@ fn write(mut stream: &TcpStream, id: u64, length: u64, rng: &mut Rng) -> Result<
 
 /// Reads to the end, which must come after exactly `length` bytes of number `id`, of which `early` have been read.
 ///
-/// It may stop reading for a while, so that with a long stream the sockets fill up, and what is between them.
+/// It may stop reading for a while, so that with a long stream the sockets fill up, and the pipe between them.
 fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
     let mut buffer = vec![0; PIECE];
-    let mut stall = rng.once_in(2).then(|| rng.below(length + 1));
+    let mut stall = rng.once_in(2).then(|| rng.below(length / 8 + 1));
     let mut at = 0;
     let mut check = |bytes: &[u8]| {
         if !is_data(id, at, bytes) {
@@ -59,7 +62,7 @@ fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64, rng: &mut Rn
     loop {
         if stall.is_some_and(|at| read >= at) {
             stall = None;
-            dawdle(Duration::from_millis(20 + rng.below(100)));
+            dawdle(Duration::from_millis(20 + rng.below(150)));
         }
         match stream.read(&mut buffer) {
             Ok(0) => {
@@ -108,8 +111,7 @@ fn turn(client: &mut Client, ledger: &Ledger, rng: &mut Rng) -> Outcome {
         2..4 => rng.below(3000),
         4..7 => rng.below(200_000),
         7..9 => rng.below(2_000_000),
-        // More than the sockets between two programs hold.
-        _ => 5_000_000 + rng.below(4_000_000),
+        _ => LONG + rng.below(LONG / 2),
     };
     let (up, down) = (length(), length());
     let mode = rng.below(3);

@@ -105,6 +105,7 @@ impl FieldName {
                 ("http2-settings", FieldName::Http2Settings),
                 ("true-client-ip", FieldName::ClientIdentity),
                 ("x-original-url", FieldName::ClientIdentity),
+                ("x-proxyuser-ip", FieldName::ClientIdentity),
             ],
             15 => &[
                 ("x-forwarded-for", FieldName::XForwardedFor),
@@ -134,6 +135,7 @@ impl FieldName {
                 ("x-cluster-client-ip", FieldName::ClientIdentity),
                 ("x-appengine-user-ip", FieldName::ClientIdentity),
             ],
+            20 => &[("x-http-host-override", FieldName::ClientIdentity)],
             24 => &[
                 ("x-original-forwarded-for", FieldName::ClientIdentity),
                 ("x-envoy-external-address", FieldName::ClientIdentity),
@@ -276,8 +278,8 @@ impl Options {
             if strict {
                 return Err(HeadError::ConnectionNominates { line });
             }
-        } else if FieldName::of(option) == FieldName::Other {
-            // Every known kind that may be nominated ends here anyway.
+        } else if ends_only_when_nominated(FieldName::of(option)) {
+            // Every other known kind that may be nominated ends here anyway.
             if self.nominated.len() >= MAX_NOMINATED {
                 return Err(HeadError::TooManyOptions { line });
             }
@@ -293,16 +295,26 @@ impl Options {
         }
         for field in fields {
             let named = |option: &Span| option.of(bytes).eq_ignore_ascii_case(field.name.of(bytes));
-            if field.kind == FieldName::Other && self.nominated.iter().any(named) {
+            if ends_only_when_nominated(field.kind) && self.nominated.iter().any(named) {
                 field.kind = FieldName::Nominated;
             }
         }
+    }
+
+    /// Whether anything is named beyond what is known to end here.
+    pub(super) fn nominates(&self) -> bool {
+        !self.nominated.is_empty()
     }
 
     /// Whether the connection persists after the message (RFC 9112 section 9.3).
     pub(super) fn persists(&self, http11: bool) -> bool {
         !self.close && (http11 || self.keep_alive)
     }
+}
+
+/// Whether a field of this kind goes on unless Connection names it.
+fn ends_only_when_nominated(kind: FieldName) -> bool {
+    matches!(kind, FieldName::Other | FieldName::Trailer | FieldName::Proxy)
 }
 
 /// What the framing fields of one message say, checked as they come.

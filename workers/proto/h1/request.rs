@@ -128,6 +128,7 @@ impl RequestHead {
     }
 
     fn reset(&mut self) {
+        self.method = Method::Other;
         self.fields.clear();
         self.options.clear();
         (self.host, self.host_name) = (None, None);
@@ -324,6 +325,8 @@ impl RequestHead {
         }
         self.options.mark(bytes, &mut self.fields);
         self.keep_alive = self.options.persists(http11);
+        // Without chunks there is no place for trailers (RFC 9112 section 7.1.2).
+        self.te_trailers &= http11;
         self.expect_continue = seen.expect && http11 && self.framing.has_content();
         self.max_forwards = seen.forwards;
         if !http11 || !self.options.upgrade || seen.upgrades != 1 || self.target.form == TargetForm::Authority {

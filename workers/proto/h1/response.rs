@@ -93,6 +93,12 @@ impl ResponseHead {
         }
     }
 
+    /// Whether Connection names fields of its own (RFC 9110 section 7.6.1), among which trailers may be.
+    #[must_use]
+    pub fn nominates(&self) -> bool {
+        self.options.nominates()
+    }
+
     /// Whether another response follows to the same request: 1xx (RFC 9110 section 15.2). 101 is one too, and what
     /// follows it is the new protocol.
     #[must_use]
