@@ -35,9 +35,9 @@ pub fn duplicate(raw: RawFd) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut into = [IoSliceMut::new(&mut byte)];
     rustix::net::recvmsg(&there, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)?;
-    let received = ancillary.drain().find_map(|message| {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None }
-    });
+    let received = ancillary
+        .drain()
+        .find_map(|message| if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None });
     received.ok_or_else(|| io::Error::other("no room for another descriptor"))
 }
 
