@@ -47,6 +47,10 @@ bench: build ## Compare with nginx and HAProxy (about 12 minutes); writes docs/b
 soak: tools ## All traffic at once with kills, reloads and more and fewer workers, for SECONDS=60
 	SOAK_SECONDS=$(SECONDS) cargo test $(SOAK_PROFILE) $(CARGO_FLAGS) --test it -- --ignored --exact --nocapture soak::soak
 
+continuity: build ## Compare what kills and reloads cost with nginx and HAProxy (about 6 minutes); writes docs/continuity.md
+	@sh tests/packages.sh nginx libnginx-mod-stream haproxy python3
+	@exec python3 benches/continuity.py
+
 install: build ## Install under DESTDIR and PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/pointsman
 	install -m 755 $(TARGET_DIR)/release/master $(DESTDIR)$(PREFIX)/bin/master

@@ -73,6 +73,14 @@ pub struct Errand {
     pub after_connections: bool,
 }
 
+impl Errand {
+    /// Says it at once, if the channel has room.
+    pub fn is_sent(&self, channel: &mut Channel) -> bool {
+        let fds: Vec<_> = self.fds.iter().map(|fd| fd.as_fd()).collect();
+        channel.send(&self.message, &fds).is_ok()
+    }
+}
+
 /// One running worker process and what the master shares with it.
 #[derive(Debug)]
 pub struct Worker {

@@ -82,14 +82,10 @@ impl Worker {
     ///
     /// # Errors
     /// When the channel cannot be watched or the master is gone.
-    pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
+    pub fn new(poll: Poll, cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
-        cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| match error {
-            SendError::Closed => crate::master_is_gone(),
-            SendError::Full | SendError::TooLarge | SendError::Io(_) => io::Error::other(error.to_string()),
-        })?;
-        Ok(Worker {
+        let mut worker = Worker {
             poll,
             clients: Slab::new(),
             upstreams: Slab::new(),
@@ -102,7 +98,14 @@ impl Worker {
             stopped: false,
             succession: Succession::new(),
             header_refusals: Refusals::default(),
-        })
+        };
+        // What the master gives every worker before it passes connections.
+        worker.on_channel()?.ok_or_else(crate::master_is_gone)?;
+        worker.cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| match error {
+            SendError::Closed => crate::master_is_gone(),
+            SendError::Full | SendError::TooLarge | SendError::Io(_) => io::Error::other(error.to_string()),
+        })?;
+        Ok(worker)
     }
 
     /// Runs until drained, or told to stop.

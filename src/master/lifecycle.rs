@@ -58,7 +58,8 @@ impl Master {
                     seat.worker = Some(worker);
                     let keep = self.keep_errand();
                     if let Some(worker) = self.seats[at].worker.as_mut() {
-                        worker.errands.extend(keep);
+                        // It finds it behind its greeting.
+                        worker.errands.extend(keep.filter(|keep| !keep.is_sent(&mut worker.channel)));
                     }
                 }
                 Err(failed) => {

@@ -297,6 +297,8 @@ fn a_successor_that_is_killed_is_succeeded_again() {
         assert_eq!(client.get("/").status, 200);
     }
     proxy.upgrade();
+    // What is on its way from one master to the other is lost with either.
+    proxy.wait_for_log(&["the former master has given everything"]);
     let orphans = proxy.kill_master();
     for client in &mut clients {
         assert_eq!(client.get("/").status, 200);
