@@ -54,7 +54,7 @@ continuity: build ## Compare what kills and reloads cost with nginx and HAProxy 
 install: build ## Install under DESTDIR and PREFIX (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/pointsman
 	install -m 755 $(TARGET_DIR)/release/master $(DESTDIR)$(PREFIX)/bin/master
-	install -m 644 README.md LICENSE examples/pointsman.toml $(DESTDIR)$(PREFIX)/share/doc/pointsman
+	install -m 644 README.md LICENSE examples/pointsman.toml examples/pointsman.service $(DESTDIR)$(PREFIX)/share/doc/pointsman
 
 clean: tools ## Remove everything that was built
 	cargo clean

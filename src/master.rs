@@ -144,6 +144,8 @@ pub struct Master {
     formers_ready: bool,
     /// The one that takes over from it.
     successor: Option<Successor>,
+    /// When it must have taken everything.
+    hand_over_until: Option<Instant>,
 }
 
 impl Master {
@@ -231,6 +233,7 @@ impl Master {
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             successor: None,
+            hand_over_until: None,
             config,
         };
         master.reserve.fill();
@@ -274,7 +277,7 @@ impl Master {
             self.tell_reloaded();
             self.measure(now);
             if self.course == Course::HandingOver {
-                self.send_to_successor();
+                self.send_to_successor(now);
             }
             self.rehome();
             let exhausted = self.accept(now);

@@ -31,6 +31,8 @@ use crate::upgrade::{News, Successor};
 const HEARD: usize = 64;
 /// With so many connections without a worker no more are taken from former sides: these can keep them.
 const HOMELESS: usize = 1024;
+/// How much longer than its workers a former master may take to be rid of its connections.
+const HAND_OVER_GRACE: Duration = Duration::from_secs(10);
 
 /// A listening socket for every listener: one that was there before, or a new one.
 pub(super) fn listen(config: &Loaded, before: &mut Before) -> Result<Vec<Socket>, String> {
@@ -38,10 +40,9 @@ pub(super) fn listen(config: &Loaded, before: &mut Before) -> Result<Vec<Socket>
     for (id, listener) in (0..).zip(&config.snapshot.listeners) {
         let permissions = permissions(&config.process, &listener.bind);
         let lent = before.lent.iter().position(|(bound, _)| bound.address == listener.bind);
-        let left = match takeover::listener(&mut before.formers, &listener.bind) {
-            None => lent.map(|at| before.lent.swap_remove(at)).map(|(_, fd)| (fd, true)),
-            left => left,
-        };
+        // After a death both may have it: the same one.
+        let lent = lent.map(|at| before.lent.swap_remove(at)).map(|(_, fd)| (fd, true));
+        let left = takeover::listener(&mut before.formers, &listener.bind).or(lent);
         let inherited = left.and_then(|(fd, lent)| {
             let inherited = Socket::inherit(fd, id, listener, permissions, lent);
             inherited.map_err(|why| warn!("{why}; listening anew")).ok()
@@ -330,6 +331,8 @@ impl Master {
         if gives {
             info!("another master (pid {pid}) takes over");
             self.course = Course::HandingOver;
+            let timeout = Duration::from_millis(self.config.snapshot.shutdown_timeout_ms.into());
+            self.hand_over_until = Some(now + timeout + HAND_OVER_GRACE);
         } else {
             warn!("another master (pid {pid}), of another version, takes over the listeners; finishing the rest here");
             self.course = Course::Draining;
@@ -353,7 +356,11 @@ impl Master {
     }
 
     /// Sends connections without a worker to the successor.
-    pub(super) fn send_to_successor(&mut self) {
+    pub(super) fn send_to_successor(&mut self, now: Instant) {
+        if self.successor.is_some() && self.hand_over_until.is_some_and(|until| until <= now) {
+            error!("the successor does not take connections; {} are cut", self.homeless.len());
+            self.successor = None;
+        }
         let Some(successor) = &mut self.successor else {
             // It is gone, and nobody accepts here any more.
             while let Some(connection) = self.homeless.pop_front() {

@@ -18,8 +18,8 @@ use nix::unistd::Pid;
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End, get};
 use crate::common::load::Load;
-use crate::common::proxy::{Addr, Conf, Launch, Proxy, alive, wait_gone};
-use crate::common::{check_pattern, pattern_bytes, wait_for, wait_until};
+use crate::common::proxy::{Addr, Conf, Launch, Proxy, alive, children, wait_gone};
+use crate::common::{check_pattern, dawdle, pattern_bytes, wait_for, wait_until};
 use crate::continuity::{receive, send, tunnel, upgrading};
 
 fn stderr(output: &std::process::Output) -> String {
@@ -374,6 +374,21 @@ fn a_second_master_is_refused_while_one_lives() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let expected = format!("another master (pid {}) runs with this configuration", proxy.pid);
     assert!(stderr(&output).contains(&expected), "{output:?}");
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(get(proxy.addr(), "/").status, 200);
+}
+
+#[test]
+fn a_master_that_is_stopped_is_no_dead_one() {
+    let backend = Backend::ok();
+    let proxy = Conf::http(&[backend.addr]).start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.get("/").status, 200);
+    proxy.signal(Signal::SIGSTOP);
+    let output = proxy.launch().run();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("does not answer: a master or its workers, stopped or stuck"), "{output:?}");
+    proxy.signal(Signal::SIGCONT);
     assert_eq!(client.get("/").status, 200);
     assert_eq!(get(proxy.addr(), "/").status, 200);
 }
@@ -740,4 +755,48 @@ fn a_killed_master_without_any_worker_left_is_replaced_too() {
     wait_gone(&orphans);
     let next = proxy.again();
     assert_eq!(get(next.addr(), "/").status, 200);
+}
+
+#[test]
+fn the_demo_lives_as_long_as_its_workers() {
+    let mut proxy = Launch::new(&["--listen", "127.0.0.1:0"]).start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.get("/").status, 200);
+    let demo: Vec<Pid> = children(proxy.pid).into_iter().filter(|pid| !proxy.workers().contains(pid)).collect();
+    assert_eq!(demo.len(), 1);
+    let orphans = proxy.kill_master();
+    for _ in 0..4 {
+        assert_eq!(client.get("/").status, 200);
+    }
+    for &pid in &orphans {
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
+    wait_gone(&demo);
+}
+
+#[test]
+fn orphans_that_wait_use_no_processor_time() {
+    let backend = Backend::ok();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let orphans = proxy.kill_master();
+    let ticks = || -> u64 {
+        let of = |pid: &Pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            // utime and stime, by proc_pid_stat(5).
+            let behind = stat.rsplit(')').next().unwrap().split_whitespace();
+            behind.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum::<u64>()
+        };
+        orphans.iter().map(of).sum()
+    };
+    // Connections that wait in the queue must not wake them for ever.
+    let _waiting: Vec<Client> = (0..5).map(|_| Client::connect(proxy.addr())).collect();
+    let before = ticks();
+    dawdle(Duration::from_secs(2));
+    assert!(ticks() - before < 20, "{} ticks of 10 ms in two seconds", ticks() - before);
+    let _next = proxy.again();
+    wait_gone(&orphans);
 }
