@@ -191,6 +191,6 @@ mod tests {
         a.send(&Greeting { version: 1, pid: 300, config: "x".to_owned(), role: Role::Master }, &[]).unwrap();
         let mut bytes = [0; 16];
         let (_, length) = rustix::net::recv(&b, &mut bytes[..], rustix::net::RecvFlags::empty()).unwrap();
-        assert_eq!(bytes[..length], [0, 1, 0xac, 2, 1, b'x']);
+        assert_eq!(bytes[..length], [0, 1, 0xac, 2, 1, b'x', 0]);
     }
 }
