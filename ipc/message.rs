@@ -48,8 +48,8 @@ pub enum ToWorker {
         /// So many of them.
         connections: u32,
     },
-    /// Hold these open, without using them, for the case that the master dies: listening sockets, and the control
-    /// socket as the last descriptor. They replace those kept before.
+    /// Hold these open, without using them, for the case that the master dies: listening sockets, the control socket,
+    /// and whatever is to last as long as this worker. They replace those kept before.
     Keep {
         /// Where each is bound.
         listeners: Vec<Bound>,

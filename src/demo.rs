@@ -1,6 +1,6 @@
 //! The embedded demo: two small HTTP/1.1 servers, so that a first start without configuration shows something.
 //!
-//! They run in one child process, which ends with the master. They answer every request with a few lines of
+//! They run in one child process, which ends with the master and its workers. They answer every request with a few lines of
 //! text, or a small page for browsers, and are no more than that: a head of at most 16 KiB, bodies with
 //! `Content-Length` are read and thrown away, anything else closes the connection.
 
@@ -64,6 +64,11 @@ impl Demo {
         }
         let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK)?;
         Ok(Demo { backends, pidfd, stdin, ended: false })
+    }
+
+    /// It runs as long as somebody has this open.
+    pub fn lifeline(&self) -> Option<BorrowedFd<'_>> {
+        self.stdin.as_ref().map(AsFd::as_fd)
     }
 
     /// Readable when the demo has ended.

@@ -165,10 +165,10 @@ impl Master {
         let sockets = succession::listen(&config, before)?;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
         report_capacity(nofile, layout.records, snapshot);
-        if sockets.len() >= MAX_FDS {
+        if sockets.len() + 1 >= MAX_FDS {
             warn!(
                 "with {} listeners or more the workers do not wait for another master if this one is killed",
-                MAX_FDS
+                MAX_FDS - 1
             );
         }
         let internal = |what: &'static str| move |error: io::Error| format!("{what}: {error}");

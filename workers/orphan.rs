@@ -58,6 +58,8 @@ enum State {
 pub(crate) struct Succession {
     listeners: Vec<(Bound, OwnedFd)>,
     control: Option<OwnedFd>,
+    /// What ends with the last process that has it open.
+    rest: Vec<OwnedFd>,
     state: State,
     /// When an orphan gives up.
     until_ms: u64,
@@ -68,15 +70,24 @@ pub(crate) struct Succession {
 impl Succession {
     /// The master lives, and nothing is kept.
     pub(crate) fn new() -> Succession {
-        Succession { listeners: Vec::new(), control: None, state: State::Ward, until_ms: u64::MAX, given: Vec::new() }
+        Succession {
+            listeners: Vec::new(),
+            control: None,
+            rest: Vec::new(),
+            state: State::Ward,
+            until_ms: u64::MAX,
+            given: Vec::new(),
+        }
     }
 
-    /// Keeps these open from now on: a listening socket for each place, and the control socket as the last. Gives the
+    /// Keeps these open from now on: a listening socket for each place, the control socket, and the rest. Gives the
     /// number of descriptors.
-    pub(crate) fn keep(&mut self, bound: Vec<Bound>, mut fds: Vec<OwnedFd>) -> usize {
+    pub(crate) fn keep(&mut self, bound: Vec<Bound>, fds: Vec<OwnedFd>) -> usize {
         let count = fds.len();
-        self.control = (fds.len() > bound.len()).then(|| fds.pop()).flatten();
-        self.listeners = bound.into_iter().zip(fds).collect();
+        let mut fds = fds.into_iter();
+        self.listeners = bound.into_iter().zip(fds.by_ref()).collect();
+        self.control = fds.next();
+        self.rest = fds.collect();
         count
     }
 
@@ -135,14 +146,14 @@ impl Worker {
         self.begin_drain(u32::try_from(timeout_ms).unwrap_or(u32::MAX), false);
     }
 
-    /// Closes what it kept for the case that the master dies.
+    /// Closes what it kept for a successor.
     pub(crate) fn keep_no_longer(&mut self) {
         self.succession.listeners.clear();
         if let Some(control) = self.succession.control.take() {
             // Others have copies, for which `close` would leave it watched.
             let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
         }
-        self.cx.kept = 0;
+        self.cx.kept = self.succession.rest.len();
     }
 
     /// Somebody connects to the control socket.
@@ -177,13 +188,15 @@ impl Worker {
                 match channel.recv::<ToFormer>(&mut Vec::new()) {
                     Ok(ToFormer::Ready { version }) => return self.succeed(version == handover::VERSION),
                     Err(RecvError::Empty) => return,
-                    Ok(ToFormer::Failed { .. })
-                    | Err(
-                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
-                    ) => {
-                        info!("the master that was started does not come up; waiting for another");
+                    Ok(ToFormer::Failed { why }) => {
+                        let why = why.lines().next().unwrap_or_default();
+                        info!("the master that was started does not come up: {why}; waiting for another");
                         return self.wait_again();
                     }
+                    // One with other listeners, mostly.
+                    Err(
+                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
+                    ) => return self.wait_again(),
                 }
             }
             match channel.recv::<Request>(&mut Vec::new()) {

@@ -18,6 +18,7 @@ use super::reconfigure::permissions;
 use super::{Before, Course, FORMERS, Master, SUCCESSOR, open_control, unwatch, watch};
 use crate::config::Loaded;
 use crate::control::ClientId;
+use crate::demo::Demo;
 use crate::keeper::{Connection, Relay};
 use crate::listen::{self, Socket};
 use crate::notify;
@@ -216,12 +217,15 @@ impl Master {
     pub(super) fn keep_errand(&self) -> Option<Errand> {
         let control = self.control.as_ref()?;
         let staying: Vec<_> = self.sockets.iter().filter(|socket| socket.leaving.is_none()).collect();
-        if staying.len() >= MAX_FDS {
+        if staying.len() + 1 >= MAX_FDS {
             return None;
         }
         let copy = |fd: std::os::fd::BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3).ok().map(Rc::new);
         let mut fds = staying.iter().map(|socket| copy(socket.as_fd())).collect::<Option<Vec<_>>>()?;
         fds.push(copy(control.as_fd())?);
+        if let Some(lifeline) = self.demo.as_ref().and_then(Demo::lifeline) {
+            fds.push(copy(lifeline)?);
+        }
         let listeners = staying.iter().map(|socket| self.bound(socket)).collect();
         Some(Errand { message: ToWorker::Keep { listeners }, fds, after_connections: false })
     }
