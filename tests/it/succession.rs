@@ -519,6 +519,26 @@ fn many_workers_are_taken_over_from() {
 }
 
 #[test]
+fn few_descriptors_are_enough() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).launch().descriptors(200, 200).start();
+    // Nearly as many as there are places for.
+    let mut clients: Vec<Client> = (0..100).map(|_| Client::connect(proxy.addr())).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            assert_eq!(client.get("/").status, 200);
+        }
+        proxy = replace(proxy);
+    }
+    let mut served = 0;
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        served += usize::from(client.try_response().is_ok_and(|response| response.status == 200));
+    }
+    assert_eq!(served, 100, "{}", proxy.text());
+}
+
+#[test]
 fn workers_of_a_master_killed_while_it_stops_finish_what_they_have() {
     let backend = gated();
     let mut proxy = Conf::http(&[backend.addr]).start();
