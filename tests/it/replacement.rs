@@ -299,6 +299,8 @@ fn a_successor_that_is_killed_is_succeeded_again() {
     proxy.upgrade();
     // What is on its way from one master to the other is lost with either.
     proxy.wait_for_log(&["the former master has given everything"]);
+    // Whoever answers a question has finished the turn in which the last of it came.
+    assert!(proxy.question("status").status.success());
     let orphans = proxy.kill_master();
     for client in &mut clients {
         assert_eq!(client.get("/").status, 200);
