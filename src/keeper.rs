@@ -83,6 +83,10 @@ impl<F> Connection<F> {
     /// The address that it counts under where the connections of one are bounded. A proxy in front brings those of
     /// many clients.
     pub fn counted(&self) -> Option<SocketAddr> {
+        // One that is turned away takes no place, or a client that tries again would keep itself out.
+        if self.task == Task::Refuse {
+            return None;
+        }
         match self.origin {
             Origin::Direct => self.peer,
             Origin::Awaited | Origin::Told(_) => None,

@@ -421,7 +421,9 @@ impl Master {
                     if listener.proxy_protocol.is_expected(peer.map(|addr| addr.ip())) {
                         connection.origin = Origin::Awaited;
                     }
-                    if !self.addresses.enter(connection.counted()) {
+                    let counted = connection.counted();
+                    if !self.addresses.enter(counted) {
+                        self.addresses.leave(counted);
                         connection.task = ipc::message::Task::Refuse;
                     }
                     self.give(connection);
