@@ -68,5 +68,8 @@ pub fn close(upstreams: &mut Slab<Upstream>, key: Key<Upstream>, cx: &mut Ctx) {
         cx.pools.closed(place);
     }
     cx.buffers.put(std::mem::take(&mut upstream.partial));
-    cx.forget(&mut upstream.socket);
+    match upstream.state {
+        UpstreamState::Relay(_) => cx.forget(&mut upstream.socket),
+        UpstreamState::Idle | UpstreamState::Exchange(_) => cx.forget_own(&mut upstream.socket),
+    }
 }

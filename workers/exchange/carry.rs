@@ -242,13 +242,8 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
-            // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
-            // has come to one that is not watched only the kernel knows.
-            let more = more_may_come
-                || client.input.as_ref().is_some_and(|input| input.end > end)
-                || client.socket.is_readable()
-                || !client.socket.registered && client.socket.has_input();
-            return if more { self.linger(client_key) } else { self.close_client(client_key) };
+            let more = more_may_come || client.input.as_ref().is_some_and(|input| input.end > end);
+            return if more { self.linger(client_key) } else { self.part(client_key) };
         }
         client.state = ClientState::Idle;
         client.answered(end, &mut self.cx);

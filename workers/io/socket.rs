@@ -51,7 +51,11 @@ pub struct Socket {
     urgent: bool,
     /// Both directions are closed, or an error is pending.
     gone: bool,
-    /// Whether the descriptor is registered with epoll and must be deregistered before it is closed.
+    /// A read has brought the end of file.
+    received_end: bool,
+    /// Our sending side is shut down.
+    sent_end: bool,
+    /// Whether the descriptor is registered with epoll.
     pub registered: bool,
     /// Bytes taken from the socket.
     pub bytes_in: u64,
@@ -72,6 +76,8 @@ impl Socket {
             read_closed: false,
             urgent: false,
             gone: false,
+            received_end: false,
+            sent_end: false,
             registered: false,
             bytes_in: 0,
             bytes_out: 0,
@@ -130,7 +136,7 @@ impl Socket {
         }
         loop {
             return match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
-                Ok((_, 0)) => Io::Eof,
+                Ok((_, 0)) => self.end(),
                 Ok((_, n)) => {
                     // A short read has drained the socket: what comes later raises a new edge.
                     self.readable = n == buffer.len() || self.read_closed || self.urgent;
@@ -230,7 +236,7 @@ impl Socket {
         }
         loop {
             return match pipe.fill(self.fd.as_fd(), most) {
-                Ok(0) => Io::Eof,
+                Ok(0) => self.end(),
                 Ok(n) => {
                     // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each
                     // holds at least one byte, so fewer bytes than segments have surely drained the socket.
@@ -281,15 +287,29 @@ impl Socket {
         }
     }
 
+    fn end(&mut self) -> Io {
+        self.received_end = true;
+        Io::Eof
+    }
+
     /// Tells the peer that nothing more will be sent.
     pub fn shutdown_write(&mut self) {
+        self.sent_end = true;
         // A peer that is gone already answers with an error that changes nothing.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
     }
 
+    /// Whether both ends of stream have been exchanged: nothing is left to be ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.sent_end && self.received_end
+    }
+
     /// Ends the connection for every process that holds it, in order (FIN).
     pub fn shutdown_both(&mut self) {
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        if !self.is_over() {
+            let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        }
     }
 
     /// Ends the connection for every process that holds it with a reset, so that the peer cannot take what it

@@ -264,7 +264,10 @@ impl Worker {
         if !connection.connecting {
             return self.drive_relay(key);
         }
-        if let Some(errno) = connection.socket.take_error() {
+        // An error shows in the event: without one the kernel need not be asked.
+        if connection.socket.is_gone()
+            && let Some(errno) = connection.socket.take_error()
+        {
             self.relay_connect_failed(key, &std::io::Error::from(errno));
         } else if connection.socket.is_writable() {
             self.relay_connected(key);
