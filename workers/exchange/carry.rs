@@ -120,6 +120,7 @@ impl Worker {
                         reused: false,
                         private,
                         partial: Vec::new(),
+                        answers_at_length: false,
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
                         return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));

@@ -19,6 +19,9 @@ use crate::proto::h1::write::Persistence;
 const TURN_BYTES: usize = 512 * 1024;
 /// A body with at least so much to come is spliced. Below it, copying costs less than the pipe's extra calls.
 const SPLICE_BYTES: u64 = 64 * 1024;
+/// Where long answers are to be expected, this much is read along with the head: the rest of the body need not be
+/// copied.
+const HEAD_BYTES: usize = 4 * 1024;
 /// Interim responses (1xx) passed on for one request at most.
 const MAX_INTERIM: u8 = 16;
 
@@ -55,7 +58,8 @@ impl Exchange {
         if upstream.connecting {
             return Ok(0);
         }
-        let n = match upstream.socket.recv(&mut cx.scratch) {
+        let most = if upstream.answers_at_length { HEAD_BYTES } else { cx.scratch.len() };
+        let n = match upstream.socket.recv(&mut cx.scratch[..most]) {
             Io::Moved(n) => n,
             Io::Blocked => return Ok(0),
             Io::Eof | Io::Broken(_) => return Err(self.no_response(upstream)),
@@ -72,6 +76,9 @@ impl Exchange {
             let result = self.take_heads(&bytes, client, upstream, cx);
             cx.buffers.put(bytes);
             result?;
+        }
+        if self.response_side != ResponseSide::Head {
+            upstream.answers_at_length = self.response_body.spliceable().is_some_and(|left| left >= SPLICE_BYTES);
         }
         Ok(n)
     }

@@ -66,7 +66,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Wraps a connected (or connecting) non-blocking socket, taken to be ready until it says otherwise.
+    /// Wraps a connected non-blocking socket, taken to be ready until it says otherwise.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Socket {
         Socket {
@@ -83,6 +83,13 @@ impl Socket {
             bytes_out: 0,
             deadline: Deadline { due_ms: u64::MAX, armed: None },
         }
+    }
+
+    /// Wraps a socket on its way to its peer. It is about to be registered, so that whatever comes brings an event;
+    /// asking before that would be in vain.
+    #[must_use]
+    pub fn connecting(fd: OwnedFd) -> Socket {
+        Socket { readable: false, ..Socket::new(fd) }
     }
 
     /// Remembers what an event says.

@@ -134,6 +134,7 @@ impl Worker {
             reused: false,
             private: false,
             partial: Vec::new(),
+            answers_at_length: false,
         };
         let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
             return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
@@ -193,6 +194,7 @@ impl Worker {
                 reused: false,
                 private: relay.send_proxy.is_some(),
                 partial: Vec::new(),
+                answers_at_length: false,
             };
             let connect_ms = relay.connect_ms;
             let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
