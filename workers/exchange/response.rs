@@ -7,9 +7,10 @@ use crate::exchange::request::BROKEN;
 use crate::exchange::rewrite::{self, OutFraming, ResponseContext};
 use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::{
-    CLIENT_GONE, Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step, send_or_keep, send_pending,
+    CLIENT_GONE, Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step, keep_rest, send_or_keep,
+    send_pending,
 };
-use crate::io::socket::Io;
+use crate::io::socket::{Io, Socket};
 use crate::proto::h1::body::BodyReader;
 use crate::proto::h1::head::{Method, ResponseFraming, Version};
 use crate::proto::h1::response::protocol_was_offered;
@@ -238,7 +239,13 @@ impl Exchange {
             self.announce(cx.out.len() + bytes[fed.direct.clone()].len(), client, cx);
         }
         if self.to_client.is_empty() {
-            send_or_keep(&mut client.socket, &mut self.to_client, &cx.out, &bytes[fed.direct], &mut cx.buffers)
+            // Where the rest is spliced it follows at once, or the socket is pushed.
+            let send = match self.response_body.spliceable() {
+                Some(SPLICE_BYTES..) => Socket::send_ahead,
+                Some(_) | None => Socket::send,
+            };
+            let io = send(&mut client.socket, &cx.out, &bytes[fed.direct.clone()]);
+            keep_rest(io, &mut self.to_client, &cx.out, &bytes[fed.direct], &mut cx.buffers)
                 .map_err(|_| Step::Cut(CLIENT_GONE))
         } else {
             self.to_client.push(&cx.out, &mut cx.buffers);
@@ -308,6 +315,7 @@ impl Exchange {
             match upstream.socket.splice_in(&pipe, most) {
                 Io::Moved(n) => held = n,
                 Io::Blocked => {
+                    client.socket.push();
                     cx.pipes.put(pipe);
                     return Ok(Some(0));
                 }

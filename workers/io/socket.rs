@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::io::splice::Pipe;
 use crate::timers::Armed;
@@ -55,6 +55,8 @@ pub struct Socket {
     received_end: bool,
     /// Our sending side is shut down.
     sent_end: bool,
+    /// Something written may wait for more.
+    held_back: bool,
     /// Whether the descriptor is registered with epoll.
     pub registered: bool,
     /// Bytes taken from the socket.
@@ -78,6 +80,7 @@ impl Socket {
             gone: false,
             received_end: false,
             sent_end: false,
+            held_back: false,
             registered: false,
             bytes_in: 0,
             bytes_out: 0,
@@ -208,6 +211,31 @@ impl Socket {
 
     /// Writes `first` and then `second`, as much as the socket takes.
     pub fn send(&mut self, first: &[u8], second: &[u8]) -> Io {
+        self.write(first, second, |fd| match (first, second) {
+            (one, []) | ([], one) => rustix::io::write(fd, one),
+            (first, second) => rustix::io::writev(fd, &[IoSlice::new(first), IoSlice::new(second)]),
+        })
+    }
+
+    /// The same where more follows at once: what is too little for a segment waits for that. If it does not follow,
+    /// [`Socket::push`] sends it on its way.
+    pub fn send_ahead(&mut self, first: &[u8], second: &[u8]) -> Io {
+        self.held_back = true;
+        self.write(first, second, |fd| {
+            let parts = [IoSlice::new(first), IoSlice::new(second)];
+            rustix::net::sendmsg(fd, &parts, &mut SendAncillaryBuffer::default(), SendFlags::MORE)
+        })
+    }
+
+    /// Sends on its way what waits behind [`Socket::send_ahead`] for more.
+    pub fn push(&mut self) {
+        if std::mem::take(&mut self.held_back) {
+            // It is set already; setting it again pushes (tcp(7)). A Unix socket holds nothing back.
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&self.fd, true);
+        }
+    }
+
+    fn write(&mut self, first: &[u8], second: &[u8], call: impl Fn(&OwnedFd) -> Result<usize, Errno>) -> Io {
         if !self.writable {
             return Io::Blocked;
         }
@@ -216,11 +244,7 @@ impl Socket {
             return Io::Blocked;
         }
         loop {
-            let result = match (first, second) {
-                (one, []) | ([], one) => rustix::io::write(&self.fd, one),
-                (first, second) => rustix::io::writev(&self.fd, &[IoSlice::new(first), IoSlice::new(second)]),
-            };
-            return match result {
+            return match call(&self.fd) {
                 Ok(n) => {
                     self.writable = n == wanted;
                     self.bytes_out += n as u64;
@@ -281,6 +305,7 @@ impl Socket {
             return match pipe.drain(self.fd.as_fd(), most) {
                 Ok(0) => Io::Blocked,
                 Ok(n) => {
+                    self.held_back = false;
                     self.bytes_out += n as u64;
                     Io::Moved(n)
                 }
@@ -388,6 +413,34 @@ mod tests {
         let mut buffer = [0; 8];
         assert_eq!(b.recv(&mut buffer), Io::Moved(1));
         assert_eq!(b.recv(&mut buffer), Io::Eof);
+    }
+
+    #[test]
+    fn what_was_sent_ahead_waits_for_more_or_for_the_push() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut socket = Socket::new(listener.accept().unwrap().0.into());
+        let arrived = || rustix::io::ioctl_fionread(&peer).unwrap();
+        assert_eq!(socket.send_ahead(b"he", b"llo"), Io::Moved(5));
+        // Without the push the kernel would keep it for a fifth of a second.
+        socket.push();
+        assert_eq!(arrived(), 5);
+        assert_eq!(socket.send_ahead(b"a", b"b"), Io::Moved(2));
+        assert_eq!(socket.send(b"c", b""), Io::Moved(1));
+        assert_eq!(arrived(), 8);
+    }
+
+    #[test]
+    fn both_ends_of_stream_are_to_be_exchanged_before_a_socket_is_over() {
+        let (mut a, mut b) = pair();
+        a.shutdown_write();
+        b.read_closed = true;
+        assert_eq!(b.recv(&mut [0; 8]), Io::Eof);
+        assert!(!a.is_over() && !b.is_over());
+        b.shutdown_write();
+        assert!(b.is_over());
+        assert_eq!(a.recv(&mut [0; 8]), Io::Eof);
+        assert!(a.is_over());
     }
 
     #[test]

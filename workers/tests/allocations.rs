@@ -4,6 +4,8 @@
 //! this test in the master's place. A run with many turns must not need more than one with few. The bound is not zero
 //! because tables and buffers grow to their final size at moments that depend on timing.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
