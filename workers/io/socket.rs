@@ -144,24 +144,10 @@ impl Socket {
         if !self.readable {
             return Io::Blocked;
         }
-        loop {
-            return match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
-                Ok((_, 0)) => self.end(),
-                Ok((_, n)) => {
-                    // A short read has drained the socket: what comes later raises a new edge.
-                    self.readable = n == buffer.len() || self.read_closed || self.urgent;
-                    self.bytes_in += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    self.urgent = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
-        }
+        let io = attempt(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()).map(|(_, n)| n));
+        // A short read has drained the socket: what comes later raises a new edge.
+        self.urgent &= io != Io::Blocked;
+        self.took(io, |n, socket| n == buffer.len() || socket.urgent)
     }
 
     /// Reads into `buffer`, which must not be empty, what the next read will bring again.
@@ -169,18 +155,23 @@ impl Socket {
         if !self.readable {
             return Io::Blocked;
         }
-        loop {
-            return match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK) {
-                Ok((_, 0)) => Io::Eof,
-                Ok((_, n)) => Io::Moved(n),
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+        let io = attempt(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK).map(|(_, n)| n));
+        self.readable = io != Io::Blocked;
+        io
+    }
+
+    /// Remembers what reading came to. `more`: whether there may be more after so many bytes.
+    fn took(&mut self, io: Io, more: impl Fn(usize, &Socket) -> bool) -> Io {
+        match io {
+            Io::Moved(n) => {
+                self.readable = self.read_closed || more(n, self);
+                self.bytes_in += n as u64;
+            }
+            Io::Blocked => self.readable = false,
+            Io::Eof => self.received_end = true,
+            Io::Broken(_) => {}
         }
+        io
     }
 
     /// What was peeked at is not enough: more raises a new edge, though nothing was taken. To be called before the
@@ -236,28 +227,20 @@ impl Socket {
     }
 
     fn write(&mut self, first: &[u8], second: &[u8], call: impl Fn(&OwnedFd) -> Result<usize, Errno>) -> Io {
-        if !self.writable {
-            return Io::Blocked;
-        }
         let wanted = first.len() + second.len();
-        if wanted == 0 {
+        if !self.writable || wanted == 0 {
             return Io::Blocked;
         }
-        loop {
-            return match call(&self.fd) {
-                Ok(n) => {
-                    self.writable = n == wanted;
-                    self.bytes_out += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.writable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+        let io = attempt(|| call(&self.fd));
+        match io {
+            Io::Moved(n) => {
+                self.writable = n == wanted;
+                self.bytes_out += n as u64;
+            }
+            Io::Blocked | Io::Eof => self.writable = false,
+            Io::Broken(_) => {}
         }
+        io
     }
 
     /// Moves at most `most` bytes from the socket into an empty pipe.
@@ -265,24 +248,10 @@ impl Socket {
         if !self.readable {
             return Io::Blocked;
         }
-        loop {
-            return match pipe.fill(self.fd.as_fd(), most) {
-                Ok(0) => self.end(),
-                Ok(n) => {
-                    // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each
-                    // holds at least one byte, so fewer bytes than segments have surely drained the socket.
-                    self.readable = n >= Pipe::MIN_SEGMENTS || n == most || self.read_closed;
-                    self.bytes_in += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
-        }
+        let io = attempt(|| pipe.fill(self.fd.as_fd(), most));
+        // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each holds at least
+        // one byte, so fewer bytes than segments have surely drained the socket.
+        self.took(io, |n, _| n >= Pipe::MIN_SEGMENTS || n == most)
     }
 
     /// Takes the socket for drained although that is not certain. The caller looks again later, with
@@ -301,27 +270,20 @@ impl Socket {
         if !self.writable {
             return Io::Blocked;
         }
-        loop {
-            return match pipe.drain(self.fd.as_fd(), most) {
-                Ok(0) => Io::Blocked,
-                Ok(n) => {
-                    self.held_back = false;
-                    self.bytes_out += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.writable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+        let io = attempt(|| pipe.drain(self.fd.as_fd(), most));
+        match io {
+            Io::Moved(n) => {
+                self.held_back = false;
+                self.bytes_out += n as u64;
+                io
+            }
+            Io::Blocked => {
+                self.writable = false;
+                io
+            }
+            Io::Eof => Io::Blocked,
+            Io::Broken(_) => io,
         }
-    }
-
-    fn end(&mut self) -> Io {
-        self.received_end = true;
-        Io::Eof
     }
 
     /// Tells the peer that nothing more will be sent.
@@ -365,6 +327,19 @@ impl Socket {
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
         ipc::tcp_info::unacknowledged(&self.fd).unwrap_or(0)
+    }
+}
+
+/// Calls until no signal interrupts. Nothing moved is the end of file.
+fn attempt(mut call: impl FnMut() -> Result<usize, Errno>) -> Io {
+    loop {
+        return match call() {
+            Ok(0) => Io::Eof,
+            Ok(n) => Io::Moved(n),
+            Err(Errno::AGAIN) => Io::Blocked,
+            Err(Errno::INTR) => continue,
+            Err(errno) => Io::Broken(errno),
+        };
     }
 }
 
