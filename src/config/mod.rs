@@ -15,6 +15,7 @@ mod parse;
 mod property;
 mod read;
 mod report;
+mod resolver;
 mod suggest;
 mod syntax;
 mod system;
@@ -62,6 +63,8 @@ pub struct ProcessSettings {
     pub upgrade_timeout_ms: u32,
     /// Permission bits of Unix listeners, by the socket's path; absent = what the umask leaves.
     pub unix_permissions: BTreeMap<PathBuf, u32>,
+    /// The hosts file; `None` = none is read.
+    pub hosts: Option<PathBuf>,
 }
 
 /// The master's control socket.
