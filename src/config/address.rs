@@ -386,7 +386,7 @@ mod tests {
         let target = Target::Host { name: "db.internal".to_owned(), port: 5432 };
         assert_eq!(parse_server("DB.internal:5432").unwrap(), ServerAddress::Name(target));
         for text in ["0x7f000001:80", "db.0x7f:80", "db.1:80"] {
-            assert!(parse_server(text).unwrap_err().text.contains("does not end with a number"), "{text}");
+            assert!(parse_server(text).unwrap_err().what.contains("does not end with a number"), "{text}");
         }
         let target = Target::Service { name: "_http._tcp.db.internal".to_owned() };
         assert_eq!(parse_service("_http._tcp.DB.internal").unwrap(), target);

@@ -128,6 +128,12 @@ impl Launch {
         launch
     }
 
+    /// With this file in the test's own directory.
+    pub fn file(self, name: &str, text: &str) -> Launch {
+        self.dir.write(name, text);
+        self
+    }
+
     /// Started from this file, and not from where it was built.
     pub fn binary(mut self, binary: PathBuf) -> Launch {
         self.binary = binary;
