@@ -59,9 +59,7 @@ pub fn parse_server(text: &str) -> Result<ServerAddress, Fault> {
     let (address, port) = match parse_endpoint(text, "80")? {
         Endpoint::Unix(path) => return Ok(ServerAddress::Literal(Address::Unix(path))),
         Endpoint::Inet(addr) => (ServerAddress::Literal(Address::Inet(addr)), addr.port()),
-        Endpoint::Name(host, port) => {
-            (ServerAddress::Name(Target::Host { name: parse_name(host)?, port }), port)
-        }
+        Endpoint::Name(host, port) => (ServerAddress::Name(Target::Host { name: parse_name(host)?, port }), port),
     };
     if port == 0 {
         return Err(Fault::new("a server cannot have port 0").help("write the port it listens on, 1 to 65535"));
@@ -75,8 +73,9 @@ pub fn parse_server(text: &str) -> Result<ServerAddress, Fault> {
 /// Says what is wrong with the text, and how to write it.
 pub fn parse_service(text: &str) -> Result<Target, Fault> {
     if text.contains(':') {
-        return Err(Fault::new(format!("{} has a port", quoted(text)))
-            .help("leave the port out: SRV records say which it is"));
+        return Err(
+            Fault::new(format!("{} has a port", quoted(text))).help("leave the port out: SRV records say which it is")
+        );
     }
     parse_name(text).map(|name| Target::Service { name })
 }

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ipc::snapshot::{
-    AccessLog, Address, Dispatch, Dns, Endpoint, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat, LogTarget,
-    Mode, NamedServer, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, Target, TimeoutOverrides,
-    Timeouts,
+    AccessLog, Address, Dispatch, Dns, Endpoint, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener,
+    LogFormat, LogTarget, Mode, NamedServer, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot,
+    Target, TimeoutOverrides, Timeouts,
 };
 
 use super::address::{ServerAddress, conflict, first_of};
-use super::resolver::{HOSTS_MAX, read_hosts, read_resolv_conf};
 use super::report::{Diagnostic, Report, quoted};
+use super::resolver::{HOSTS_MAX, read_hosts, read_resolv_conf};
 use super::suggest::nearest;
 use super::syntax::{self, At, File, Given, ProxySource, Span};
 use super::system::System;

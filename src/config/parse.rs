@@ -11,12 +11,10 @@ use ipc::snapshot::{
 };
 use toml::de::{DeTable, DeValue};
 
-use super::address::{
-    ServerAddress, parse_bind, parse_host, parse_network, parse_path, parse_server, parse_service,
-};
+use super::address::{ServerAddress, parse_bind, parse_host, parse_network, parse_path, parse_server, parse_service};
 use super::read::{Schema, Section, Value, entries, type_of};
-use super::resolver::{ATTEMPTS_MAX, NDOTS_MAX, TIMEOUT_MAX_MS, read_server, read_suffix};
 use super::report::{Diagnostic, Fault, Report, Source, quoted};
+use super::resolver::{ATTEMPTS_MAX, NDOTS_MAX, TIMEOUT_MAX_MS, read_server, read_suffix};
 use super::syntax::{
     At, Dns, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
 };

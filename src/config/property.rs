@@ -100,7 +100,19 @@ fn group() -> impl Strategy<Value = Group> {
         servers.retain(|server| seen.insert(server.address.clone()));
         let mut seen = std::collections::HashSet::new();
         names.retain(|named| seen.insert(named.target.clone()));
-        Group { name, balance, servers, names, timeouts, tries, keepalive, health, worker_header, send_proxy, removed: false }
+        Group {
+            name,
+            balance,
+            servers,
+            names,
+            timeouts,
+            tries,
+            keepalive,
+            health,
+            worker_header,
+            send_proxy,
+            removed: false,
+        }
     })
 }
 

@@ -89,8 +89,9 @@ pub fn read_server(text: &str, interface: &dyn Fn(&str) -> Option<u32>) -> Resul
     };
     let found = read_ip(text, PORT, interface).or_else(|| text.parse().ok()).or_else(bracketed);
     found.filter(|address| address.port() != 0 && !address.ip().is_unspecified()).ok_or_else(|| {
-        Fault::new(format!("{} is not the address of a name server", quoted(text)))
-            .help("write an IP address, with a port unless that is 53: \"10.0.0.2\", \"127.0.0.1:5353\", \"[::1]:5353\"")
+        Fault::new(format!("{} is not the address of a name server", quoted(text))).help(
+            "write an IP address, with a port unless that is 53: \"10.0.0.2\", \"127.0.0.1:5353\", \"[::1]:5353\"",
+        )
     })
 }
 
@@ -163,7 +164,10 @@ mod tests {
         let text = "127.0.0.1 localhost LOCALHOST.localdomain # c\n::1 localhost\nnonsense x\n10.0.0.1\tb a b 1.2\n";
         let (hosts, more) = read_hosts(text);
         let shown: Vec<_> = hosts.iter().map(|(name, ips)| format!("{name}={ips:?}")).collect();
-        assert_eq!(shown, ["a=[10.0.0.1]", "b=[10.0.0.1]", "localhost=[127.0.0.1, ::1]", "localhost.localdomain=[127.0.0.1]"]);
+        assert_eq!(
+            shown,
+            ["a=[10.0.0.1]", "b=[10.0.0.1]", "localhost=[127.0.0.1, ::1]", "localhost.localdomain=[127.0.0.1]"]
+        );
         assert!(!more);
     }
 

@@ -227,7 +227,8 @@ impl Question {
         // Only when there is nothing: then for how long.
         let soa = answers.is_empty() && !truncated && matches!(rcode, 0 | 3);
         let flags = 0x81 | if truncated { 2 } else { 0 };
-        let mut out = vec![self.id[0], self.id[1], flags, 0x80 | rcode, 0, 1, count[0], count[1], 0, u8::from(soa), 0, 0];
+        let mut out =
+            vec![self.id[0], self.id[1], flags, 0x80 | rcode, 0, 1, count[0], count[1], 0, u8::from(soa), 0, 0];
         out.extend_from_slice(&self.raw);
         out.extend_from_slice(&[self.kind.to_be_bytes(), 1u16.to_be_bytes()].concat());
         for (owner, record) in answers {

@@ -63,7 +63,10 @@ fn a_name_is_used_with_all_its_addresses() {
     let proxy = conf(port, &[dns.addr]).start();
     assert_eq!(answers(proxy.addr(), 12), ["127.0.0.1", "127.0.0.2"]);
     let asked = dns.asked();
-    assert!(asked.contains(&"app.test A udp".to_owned()) && asked.contains(&"app.test AAAA udp".to_owned()), "{asked:?}");
+    assert!(
+        asked.contains(&"app.test A udp".to_owned()) && asked.contains(&"app.test AAAA udp".to_owned()),
+        "{asked:?}"
+    );
     // The master and two workers, each once for each family.
     assert!(asked.len() <= 6, "{asked:?}");
 }
@@ -108,7 +111,8 @@ fn a_request_in_progress_outlives_its_address() {
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     wait_until("the request is there", || slow.heads() == 1);
     dns.set("app.test", &["A 1 127.0.0.2"]);
-    wait_for_answers(&proxy, &["127.0.0.2"]);
+    proxy.wait_for_log(&["app.test", "now stands for 127.0.0.2"]);
+    assert_eq!(answers(proxy.addr(), 3), ["127.0.0.2"]);
     slow.gate().open();
     assert_eq!(client.response().text(), "halfhalf");
     assert_eq!(client.get("/").text(), "127.0.0.2");
@@ -251,7 +255,8 @@ fn aliases_are_followed_and_circles_are_not() {
     dns.set("c.test", &["A 60 127.0.0.1"]);
     dns.set("round.test", &["CNAME 60 about.test"]);
     dns.set("about.test", &["CNAME 60 round.test"]);
-    let round = format!("[backends.round]\nservers = [\"round.test:{port}\"]\n[[route]]\npath = \"/round\"\nto = \"round\"");
+    let round =
+        format!("[backends.round]\nservers = [\"round.test:{port}\"]\n[[route]]\npath = \"/round\"\nto = \"round\"");
     let proxy = conf(port, &[dns.addr]).tables(&round).start();
     assert_eq!(answers(proxy.addr(), 6), ["127.0.0.1"]);
     assert_eq!(get(proxy.addr(), "/round").status, 503);

@@ -81,8 +81,12 @@ impl Names {
     /// due at once.
     #[must_use]
     pub fn new(snapshot: &Snapshot, former: Option<&Names>, speaks: bool) -> Names {
+        Names { generation: snapshot.generation, ..Names::of(&snapshot.groups, former, speaks) }
+    }
+
+    fn of(groups: &[Group], former: Option<&Names>, speaks: bool) -> Names {
         let mut names = Names {
-            generation: snapshot.generation,
+            generation: 0,
             entries: Vec::new(),
             by_target: HashMap::new(),
             due: BTreeSet::new(),
@@ -90,7 +94,7 @@ impl Names {
             changed: BTreeSet::new(),
             speaks,
         };
-        for (id, group) in (0..).zip(&snapshot.groups) {
+        for (id, group) in (0..).zip(groups) {
             for named in &group.names {
                 let next = names.entries.len();
                 let at = *names.by_target.entry(named.target.clone()).or_insert(next);

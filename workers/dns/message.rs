@@ -168,7 +168,8 @@ pub fn read(bytes: &[u8], question: &Question) -> Result<Reply, Mismatch> {
     }
     let asked = message.sole_question().map_err(|_| Mismatch::NotOurs)?;
     // Servers may return the name in other letters than it was asked in.
-    if text_of(asked.qname()) != question.name || asked.qtype() != question.kind.rtype() || asked.qclass() != Class::IN {
+    if text_of(asked.qname()) != question.name || asked.qtype() != question.kind.rtype() || asked.qclass() != Class::IN
+    {
         return Err(Mismatch::NotOurs);
     }
     if reply.truncated || matches!(outcome, Outcome::FormatError | Outcome::Failure(_)) {

@@ -89,8 +89,20 @@ mod tests {
     #[test]
     fn what_only_looks_like_an_address_is_neither() {
         for text in [
-            "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "127.0.0.1.", "127.0.0.256", "1.2.3.4.5", "a.0x", "a.0xAf",
-            "a.1", "0", "[::1]", "fe80::1%lo", "0X7F.1",
+            "0x7f000001",
+            "2130706433",
+            "127.1",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "127.0.0.256",
+            "1.2.3.4.5",
+            "a.0x",
+            "a.0xAf",
+            "a.1",
+            "0",
+            "[::1]",
+            "fe80::1%lo",
+            "0X7F.1",
         ] {
             assert!(read(text).is_err(), "{text}");
         }
@@ -104,7 +116,8 @@ mod tests {
         assert_eq!(read("_http._tcp.app"), name("_http._tcp.app", false));
         assert_eq!(read("1a.x2"), name("1a.x2", false));
         assert_eq!(read("0xg"), name("0xg", false));
-        for text in ["", ".", "..", "a..b", ".a", "a b", "a/b", "é", "a\0b", "a..", &"a.".repeat(127), &"a".repeat(64)] {
+        for text in ["", ".", "..", "a..b", ".a", "a b", "a/b", "é", "a\0b", "a..", &"a.".repeat(127), &"a".repeat(64)]
+        {
             assert!(read(text).is_err() || text == "a.".repeat(127), "{text:?}");
         }
         assert!(read(&"a.".repeat(127)).is_ok());

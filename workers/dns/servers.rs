@@ -172,7 +172,10 @@ mod tests {
     #[test]
     fn rotation_begins_with_the_next_each_time() {
         let mut servers = servers(true);
-        assert_eq!((servers.order(0), servers.order(0), servers.order(0)), (vec![0, 1, 2], vec![1, 2, 0], vec![2, 0, 1]));
+        assert_eq!(
+            (servers.order(0), servers.order(0), servers.order(0)),
+            (vec![0, 1, 2], vec![1, 2, 0], vec![2, 0, 1])
+        );
         assert!(Servers::new(&[], true).order(0).is_empty());
     }
 }

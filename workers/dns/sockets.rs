@@ -12,7 +12,8 @@ use ipc::snapshot::Dns;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Interest, Registry, Token};
 
-use crate::dns::resolver::{Answer, Command, DnsError, Lookup, Query, Resolver};
+use crate::dns::lookup::{Answer, DnsError, Lookup};
+use crate::dns::resolver::{Command, Query, Resolver};
 use crate::dns::servers::Change;
 use crate::slab::{Key, Slab};
 

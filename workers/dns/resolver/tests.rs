@@ -6,6 +6,7 @@ use domain::rdata::{A, Aaaa, Cname, Soa, Srv};
 use proptest::prelude::*;
 
 use super::*;
+use crate::dns::message::Service;
 
 fn server(n: u8) -> SocketAddr {
     ([127, 0, 0, n], 53).into()
