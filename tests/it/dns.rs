@@ -184,15 +184,17 @@ fn a_name_that_is_gone_takes_its_servers_out() {
 
 #[test]
 fn failing_name_servers_take_no_server_out() {
-    let (port, _backends) = backends(1);
+    let (port, _backends) = backends(2);
     for manner in [Manner::Silent, Manner::Failing] {
         let dns = NameServer::start();
-        dns.set("app.test", &["A 1 127.0.0.1"]);
+        dns.set("app.test", &["A 1 127.0.0.2"]);
         let mut proxy = conf(port, &[dns.addr]).start();
+        dns.set("app.test", &["A 1 127.0.0.1"]);
+        wait_for_answers(&proxy, &["127.0.0.1"]);
         dns.behave(manner);
         proxy.wait_for_log(&["WARN", "app.test", "the addresses it had before are used"]);
         assert_eq!(answers(proxy.addr(), 6), ["127.0.0.1"]);
-        // A new worker knows what was known when the configuration was read.
+        // A new worker knows what the others know.
         kill(proxy.workers()[0], Signal::SIGKILL).unwrap();
         proxy.wait_for_log(&["killed by SIGKILL"]);
         proxy.wait_for_workers(2);

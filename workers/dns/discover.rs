@@ -13,7 +13,7 @@ use crate::dns::message::Service;
 use crate::dns::resolver::Resolver;
 
 /// Addresses that one name of a server may stand for.
-pub const ENDPOINTS_MAX: usize = 256;
+pub const ENDPOINTS_MAX: usize = ipc::message::MAX_ENDPOINTS;
 /// The largest share that a server can have.
 const WEIGHT_MAX: u32 = 1000;
 
@@ -28,12 +28,15 @@ pub struct Discovered {
     pub lacks: Lacks,
 }
 
+/// A host of a service, and its addresses once they are known.
+type Hosted = (Service, Option<Result<Rc<Answer>, DnsError>>);
+
 /// A name on its way to its addresses.
 #[derive(Debug)]
 pub struct Discovery {
     target: Target,
     service: Option<Rc<Answer>>,
-    hosts: Vec<(Service, Option<Result<Rc<Answer>, DnsError>>)>,
+    hosts: Vec<Hosted>,
 }
 
 /// What came of a step: nothing yet, or the end.
@@ -116,10 +119,7 @@ fn of_host(answer: &Answer, port: u16) -> Discovered {
 }
 
 /// Hosts of the lowest priority are used first, all others are backups; shares are those of the records.
-fn of_service(
-    service: &Answer,
-    hosts: &[(Service, Option<Result<Rc<Answer>, DnsError>>)],
-) -> Result<Discovered, DnsError> {
+fn of_service(service: &Answer, hosts: &[Hosted]) -> Result<Discovered, DnsError> {
     let first = hosts.iter().map(|(service, _)| service.priority).min().unwrap_or(0);
     let most = hosts.iter().map(|(service, _)| u32::from(service.weight)).max().unwrap_or(0);
     let mut found: Vec<Endpoint> = Vec::new();

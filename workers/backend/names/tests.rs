@@ -9,7 +9,7 @@ fn endpoint(text: &str) -> Endpoint {
     Endpoint { address: text.parse().unwrap(), weight: None, backup: false }
 }
 
-fn named(name: &str, known: &[&str]) -> NamedServer {
+pub(crate) fn named(name: &str, known: &[&str]) -> NamedServer {
     NamedServer {
         name: name.to_owned(),
         target: Target::Host { name: name.to_owned(), port: 80 },
@@ -19,9 +19,9 @@ fn named(name: &str, known: &[&str]) -> NamedServer {
     }
 }
 
-fn group(name: &str, literal: &[&str], names: Vec<NamedServer>) -> Group {
+pub(crate) fn group(name: &str, literal: &[&str], names: Vec<NamedServer>) -> Group {
     let server = |text: &&str| Server {
-        number: 7,
+        number: text.bytes().map(u64::from).sum(),
         name: (*text).to_owned(),
         address: Address::Inet(text.parse().unwrap()),
         weight: 1,
@@ -52,6 +52,11 @@ fn addresses(servers: &[Server]) -> Vec<String> {
     servers.iter().map(|server| server.address.to_string()).collect()
 }
 
+/// The names of these groups, as the master knows them.
+pub(crate) fn known_names(groups: &[Group]) -> Names {
+    names(groups, None)
+}
+
 /// A resolver that knows these hosts and asks nobody.
 fn resolver(hosts: &[(&str, &[&str])]) -> Resolver<Waiter> {
     let ips = |ips: &&[&str]| ips.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect();
@@ -66,7 +71,7 @@ fn an_address_is_one_server_whoever_names_it() {
         group("g", &["10.0.0.1:80"], vec![named("a", &["10.0.0.1:80", "10.0.0.2:80"]), named("b", &["10.0.0.2:80"])]);
     let servers = names(std::slice::from_ref(&group), None).servers(&group);
     assert_eq!(addresses(&servers), ["10.0.0.1:80", "10.0.0.2:80"]);
-    assert_eq!((servers[0].number, servers[1].name.as_str(), servers[1].weight), (7, "a", 3));
+    assert_eq!((servers[0].weight, servers[1].name.as_str(), servers[1].weight), (1, "a", 3));
 }
 
 #[test]
@@ -99,13 +104,16 @@ fn what_is_found_replaces_what_was_known_and_says_whose_groups_change() {
 }
 
 #[test]
-fn the_next_configuration_begins_with_what_was_found() {
+fn the_next_configuration_begins_with_what_the_master_found() {
     let groups = [group("g", &[], vec![named("a", &["10.0.0.1:80"])])];
     let mut first = names(&groups, None);
     first.advance(&mut resolver(&[("a", &["10.0.0.2"])]), 0);
     let second = names(&groups, Some(&first));
-    assert_eq!(addresses(&second.servers(&groups[0])), ["10.0.0.2:80"]);
+    assert_eq!(addresses(&second.servers(&groups[0])), ["10.0.0.1:80"]);
     assert_eq!(second.next_due(), Some(0));
+    // Unless the master found nothing.
+    let groups = [group("g", &[], vec![named("a", &[])])];
+    assert_eq!(addresses(&names(&groups, Some(&first)).servers(&groups[0])), ["10.0.0.2:80"]);
 }
 
 #[test]
