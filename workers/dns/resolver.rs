@@ -69,6 +69,8 @@ pub struct Query {
     tcp: bool,
     edns: bool,
     wrong: u8,
+    /// For want of a socket it has not been sent: that is not the server's fault.
+    unsent: bool,
     due_ms: u64,
 }
 
@@ -325,6 +327,13 @@ impl<W> Resolver<W> {
         self.trouble(key, Trouble::Unreachable, now_ms);
     }
 
+    /// There was no socket for `query`: it is as if its message had been lost on the way.
+    pub fn on_unsent(&mut self, key: Key<Query>) {
+        if let Some(query) = self.queries.get_mut(key) {
+            query.unsent = true;
+        }
+    }
+
     /// Begins to ask for the present one of a lookup's names.
     fn begin(&mut self, key: Key<Flight>, now_ms: u64) {
         let Some(flight) = self.flights.get(key) else { return };
@@ -346,6 +355,7 @@ impl<W> Resolver<W> {
                 tcp: false,
                 edns: true,
                 wrong: 0,
+                unsent: false,
                 due_ms: u64::MAX,
             };
             let Ok(query) = self.queries.insert(query) else { continue };
@@ -371,7 +381,7 @@ impl<W> Resolver<W> {
             return self.end_query(key, Part { found: Err(DnsError::Busy), ttl: None }, now_ms);
         };
         query.question.id = id;
-        query.wrong = 0;
+        (query.wrong, query.unsent) = (0, false);
         let Some(message) = message::write(&query.question, query.edns) else {
             let why = "it cannot be asked for";
             return self.end_query(key, Part { found: Err(DnsError::NotAName(why)), ttl: None }, now_ms);
@@ -384,7 +394,9 @@ impl<W> Resolver<W> {
 
     fn trouble(&mut self, key: Key<Query>, why: Trouble, now_ms: u64) {
         let Some(query) = self.queries.get(key) else { return };
-        if let Some(&server) = query.order.get(query.tries % query.order.len().max(1)) {
+        if let Some(&server) = query.order.get(query.tries % query.order.len().max(1))
+            && !query.unsent
+        {
             self.servers.failed(server, why, now_ms);
         }
         self.next_server(key, DnsError::Trouble(why), now_ms);

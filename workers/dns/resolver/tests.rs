@@ -256,6 +256,22 @@ fn a_server_that_fails_or_is_unreachable_is_followed_by_the_next() {
 }
 
 #[test]
+fn for_want_of_a_socket_no_server_is_blamed() {
+    let mut resolver = resolver(1);
+    for n in 0..3u64 {
+        let _ = resolver.lookup(&format!("n{n}.x"), 1, n * 10_000);
+        while let Some(due_ms) = resolver.next_deadline() {
+            for one in sent(&mut resolver) {
+                resolver.on_unsent(one.query);
+            }
+            resolver.on_time(due_ms);
+        }
+    }
+    assert_eq!(resolver.next_change(), None);
+    assert!(finished(&mut resolver).iter().all(|(_, result)| *result == Err(DnsError::Trouble(Trouble::Silent))));
+}
+
+#[test]
 fn a_server_that_does_not_know_edns_is_asked_without() {
     let mut resolver = resolver(1);
     let _ = resolver.lookup("app.x", 1, 0);
