@@ -57,11 +57,14 @@ fn wait_for_answers(proxy: &Proxy, wanted: &[&str]) {
 
 #[test]
 fn a_name_is_used_with_all_its_addresses() {
-    let (port, _backends) = backends(2);
+    let (port, _backends, _v6) = wait_for("the port is free for IPv6 too", || {
+        let (port, backends) = backends(2);
+        Some((port, backends, named(TcpListener::bind(("::1", port)).ok()?)))
+    });
     let dns = NameServer::start();
-    dns.set("app.test", &["A 60 127.0.0.1", "A 60 127.0.0.2"]);
+    dns.set("app.test", &["A 60 127.0.0.1", "A 60 127.0.0.2", "AAAA 60 ::1"]);
     let proxy = conf(port, &[dns.addr]).start();
-    assert_eq!(answers(proxy.addr(), 12), ["127.0.0.1", "127.0.0.2"]);
+    assert_eq!(answers(proxy.addr(), 12), ["127.0.0.1", "127.0.0.2", "::1"]);
     let asked = dns.asked();
     assert!(
         asked.contains(&"app.test A udp".to_owned()) && asked.contains(&"app.test AAAA udp".to_owned()),
@@ -86,6 +89,10 @@ fn new_addresses_join_and_old_ones_drain() {
     // Those to the one that stayed are used further: at most one for each worker was opened.
     assert!(backends[1].open() > 0 && backends[1].connections() <= kept + 2, "{kept} {}", backends[1].connections());
     proxy.wait_for_log(&["INFO", "app.test", "now stands for 127.0.0.2", "127.0.0.3"]);
+    // What fails is named with its address.
+    drop(backends);
+    answers(proxy.addr(), 12);
+    proxy.wait_for_log(&["WARN", "backends.web: app.test", "(127.0.0.3:", "failed 3 times in a row"]);
 }
 
 #[test]

@@ -300,6 +300,12 @@ fn inet(server: &Server) -> Option<SocketAddr> {
     }
 }
 
+/// Whether a server is one of the addresses of a name.
+#[must_use]
+pub fn is_of_name(server: &Server) -> bool {
+    server.number & NUMBER_OF_NAME != 0
+}
+
 /// The number of a server given by name: the same in every worker for the same address in a group of the same name,
 /// without anybody handing them out. Two servers may have the same one with a probability of 2^-63; then relays are
 /// counted for the wrong one.
