@@ -178,7 +178,13 @@ impl Client {
         if space.is_empty() {
             return None;
         }
-        let io = self.socket.recv(space);
+        // To a client on a Unix socket a reset is only possible with a byte unread, and to one of HTTP/1.0 it may be the
+        // only way to show that an answer is cut. Which version it speaks is not known yet.
+        let io = if self.peer.is_none() && self.state == ClientState::Idle {
+            self.socket.recv_keeping(space)
+        } else {
+            self.socket.recv(space)
+        };
         if let Io::Moved(n) = io {
             input.end += n;
         }

@@ -165,6 +165,8 @@ pub struct Ctx {
     pub descriptors: Descriptors,
     /// Connections to clients and servers.
     pub sockets: usize,
+    /// Whether there may be more events than this turn looks at.
+    pub events_left: bool,
     /// Descriptors kept open for the case that the master dies.
     pub kept: usize,
     /// What was closed to make room, to be warned of.

@@ -98,6 +98,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         log: log_fd.map(|fd| access_log::AccessLog::new(fd, site.snapshot.access_log.format)),
         descriptors: room::Descriptors::new(descriptor_limit()),
         sockets: 0,
+        events_left: false,
         kept: 0,
         given_way: room::GivenWay::default(),
         work: VecDeque::new(),

@@ -21,7 +21,7 @@ use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
 use crate::orphan::{CONTROL, Succession, VISITOR};
-use crate::proto::h1::head::{BodyFraming, Method};
+use crate::proto::h1::head::{BodyFraming, Method, Version};
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -132,13 +132,16 @@ impl Worker {
             self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
             // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
             // answer to a request that this turn sends on it.
+            let mut taken = 0;
             for event in &events {
+                taken += 1;
                 if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
                     && let Some(upstream) = self.upstreams.get_mut(key)
                 {
                     upstream.socket.on_event(event);
                 }
             }
+            self.cx.events_left = taken >= EVENTS;
             for event in &events {
                 match (event.token(), Owner::from_bits(event.token().0 as u64)) {
                     (CHANNEL, _) => channel_ready = true,
@@ -434,8 +437,9 @@ impl Worker {
                 let bytes = client.unanswered(&self.cx.arena);
                 match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
-                    Ok(None) => {}
+                    Ok(None) => client.socket.release(),
                     Err(error) => {
+                        client.socket.release();
                         let problem = Problem { status: error.status(), reason: Reason::RequestHead(error) };
                         let method = self.cx.request.method;
                         return self.answer_to(method, key, problem);
@@ -493,6 +497,10 @@ impl Worker {
     /// Serves the request whose head, in `cx.request`, is the first `length` unanswered bytes.
     fn begin_exchange(&mut self, client_key: Key<Client>, length: usize) {
         let Some(client) = self.clients.get_mut(client_key) else { return };
+        if self.cx.request.version == Version::Http11 {
+            // Its answers are framed: what is cut shows.
+            client.socket.release();
+        }
         if self.cx.request.framing == BodyFraming::Chunked {
             client.make_body_room(length, &mut self.cx);
         }

@@ -242,6 +242,7 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
+            client.socket.release();
             // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
             // has come to one that is not watched only the kernel knows.
             let more = more_may_come
@@ -252,6 +253,9 @@ impl Worker {
         }
         client.state = ClientState::Idle;
         client.answered(end, &mut self.cx);
+        if client.input.is_none() {
+            client.socket.release();
+        }
         if self.cx.giving_back {
             self.give_back(client_key);
         } else if client.input.is_some() || client.socket.is_readable() {
@@ -340,9 +344,11 @@ fn reuse(
     cx: &mut Ctx,
 ) -> bool {
     let Some(upstream) = upstreams.get_mut(idle) else { return false };
-    // A request that must not be sent twice is not risked on a connection that is already over. Asking costs a
-    // call; the others are simply sent again.
-    if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
+    // What has come on it is no answer to this request, and the turn began with looking at what came. Only when there
+    // was more to look at than fits into a turn must the kernel be asked. So it is for a request that must not be sent
+    // twice: it is not risked on a connection that is already over. Asking costs a call.
+    let ask = cx.events_left || !exchange.method.is_idempotent();
+    if upstream.socket.is_readable() || (ask && upstream.socket.has_input()) {
         upstream::close(upstreams, idle, cx);
         return false;
     }
