@@ -23,6 +23,10 @@ pub mod slab;
 pub mod timers;
 pub mod worker;
 
+// What is shared with the fuzz targets names this crate as they do.
+#[cfg(test)]
+extern crate self as workers;
+
 use std::collections::VecDeque;
 use std::io as stdio;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
