@@ -127,6 +127,7 @@ fn early_end_shows_to_http_1_0_over_ipv6() {
 #[test]
 fn early_end_shows_to_http_1_0_over_a_unix_socket() {
     early_end_shows_to_http_1_0_too(Over::Unix);
+    early_end_shows_to_http_1_0_too(Over::UnixHeader);
 }
 
 fn early_end_shows_to_http_1_0_too(over: Over) {

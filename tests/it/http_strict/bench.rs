@@ -103,6 +103,8 @@ pub enum Over {
     Unix,
     /// IPv4, with a PROXY header in front of each connection.
     Header,
+    /// A Unix socket, with a PROXY header in front of each connection.
+    UnixHeader,
 }
 
 impl Over {
@@ -112,6 +114,7 @@ impl Over {
             Over::V4 => "",
             Over::V6 => "bind = \"[::1]:0\"",
             Over::Unix => "bind = \"unix:{dir}/listener\"",
+            Over::UnixHeader => "bind = \"unix:{dir}/listener\"\nproxy_protocol = { from = [\"unix\"] }",
             Over::Header => "proxy_protocol = { from = [\"127.0.0.0/8\"] }",
         }
     }
@@ -122,13 +125,13 @@ impl Over {
             Over::V4 => Some("127.0.0.1"),
             Over::V6 => Some("::1"),
             Over::Unix => None,
-            Over::Header => Some("192.0.2.7"),
+            Over::Header | Over::UnixHeader => Some("192.0.2.7"),
         }
     }
 
     pub fn connect(self, proxy: &Proxy) -> Client {
         let mut client = Client::connect(proxy.addr());
-        if self == Over::Header {
+        if matches!(self, Over::Header | Over::UnixHeader) {
             client.send("PROXY TCP4 192.0.2.7 192.0.2.8 4711 80\r\n");
         }
         client

@@ -142,6 +142,7 @@ pub fn expectations_and_hops() -> Vec<Row> {
         .without(&["expect"]),
         good("100-continue in capitals", "9110 10.1.1", &expect("Expect: 100-CONTINUE\r\n"), POST)
             .with(&[("expect", "100-continue")]),
+        own("an https target on a connection without TLS", "9110 15.5.20", &line("GET https://a/ HTTP/1.1"), 421),
         own("OPTIONS that ends here", "9110 7.6.2", &hops("OPTIONS", "0"), 200),
         own("OPTIONS that ends here, many zeros", "9110 7.6.2", &hops("OPTIONS", "000"), 200),
         own("OPTIONS * that ends here", "9110 7.6.2", "OPTIONS * HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", 200),
