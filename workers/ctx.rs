@@ -255,7 +255,7 @@ impl Ctx {
         }
     }
 
-    /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.
+    /// Takes a socket out of epoll.
     fn deregister(&self, socket: &mut Socket) {
         if socket.registered {
             socket.registered = false;
@@ -288,10 +288,18 @@ impl Ctx {
         true
     }
 
-    /// Takes a socket that was counted out of epoll and the timer wheel, before it is closed.
+    /// Lets go of a socket, of whose connection another process may have a copy: nothing that happens on it from now
+    /// on wakes this worker. With both ends of stream exchanged nothing does, and a call is saved.
     pub fn forget(&mut self, socket: &mut Socket) {
+        if !socket.is_over() {
+            self.deregister(socket);
+        }
+        self.forget_own(socket);
+    }
+
+    /// Lets go of a socket of which nobody has a copy: closing it takes it out of epoll.
+    pub fn forget_own(&mut self, socket: &mut Socket) {
         self.sockets -= 1;
-        self.deregister(socket);
         if let Some(armed) = socket.deadline.armed.take() {
             self.timers.cancel(armed);
         }

@@ -549,10 +549,26 @@ impl Worker {
         client.publish(ipc::state::Phase::Done, &self.cx);
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
+        self.drop_input(key);
+        let Some(client) = self.clients.get_mut(key) else { return };
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
         self.cx.watch(&mut client.socket, Owner::Client(key));
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
-        self.drop_input(key);
+    }
+
+    /// Ends the connection of a client that has been answered and is not known to have sent more. If it has, it
+    /// lingers: closed with bytes unread the connection would be reset, and the client might lose the answer.
+    pub(crate) fn part(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.publish(ipc::state::Phase::Done, &self.cx);
+        if !client.socket.registered {
+            // Of what has come to one that is not watched only the kernel knows.
+            client.socket.look_again();
+        }
+        match client.socket.recv(&mut self.cx.scratch) {
+            Io::Moved(_) => self.linger(key),
+            Io::Blocked | Io::Eof | Io::Broken(_) => self.close_client(key),
+        }
     }
 
     fn drop_input(&mut self, key: Key<Client>) {

@@ -120,6 +120,7 @@ impl Worker {
                         reused: false,
                         private,
                         partial: Vec::new(),
+                        answers_at_length: false,
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
                         return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));
@@ -243,13 +244,8 @@ impl Worker {
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
             client.socket.release();
-            // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
-            // has come to one that is not watched only the kernel knows.
-            let more = more_may_come
-                || client.input.as_ref().is_some_and(|input| input.end > end)
-                || client.socket.is_readable()
-                || !client.socket.registered && client.socket.has_input();
-            return if more { self.linger(client_key) } else { self.close_client(client_key) };
+            let more = more_may_come || client.input.as_ref().is_some_and(|input| input.end > end);
+            return if more { self.linger(client_key) } else { self.part(client_key) };
         }
         client.state = ClientState::Idle;
         client.answered(end, &mut self.cx);
