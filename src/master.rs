@@ -275,6 +275,7 @@ impl Master {
             self.hear_formers();
             self.check_successor(now);
             self.tell_reloaded();
+            self.send_left(now);
             self.measure(now);
             if self.course == Course::HandingOver {
                 self.send_to_successor(now);
@@ -387,7 +388,9 @@ impl Master {
             if !self.sockets[index].ready {
                 continue;
             }
-            match self.accept_burst(index, now) {
+            let burst = self.accept_burst(index, now);
+            self.send_accepted(now);
+            match burst {
                 Burst::Over => {}
                 Burst::NoRoom => return false,
                 Burst::Exhausted => return true,
@@ -407,9 +410,12 @@ impl Master {
 
     /// Accepts up to a burst from one listener.
     fn accept_burst(&mut self, index: usize, now: Instant) -> Burst {
-        for _ in 0..accept::BURST {
+        for accepted in 1..=accept::BURST {
             if !self.has_room() {
                 return Burst::NoRoom;
+            }
+            if accepted % accept::IN_HAND == 0 {
+                self.send_accepted(now);
             }
             let socket = &mut self.sockets[index];
             match accept::accept(&*socket) {

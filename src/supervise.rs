@@ -111,6 +111,8 @@ pub struct Worker {
     pub errands: Vec<Errand>,
     /// The channel may hold messages from the worker.
     pub readable: bool,
+    /// The channel had no room for what was last to be sent.
+    pub blocked: bool,
 }
 
 /// What every worker gets at its start.
@@ -175,6 +177,7 @@ impl Worker {
             ready_since: None,
             errands: Vec::new(),
             readable: true,
+            blocked: false,
         })
     }
 

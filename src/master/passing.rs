@@ -45,7 +45,8 @@ impl Master {
                 let (table, stats) = (&worker.table, worker.control.stats());
                 let taken = stats.taken.get();
                 let behind = worker.watch.is_behind(table.passed(), taken, now);
-                let room = if behind { 0 } else { table.room() };
+                // What cannot be sent on is left in the kernel's queue, which outlives this process.
+                let room = if behind || worker.blocked { 0 } else { table.room() };
                 Candidate::new(table.passed(), table.queued(), room, taken, stats.finished.get())
             }
             Some(_) | None => Candidate::default(),
@@ -85,13 +86,34 @@ impl Master {
         }
     }
 
+    /// Sends what a full channel had no room for, so that it is known who can be given more.
+    pub(super) fn send_left(&mut self, now: Instant) {
+        for seat in &mut self.seats {
+            if let Some(worker) = seat.worker.as_mut().filter(|worker| worker.blocked) {
+                worker.blocked = !send_all(worker, seat.index, self.batch, now);
+            }
+        }
+    }
+
+    /// Sends the connections that have just been accepted. A worker whose channel is full gets no more of them.
+    pub(super) fn send_accepted(&mut self, now: Instant) {
+        for (seat, candidate) in self.seats.iter_mut().zip(&mut self.candidates) {
+            let Some(worker) = seat.worker.as_mut().filter(|worker| worker.table.queued() > 0) else { continue };
+            worker.blocked = !send_all(worker, seat.index, self.batch, now);
+            if worker.blocked {
+                candidate.room = 0;
+            }
+        }
+    }
+
     /// Sends every worker what is queued for it, and sees to it that whatever could not be done is tried again.
     pub(super) fn send(&mut self, now: Instant) {
         let mut stuck = false;
         let mut carrying = false;
         for seat in &mut self.seats {
             let Some(worker) = seat.worker.as_mut() else { continue };
-            stuck |= !send_all(worker, seat.index, self.batch, now);
+            worker.blocked = !send_all(worker, seat.index, self.batch, now);
+            stuck |= worker.blocked;
             carrying |= worker.table.is_carrying();
         }
         // Room appears without an event when a worker takes connections up; its counters must be asked.

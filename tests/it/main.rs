@@ -20,6 +20,7 @@ mod http_strict_responses;
 mod kills;
 mod limits;
 mod logs;
+mod master_kills;
 mod memory;
 mod proxy_protocol;
 mod random;
