@@ -40,10 +40,12 @@ use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
 mod passing;
+mod protection;
 mod reconfigure;
 mod shortage;
 mod succession;
 
+use protection::Protection;
 use reconfigure::{mode_name, room};
 use shortage::Plea;
 
@@ -114,6 +116,7 @@ pub struct Master {
     /// Connections accepted in this turn.
     accepted: u32,
     plea: Plea,
+    protection: Protection,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
     retry_at: Option<Instant>,
@@ -211,6 +214,7 @@ impl Master {
             moderation: Moderation::new(now),
             accepted: 0,
             plea: Plea::new(),
+            protection: Protection::new(nofile),
             reserve: Reserve::default(),
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
@@ -283,6 +287,7 @@ impl Master {
             self.rehome();
             let exhausted = self.accept(now);
             self.plead(exhausted, now);
+            self.warn_of_unprotected(now);
             self.close_emptied(now);
             self.send(now);
             if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
@@ -344,7 +349,9 @@ impl Master {
         let gate = self.gate.closed_until(now);
         let accepting = self.course == Course::Running && gate.is_none() && self.retry_at.is_none();
         let more = accepting && self.homeless.is_empty() && self.has_room() && self.sockets.iter().any(|s| s.ready);
-        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.readable);
+        let holding = self.is_holding();
+        let heard = |worker: &Worker| worker.readable && !(holding && worker.is_draining());
+        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(heard);
         let asked = self.control.as_ref().is_some_and(control::Server::is_ready);
         if self.course == Course::HandingOver && !self.homeless.is_empty() {
             return Some(Duration::from_millis(1));
@@ -487,7 +494,11 @@ const FEW_CONNECTIONS: u64 = 2000;
 /// Says what the limit of open files leaves of the connections asked for.
 fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
     let workers = snapshot.workers;
-    let room = format!("room for {records} connections in each of {workers} workers");
+    let mut room = format!("room for {records} connections in each of {workers} workers");
+    let kept = u64::try_from(privilege::kept(nofile).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
+    if kept < u64::from(records) * u64::from(workers) {
+        room += &format!("; about {kept} of them outlive a worker that dies, the others end with it");
+    }
     let remedy = "raise it with `ulimit -n`, or LimitNOFILE= in systemd";
     match snapshot.limits.connections {
         Some(wanted) if records < wanted => {

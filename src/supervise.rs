@@ -191,6 +191,11 @@ impl Worker {
         self.stage == Stage::Ready
     }
 
+    /// Whether it finishes what it has.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. })
+    }
+
     /// When something must be done about it although nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         match self.stage {

@@ -63,6 +63,8 @@ pub struct Client {
     pub input: Option<Input>,
     /// When the first byte of the present request head came; 0 = none has.
     pub head_since_ms: u64,
+    /// Whether the master has copies, so that another worker can go on if this one dies.
+    pub protected: bool,
     /// The socket's count of bytes sent when the present request began.
     written_before: u64,
 }
@@ -81,7 +83,22 @@ impl Client {
             kept: None,
             input: None,
             head_since_ms: 0,
+            protected: true,
             written_before: 0,
+        }
+    }
+
+    /// The master has no copy. If this process dies the kernel closes the connection: with a reset, so that nobody
+    /// takes part of an answer for the whole.
+    pub(crate) fn lose_protection(&mut self) {
+        self.protected = false;
+        self.socket.reset_when_closed(true);
+    }
+
+    /// The connection is about to be ended in good order, or given away.
+    pub(crate) fn regain_protection(&mut self) {
+        if !self.protected {
+            self.socket.reset_when_closed(false);
         }
     }
 

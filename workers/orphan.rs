@@ -271,7 +271,7 @@ impl Worker {
         };
         let mut fds = vec![OwnedFd::from(client.socket)];
         fds.extend(rest);
-        let passed = Passed { id: 0, listener: 0, peer, origin, task };
+        let passed = Passed { id: 0, listener: 0, peer, origin, task, kept: true };
         self.succession.given.push((Handed { listener, passed }, fds));
     }
 

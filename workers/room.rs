@@ -48,6 +48,12 @@ impl Descriptors {
             batch: whole(ipc::descriptors::batch(nofile)),
         }
     }
+
+    /// Those that go with one message to the master at most, which may be short of them: at least one connection's.
+    #[must_use]
+    pub fn given_at_once(&self) -> usize {
+        (self.batch / 2).max(4)
+    }
 }
 
 /// What was closed since the last warning.

@@ -212,7 +212,8 @@ impl Worker {
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
         let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let timeout = if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
+        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty();
+        let timeout = if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
@@ -287,6 +288,7 @@ impl Worker {
                 self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
             // Whoever finishes gives nothing to anybody but its master.
+            ToWorker::Unkept { ids } => self.lose_protection(&ids),
             ToWorker::Keep { .. } if self.cx.draining => {}
             ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
             ToWorker::Stop => self.stopped = true,
@@ -317,6 +319,9 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         if !matches!(passed.task, Task::Relay { .. }) {
             client.publish(ipc::state::Phase::Open, &self.cx);
+        }
+        if !passed.kept {
+            client.lose_protection();
         }
         client.begin(&passed.origin);
         match (passed.task, mode, to) {
@@ -571,6 +576,7 @@ impl Worker {
             self.close_upstream(kept);
         }
         self.cx.forget(&mut client.socket);
+        client.regain_protection();
         client.socket.shutdown_both();
         client.publish(ipc::state::Phase::Done, &self.cx);
         self.cx.report_finished(client.id);

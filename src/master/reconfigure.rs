@@ -164,6 +164,7 @@ impl Master {
                 .iter()
                 .filter_map(|seat| seat.worker.as_ref().map(|one| worker(seat.index, one)))
                 .collect(),
+            unprotected: self.count_unprotected(),
         };
         if let Some(control) = &mut self.control {
             control.answer(client, &Answer::Status(status));
@@ -243,8 +244,9 @@ impl Master {
     fn connected_listeners(&self) -> Vec<bool> {
         let mut connected = vec![false; self.config.snapshot.listeners.len()];
         let tables = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).flat_map(|one| one.table.connections());
-        for connection in tables.chain(&self.homeless) {
-            if let Some(connected) = connected.get_mut(usize::from(connection.listener)) {
+        let homeless = self.homeless.iter().map(|connection| (connection.listener, connection.counted()));
+        for (listener, _) in tables.chain(homeless) {
+            if let Some(connected) = connected.get_mut(usize::from(listener)) {
                 *connected = true;
             }
         }
@@ -330,8 +332,9 @@ impl Master {
         if new.limits.connections_per_address != old.limits.connections_per_address {
             self.addresses = Addresses::new(new.limits.connections_per_address);
             let tables = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            for connection in tables.flat_map(|worker| worker.table.connections()).chain(&self.homeless) {
-                self.addresses.enter(connection.counted());
+            let homeless = self.homeless.iter().map(|connection| (connection.listener, connection.counted()));
+            for (_, counted) in tables.flat_map(|worker| worker.table.connections()).chain(homeless) {
+                self.addresses.enter(counted);
             }
         }
         let (layout, batch) = room(self.nofile, new, self.sockets.len());
@@ -374,8 +377,7 @@ pub(super) fn mode_name(mode: Mode) -> &'static str {
 
 /// What a worker that starts under `snapshot` has room for, and how many descriptors go into one message.
 pub(super) fn room(nofile: u64, snapshot: &Snapshot, sockets: usize) -> (Layout, usize) {
-    let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
-    let capacity = privilege::capacity(nofile, snapshot.workers, sockets, snapshot.limits.connections, relays);
+    let capacity = privilege::capacity(nofile, sockets, snapshot.limits.connections);
     // One more than can be in use: moving a request to another slot takes two for a moment.
     let slots = (capacity.records + 1).min(MAX_SLOTS);
     (Layout { records: capacity.records, slots, slot_bytes: snapshot.slot_bytes() }, capacity.batch)

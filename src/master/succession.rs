@@ -186,12 +186,7 @@ impl Master {
             let carried = if let Task::Resume(bytes) = &task { bytes.len() } else { 0 };
             connection.base = salvage::successor_base(&counters, carried);
         }
-        if let Task::Relay { to_server, to_client, .. } = &task
-            && let Some(server_fd) = fds.next()
-        {
-            let pipes = [to_server, to_client].map(|there| if *there { fds.next() } else { None });
-            connection.relay = Some(Relay { server_fd, server: None, pipes });
-        }
+        connection.relay = Relay::new(&task, &mut fds);
         connection.task = match task {
             // Servers are numbered anew by every master.
             Task::Relay { to_server, to_client, .. } => Task::Relay { server: None, to_server, to_client },
@@ -375,7 +370,9 @@ impl Master {
                 if let Task::Resume(carried) = &connection.task {
                     bytes += carried.len();
                 }
-                if !handed.is_empty() && (fds.len() + more > MAX_DESCRIPTORS || bytes > MAX_CARRIED_BYTES) {
+                if !handed.is_empty()
+                    && (fds.len() + more > MAX_DESCRIPTORS.min(self.batch) || bytes > MAX_CARRIED_BYTES)
+                {
                     break;
                 }
                 fds.extend(connection.descriptors().map(AsFd::as_fd));
@@ -386,6 +383,7 @@ impl Master {
                     peer: connection.peer,
                     origin: connection.origin,
                     task: connection.task.clone(),
+                    kept: true,
                 };
                 handed.push(Handed { listener, passed });
             }
