@@ -62,8 +62,16 @@ pub enum ToWorker {
     },
     /// Write what the log still holds and exit with 0, whatever is in progress.
     Stop,
-    /// Turn the loop once, so that the heartbeat moves.
-    Ping,
+    /// Turn the loop once, so that the heartbeat moves, and say in the shared region how long this was under way.
+    Ping {
+        /// Milliseconds of the monotonic clock when it was sent.
+        sent_ms: u64,
+    },
+    /// Give up to so many idle connections back: this worker is behind, and others are not.
+    Ease {
+        /// So many of them.
+        connections: u32,
+    },
     /// Take nothing new, finish the requests in progress, exit with 0.
     Drain {
         /// After so many milliseconds, cut what is left.

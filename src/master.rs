@@ -44,10 +44,12 @@ mod protection;
 mod reconfigure;
 mod shortage;
 mod succession;
+mod watching;
 
 use protection::Protection;
 use reconfigure::{mode_name, room};
 use shortage::Plea;
+use watching::Ease;
 
 const SIGNALS: Token = Token(0);
 const DEMO: Token = Token(1);
@@ -117,6 +119,7 @@ pub struct Master {
     accepted: u32,
     plea: Plea,
     protection: Protection,
+    ease: Ease,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
     retry_at: Option<Instant>,
@@ -215,6 +218,7 @@ impl Master {
             accepted: 0,
             plea: Plea::new(),
             protection: Protection::new(nofile),
+            ease: Ease::default(),
             reserve: Reserve::default(),
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),

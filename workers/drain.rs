@@ -73,7 +73,7 @@ impl Worker {
         if self.succession.is_succeeded() {
             return self.hand_to_successor(client, carried, None);
         }
-        // Its slot is not reused, since this process takes nothing new.
+        // If it has a slot that is not reused, since this process takes nothing new then.
         self.cx.control.stats().finished.add(1);
         let (own, fds) =
             if client.protected { (None, Vec::new()) } else { (Some(Task::Serve), vec![client.socket.into()]) };

@@ -292,7 +292,14 @@ impl Worker {
             ToWorker::Keep { .. } if self.cx.draining => {}
             ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
             ToWorker::Stop => self.stopped = true,
-            ToWorker::Ping => {}
+            ToWorker::Ping { sent_ms } => {
+                let stats = self.cx.control.stats();
+                stats.lag_ms.set(self.cx.clock.now_ms.saturating_sub(sent_ms));
+                stats.pinged_ms.set(sent_ms);
+            }
+            ToWorker::Ease { connections } => {
+                self.ease(usize::try_from(connections).unwrap_or(usize::MAX));
+            }
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
                 return Err(io::Error::new(

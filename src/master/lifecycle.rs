@@ -20,10 +20,6 @@ const MAX_WORKERS: u16 = 1024;
 /// How much longer than told a draining worker may take to exit.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// Workers are asked to show that they move at least, and at most, so often.
-const MIN_PING: Duration = Duration::from_millis(50);
-const MAX_PING: Duration = Duration::from_secs(10);
-
 /// Bursts accepted from every listener before it is closed for good.
 const LAST_BURSTS: usize = 64;
 
@@ -122,28 +118,6 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
-    }
-
-    /// Kills workers that are stuck, and asks the others to show that they are not.
-    fn watch_workers(&mut self, now: Instant) {
-        if now < self.ping_at {
-            return;
-        }
-        let timeout = Duration::from_millis(self.config.snapshot.worker_timeout_ms.into());
-        self.ping_at = now + (timeout / 3).clamp(MIN_PING, MAX_PING);
-        for seat in &mut self.seats {
-            let Some(worker) = seat.worker.as_mut() else { continue };
-            if !matches!(worker.stage, Stage::Ready | Stage::Draining { .. }) {
-                continue;
-            }
-            if worker.watch.is_stuck(worker.control.stats().heartbeat_ms.get(), timeout, now) {
-                let (index, pid, seconds) = (seat.index, worker.pid, timeout.as_secs_f32());
-                warn!("worker {index} (pid {pid}) has not moved for {seconds} s; killing it");
-                worker.kill(now);
-            } else if !worker.errands.iter().any(|errand| errand.message == ToWorker::Ping) {
-                worker.errands.push(Errand { message: ToWorker::Ping, fds: Vec::new(), after_connections: false });
-            }
-        }
     }
 
     /// Does what a signal asks for.

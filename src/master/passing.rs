@@ -53,6 +53,8 @@ impl Master {
             }
             Some(_) | None => Candidate::default(),
         }));
+        self.prefer_fast();
+        self.watch_closely(now);
         if old == 0 && self.has_room() {
             self.retry.reset();
         }

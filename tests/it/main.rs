@@ -22,6 +22,7 @@ mod limits;
 mod logs;
 mod master_kills;
 mod memory;
+mod pace;
 mod protection;
 mod proxy_protocol;
 mod random;
