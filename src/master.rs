@@ -42,12 +42,14 @@ mod lifecycle;
 mod passing;
 mod protection;
 mod reconfigure;
+mod renewal;
 mod shortage;
 mod succession;
 mod watching;
 
 use protection::Protection;
 use reconfigure::{mode_name, room};
+use renewal::Renewal;
 use shortage::Plea;
 use watching::Ease;
 
@@ -120,6 +122,7 @@ pub struct Master {
     plea: Plea,
     protection: Protection,
     ease: Ease,
+    renewal: Option<Renewal>,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
     retry_at: Option<Instant>,
@@ -219,6 +222,7 @@ impl Master {
             plea: Plea::new(),
             protection: Protection::new(nofile),
             ease: Ease::default(),
+            renewal: None,
             reserve: Reserve::default(),
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
@@ -475,7 +479,7 @@ impl Master {
             generation: self.config.snapshot.generation,
             access_log: self.access_log.as_ref().map(|log| log.as_fd()),
             layout: self.layout,
-            identity: self.identity,
+            made: self.made(),
             log_level: self.log_level.as_deref(),
         }
     }

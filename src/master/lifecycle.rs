@@ -118,6 +118,7 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
+        self.renew(now);
     }
 
     /// Does what a signal asks for.
@@ -232,15 +233,17 @@ impl Master {
         if self.course != Course::Running {
             return;
         }
-        let count = u16::try_from(self.seats.len());
-        match (self.seats.iter_mut().find(|seat| !seat.wanted), count) {
-            (Some(seat), _) => {
+        let next = self.free_index();
+        let free = (0..self.seats.len()).find(|&at| !self.seats[at].wanted && !self.is_renewing(at));
+        match (free, next) {
+            (Some(at), _) => {
+                let seat = &mut self.seats[at];
                 seat.wanted = true;
                 if seat.worker.is_none() {
                     seat.start_at = Some(now);
                 }
             }
-            (None, Ok(index)) if index < MAX_WORKERS => self.seats.push(Seat::new(index, now)),
+            (None, Some(index)) if self.wanted() < usize::from(MAX_WORKERS) => self.seats.push(Seat::new(index, now)),
             (None, _) => return warn!("there are {MAX_WORKERS} workers already, as many as there can be"),
         }
         info!("one worker more: {}", self.wanted());

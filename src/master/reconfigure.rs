@@ -253,31 +253,29 @@ impl Master {
         connected
     }
 
-    /// What of the new configuration the workers that run now cannot have.
+    /// What of the new configuration is not in force at once.
     fn later(&self, new: &Snapshot, process: &ProcessSettings, identity: Identity) -> Vec<String> {
         let workers = || self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        let mut notes = Vec::new();
+        let mut wanting = Vec::new();
         let least = workers().map(|worker| worker.layout.slot_bytes).min().unwrap_or(u32::MAX);
         if least < new.slot_bytes() {
-            notes.push(format!(
-                "`limits.head` is {} bytes in workers that start from now on; those that run have room for {}",
-                new.limits.head_bytes,
-                Snapshot::head_bytes_within(least)
-            ));
+            wanting.push("`limits.head`");
         }
         let (new_room, _) = room(self.nofile, new, self.sockets.len());
         let records = workers().map(|worker| worker.layout.records).min().unwrap_or(u32::MAX);
         if new.limits.connections != self.config.snapshot.limits.connections && records < new_room.records {
-            notes.push(format!(
-                "workers that start from now on have room for {} connections; those that run take {records} at most",
-                new_room.records
-            ));
+            wanting.push("`limits.connections`");
         }
         if identity != self.identity {
-            notes.push(
-                "`user` and `group` hold for workers that start from now on; those that run stay who they are"
-                    .to_owned(),
-            );
+            wanting.push("`user` and `group`");
+        }
+        let mut notes = Vec::new();
+        if !wanting.is_empty() {
+            notes.push(format!(
+                "{} can only change with the process: the workers are replaced one by one, which takes connections \
+                 along; until then the former value holds in each",
+                wanting.join(" and ")
+            ));
         }
         if process.control != self.config.process.control {
             notes.push("`control` holds from the master's next start on".to_owned());

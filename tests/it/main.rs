@@ -28,6 +28,7 @@ mod proxy_protocol;
 mod random;
 mod real_clients;
 mod reload;
+mod renewal;
 mod replacement;
 mod service;
 mod soak;
