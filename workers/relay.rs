@@ -34,7 +34,7 @@ const LOOK_AGAIN_MS: u64 = 50;
 /// Relays handed over in one message at most.
 const HANDED_AT_ONCE: usize = 64;
 /// How long relays may wait for the master to take what they are handed over with. Then they begin without.
-const HAND_OVER_MS: u64 = 1000;
+const HAND_OVER_MS: u64 = 5000;
 
 /// See the module's description.
 #[derive(Debug)]

@@ -187,9 +187,13 @@ impl Master {
             connection.base = salvage::successor_base(&counters, carried);
         }
         connection.relay = Relay::new(&task, &mut fds);
+        // Servers are numbered anew by every master.
+        let server = handed.server.and_then(|name| self.config.snapshot.server_number(&name));
+        if let Some(relay) = &mut connection.relay {
+            relay.server = server;
+        }
         connection.task = match task {
-            // Servers are numbered anew by every master.
-            Task::Relay { to_server, to_client, .. } => Task::Relay { server: None, to_server, to_client },
+            Task::Relay { to_server, to_client, .. } => Task::Relay { server, to_server, to_client },
             other @ (Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) => other,
         };
         self.addresses.enter(connection.counted());
@@ -385,7 +389,9 @@ impl Master {
                     task: connection.task.clone(),
                     kept: true,
                 };
-                handed.push(Handed { listener, passed });
+                let server = connection.relay.as_ref().and_then(|relay| relay.server);
+                let server = server.and_then(|number| self.config.snapshot.server_name(number));
+                handed.push(Handed { listener, passed, server });
             }
             let count = handed.len();
             match successor.channel.send(&ToSuccessor::Connections(handed), &fds) {
