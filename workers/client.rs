@@ -63,6 +63,9 @@ pub struct Client {
     pub input: Option<Input>,
     /// When the first byte of the present request head came; 0 = none has.
     pub head_since_ms: u64,
+    /// Whether the kernel counts no bytes for it, as on a Unix listener. Then the record must say by itself whether
+    /// anything is under way.
+    pub uncounted: bool,
     /// Whether the master has copies, so that another worker can go on if this one dies.
     pub protected: bool,
     /// The socket's count of bytes sent when the present request began.
@@ -83,6 +86,7 @@ impl Client {
             kept: None,
             input: None,
             head_since_ms: 0,
+            uncounted: peer.is_none(),
             protected: true,
             written_before: 0,
         }
@@ -126,6 +130,9 @@ impl Client {
             Some(input) => (Some(input.slot.number()), input.start, input.end),
             None => (None, 0, 0),
         };
+        let rests =
+            self.uncounted && self.input.is_none() && matches!(self.state, ClientState::Idle | ClientState::Header);
+        let phase = if rests && phase == Phase::Open { Phase::Resting } else { phase };
         record.publish(&Image {
             phase,
             slot,
@@ -139,6 +146,10 @@ impl Client {
     /// before slot position `upto` is answered then. Comes before they are written, so that a death right after
     /// finds the request answered; the record's former image tells of the request until then.
     pub fn publish_answer(&self, upto: usize, left: u64, cx: &Ctx) {
+        if self.uncounted {
+            // Nobody could tell how much of it has been written.
+            return;
+        }
         let Some(record) = cx.control.record(self.id) else { return };
         let (slot, start, end) = match &self.input {
             Some(input) => (Some(input.slot.number()), upto.min(input.end), input.end),

@@ -103,8 +103,11 @@ impl Relay {
         self.begun = true;
         self.handed_over = handed_over;
         if handed_over && self.to_client.is_captive() && !self.to_server.is_captive() {
-            self.phase = Phase::Relay;
-            client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
+            // Where nobody can tell how much has been written, this is published when all has.
+            if !client.uncounted {
+                self.phase = Phase::Relay;
+                client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
+            }
             // What came of it shows again when the relay is driven.
             let _ = self.to_client.flush(&mut client.socket, cx);
         }

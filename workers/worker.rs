@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::{Mode, OnRemoval};
+use ipc::state::Phase;
 use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -325,7 +326,9 @@ impl Worker {
         self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };
         if !matches!(passed.task, Task::Relay { .. }) {
-            client.publish(ipc::state::Phase::Open, &self.cx);
+            // Bytes that come along are not in a slot yet.
+            let carries = matches!(passed.task, Task::Resume(_)) && client.uncounted;
+            client.publish(if carries { Phase::Committed } else { Phase::Open }, &self.cx);
         }
         if !passed.kept {
             client.lose_protection();
@@ -540,6 +543,10 @@ impl Worker {
         };
         if let Some(client) = self.clients.get_mut(client_key) {
             client.state = ClientState::Exchange(key);
+            if client.uncounted {
+                // An answer of our own may need no bytes read.
+                client.publish(Phase::Open, &self.cx);
+            }
             client.socket.deadline.due_ms = u64::MAX;
         }
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
@@ -550,7 +557,7 @@ impl Worker {
     pub(crate) fn linger(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.release_input(&mut self.cx);
-        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.publish(Phase::Done, &self.cx);
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
@@ -585,7 +592,7 @@ impl Worker {
         self.cx.forget(&mut client.socket);
         client.regain_protection();
         client.socket.shutdown_both();
-        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.publish(Phase::Done, &self.cx);
         self.cx.report_finished(client.id);
     }
 

@@ -265,6 +265,10 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         header = length;
         connection.origin = Origin::Told(ends);
     }
+    if counters.is_none() && !is_unix_client_known(worker, record, id, &mut connection) {
+        debug!("a Unix client: cut; {:?}", record.and_then(Record::read));
+        return Verdict::Cut(connection);
+    }
     // Whoever awaits a header takes nothing before it.
     let sound = connection.origin != Origin::Awaited
         || counters.is_none_or(|counters| counters.consumed == connection.base.consumed);
@@ -331,6 +335,25 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         Salvage::Done => return Verdict::Over(connection),
     }
     Verdict::Pass(connection)
+}
+
+/// Where the kernel counts nothing: whether a connection said to be at rest can be, and whether its PROXY header, if
+/// one was awaited, has been taken.
+fn is_unix_client_known(worker: &Worker, record: Option<&Record>, id: u32, connection: &mut Connection) -> bool {
+    let Some(image) = record.and_then(Record::read).filter(|image| image.phase == Phase::Resting) else { return true };
+    if connection.peer.is_some() {
+        return false;
+    }
+    if connection.origin == Origin::Awaited
+        && let Some((length, ends)) = worker.control.origin(id).and_then(OriginCell::read)
+    {
+        // What it says was published before it was taken, and this image, if it counts it, after that.
+        if image.consumed < length.into() {
+            return false;
+        }
+        connection.origin = Origin::Told(ends);
+    }
+    true
 }
 
 /// Sends a worker all that is for it; `false` when its channel had no room.

@@ -35,5 +35,6 @@ mod soak;
 mod succession;
 mod tcp;
 mod timeouts;
+mod unix_kills;
 mod upgrade;
 mod workers;
