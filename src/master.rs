@@ -220,7 +220,7 @@ impl Master {
             moderation: Moderation::new(now),
             accepted: 0,
             plea: Plea::new(),
-            protection: Protection::new(nofile),
+            protection: Protection::new(nofile, snapshot.workers),
             ease: Ease::default(),
             renewal: None,
             reserve: Reserve::default(),
@@ -503,7 +503,8 @@ const FEW_CONNECTIONS: u64 = 2000;
 fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
     let workers = snapshot.workers;
     let mut room = format!("room for {records} connections in each of {workers} workers");
-    let kept = u64::try_from(privilege::kept(nofile).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
+    let kept =
+        u64::try_from(privilege::kept(nofile, workers).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
     if kept < u64::from(records) * u64::from(workers) {
         room += &format!("; about {kept} of them outlive a worker that dies, the others end with it");
     }

@@ -46,8 +46,10 @@ pub fn capacity(nofile: u64, listeners: usize, wanted: Option<u32>) -> Capacity 
     Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
 }
 
-/// Descriptors that the master keeps free for what it has for a moment only, besides one message's.
+/// Descriptors that the master keeps free for what it has for a moment only, besides one message's;
 const MOMENTARY: u64 = 24;
+/// and those that belong to each worker, which may have to be started anew when all others are in use.
+const FOR_EACH_WORKER: u64 = 4;
 /// The part of the others that is for servers' connections and pipes of relays: they come later than their clients.
 const PART_FOR_RELAYS: u64 = 8;
 
@@ -62,8 +64,9 @@ pub struct Kept {
 }
 
 /// See [`Kept`].
-pub fn kept(nofile: u64) -> Kept {
-    let all = nofile.saturating_sub(ipc::descriptors::batch(nofile) + MOMENTARY);
+pub fn kept(nofile: u64, workers: u16) -> Kept {
+    let free = ipc::descriptors::batch(nofile) + MOMENTARY + FOR_EACH_WORKER * u64::from(workers);
+    let all = nofile.saturating_sub(free);
     let number = |n: u64| RawFd::try_from(n).unwrap_or(RawFd::MAX);
     Kept { clients: number(all - all / PART_FOR_RELAYS), all: number(all) }
 }
@@ -112,7 +115,7 @@ mod tests {
         assert_eq!(capacity(1 << 20, 2, Some(10_000)), Capacity { records: 10_000, batch: MAX_FDS });
         assert_eq!(capacity(u64::MAX, 1, Some(u32::MAX)).records, MAX_RECORDS);
         assert_eq!(capacity(u64::MAX, 1, None).records, MAX_AUTO);
-        assert_eq!(kept(u64::MAX).clients, RawFd::MAX);
+        assert_eq!(kept(u64::MAX, 4).clients, RawFd::MAX);
     }
 
     #[test]
@@ -122,7 +125,7 @@ mod tests {
             let (records, batch) = (u64::from(records), batch as u64);
             assert!(records == 1 || records * 2 + batch + OVERHEAD <= nofile);
             assert!((1..=MAX_FDS as u64).contains(&batch));
-            let Kept { clients, all } = kept(nofile);
+            let Kept { clients, all } = kept(nofile, 4);
             assert!(0 < clients && clients < all, "{clients} {all}");
             assert!(u64::try_from(all).unwrap() + batch < nofile);
         }
@@ -131,6 +134,6 @@ mod tests {
     #[test]
     fn impossible_limits_still_give_one() {
         assert_eq!(capacity(0, 9, Some(5)), Capacity { records: 1, batch: 1 });
-        assert_eq!(kept(0), Kept { clients: 0, all: 0 });
+        assert_eq!(kept(0, 1), Kept { clients: 0, all: 0 });
     }
 }

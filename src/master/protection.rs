@@ -34,9 +34,14 @@ pub(super) struct Protection {
 }
 
 impl Protection {
-    /// Under a limit of `nofile` open files.
-    pub(super) fn new(nofile: u64) -> Protection {
-        Protection { kept: privilege::kept(nofile), total: 0, lost: 0, said: 0, warned: None, short: false }
+    /// Under a limit of `nofile` open files, with so many workers.
+    pub(super) fn new(nofile: u64, workers: u16) -> Protection {
+        Protection { kept: privilege::kept(nofile, workers), total: 0, lost: 0, said: 0, warned: None, short: false }
+    }
+
+    /// There are so many workers from now on. What is kept already stays.
+    pub(super) fn adapt(&mut self, nofile: u64, workers: u16) {
+        self.kept = privilege::kept(nofile, workers);
     }
 
     /// Whether the copies of a connection about to be sent are kept.

@@ -337,6 +337,7 @@ impl Master {
         }
         let (layout, batch) = room(self.nofile, new, self.sockets.len());
         (self.layout, self.batch) = (layout, batch);
+        self.protection.adapt(self.nofile, new.workers);
         for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
             worker.table.set_capacity(layout.records.min(worker.layout.records));
         }

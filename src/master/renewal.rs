@@ -72,9 +72,13 @@ impl Master {
         let timeout_ms = self.config.snapshot.shutdown_timeout_ms;
         let new_ready = self.seats[new].worker.as_ref().is_some_and(Worker::is_ready);
         let ready = self.seats[old].worker.as_ref().filter(|worker| worker.is_ready());
-        if ready.is_some_and(|worker| !self.is_outdated(worker)) && !new_ready && !self.seats[old].wanted {
+        if ready.is_some_and(|worker| !self.is_outdated(worker))
+            && !new_ready
+            && !self.seats[old].wanted
+            && self.seats[new].wanted
+        {
             // Yet another configuration does with the old one.
-            self.seats[old].wanted = self.seats[new].wanted;
+            self.seats[old].wanted = true;
             let seat = &mut self.seats[new];
             (seat.wanted, seat.start_at) = (false, None);
             if let Some(worker) = seat.worker.as_mut() {

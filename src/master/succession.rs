@@ -203,13 +203,10 @@ impl Master {
 
     /// Gives every worker what it is to keep open should this master die.
     pub(super) fn keep_for_orphans(&mut self) {
-        for at in 0..self.seats.len() {
-            let Some(errand) = self.keep_errand() else { return };
-            if let Some(worker) = self.seats[at].worker.as_mut() {
-                let is_keep = |errand: &Errand| matches!(errand.message, ToWorker::Keep { .. });
-                worker.errands.retain(|errand| !is_keep(errand));
-                worker.errands.push(errand);
-            }
+        let Some(Errand { message, fds, after_connections }) = self.keep_errand() else { return };
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            worker.errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }));
+            worker.errands.push(Errand { message: message.clone(), fds: fds.clone(), after_connections });
         }
     }
 
