@@ -109,6 +109,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         finished: Vec::new(),
         finished_since_ms: 0,
         to_hand_over: Vec::new(),
+        hand_over_until_ms: None,
         draining: false,
         orphan: false,
         giving_back: false,
