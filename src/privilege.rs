@@ -34,17 +34,23 @@ pub struct Capacity {
 
 /// What the limit `nofile` allows for each worker, which may have `wanted` connections, or as many as there can be.
 ///
-/// A worker holds two descriptors for each connection (the client's and the server's), two for each pipe, and for the
-/// case that the master dies its listening sockets. The master's copies are no bound: when it can keep no more, it does
-/// without ([`kept`]).
-pub fn capacity(nofile: u64, listeners: usize, wanted: Option<u32>) -> Capacity {
+/// A worker holds, for the case that the master dies, the listening sockets. With relays (`relays`) each connection takes
+/// two descriptors from its beginning (the client's and the server's), and each pipe two. Of HTTP clients most are idle,
+/// and servers' connections serve one after the other: a fifth of the descriptors is for those and for pipes, and when
+/// that is not enough, idle clients give way. The master's copies are no bound: when it can keep no more, it does without
+/// ([`kept`]).
+pub fn capacity(nofile: u64, listeners: usize, wanted: Option<u32>, relays: bool) -> Capacity {
     let batch = ipc::descriptors::batch(nofile);
-    let pipes = u64::from(MAX_PIPES).min(nofile / 16);
     let wanted = wanted.unwrap_or(MAX_AUTO).min(MAX_RECORDS);
-    let worker = nofile.saturating_sub(OVERHEAD + listeners as u64 + batch + 2 * pipes) / 2;
+    let free = nofile.saturating_sub(OVERHEAD + listeners as u64 + batch);
+    let pipes = u64::from(MAX_PIPES).min(nofile / 16);
+    let worker = if relays { free.saturating_sub(2 * pipes) / 2 } else { free - free / PART_FOR_SERVERS };
     let records = worker.min(u64::from(wanted)).max(1);
     Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
 }
+
+/// The part of a worker's descriptors that is for servers' connections where clients speak HTTP.
+const PART_FOR_SERVERS: u64 = 5;
 
 /// Descriptors that the master keeps free for what it has for a moment only, besides one message's;
 const MOMENTARY: u64 = 24;
@@ -112,19 +118,22 @@ mod tests {
 
     #[test]
     fn enough_descriptors_give_what_is_wanted() {
-        assert_eq!(capacity(1 << 20, 2, Some(10_000)), Capacity { records: 10_000, batch: MAX_FDS });
-        assert_eq!(capacity(u64::MAX, 1, Some(u32::MAX)).records, MAX_RECORDS);
-        assert_eq!(capacity(u64::MAX, 1, None).records, MAX_AUTO);
+        assert_eq!(capacity(1 << 20, 2, Some(10_000), true), Capacity { records: 10_000, batch: MAX_FDS });
+        assert_eq!(capacity(u64::MAX, 1, Some(u32::MAX), true).records, MAX_RECORDS);
+        assert_eq!(capacity(u64::MAX, 1, None, false).records, MAX_AUTO);
         assert_eq!(kept(u64::MAX, 4).clients, RawFd::MAX);
     }
 
     #[test]
     fn the_workers_sockets_and_what_the_master_keeps_fit_the_limit() {
         for nofile in [100, 256, 1024, 4096, 20_000] {
-            let Capacity { records, batch } = capacity(nofile, 3, None);
-            let (records, batch) = (u64::from(records), batch as u64);
-            assert!(records == 1 || records * 2 + batch + OVERHEAD <= nofile);
-            assert!((1..=MAX_FDS as u64).contains(&batch));
+            for (relays, each) in [(true, 2), (false, 1)] {
+                let Capacity { records, batch } = capacity(nofile, 3, None, relays);
+                let (records, batch) = (u64::from(records), batch as u64);
+                assert!(records == 1 || records * each + batch + OVERHEAD <= nofile);
+                assert!((1..=MAX_FDS as u64).contains(&batch));
+            }
+            let batch = capacity(nofile, 3, None, true).batch as u64;
             let Kept { clients, all } = kept(nofile, 4);
             assert!(0 < clients && clients < all, "{clients} {all}");
             assert!(u64::try_from(all).unwrap() + batch < nofile);
@@ -133,7 +142,7 @@ mod tests {
 
     #[test]
     fn impossible_limits_still_give_one() {
-        assert_eq!(capacity(0, 9, Some(5)), Capacity { records: 1, batch: 1 });
+        assert_eq!(capacity(0, 9, Some(5), false), Capacity { records: 1, batch: 1 });
         assert_eq!(kept(0, 1), Kept { clients: 0, all: 0 });
     }
 }

@@ -376,7 +376,8 @@ pub(super) fn mode_name(mode: Mode) -> &'static str {
 
 /// What a worker that starts under `snapshot` has room for, and how many descriptors go into one message.
 pub(super) fn room(nofile: u64, snapshot: &Snapshot, sockets: usize) -> (Layout, usize) {
-    let capacity = privilege::capacity(nofile, sockets, snapshot.limits.connections);
+    let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
+    let capacity = privilege::capacity(nofile, sockets, snapshot.limits.connections, relays);
     // One more than can be in use: moving a request to another slot takes two for a moment.
     let slots = (capacity.records + 1).min(MAX_SLOTS);
     (Layout { records: capacity.records, slots, slot_bytes: snapshot.slot_bytes() }, capacity.batch)
