@@ -24,6 +24,7 @@ mod moderate;
 mod notify;
 mod pipes;
 mod privilege;
+mod process;
 mod reload;
 mod salvage;
 mod signals;
@@ -165,7 +166,8 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
         Err(why) => return fail(format_args!("cannot succeed the former master: {why}")),
     };
     let _ = rustix::thread::set_name(c"master");
-    let mut before = master::Before { program, formers, lent: activation::take() };
+    let spawn = Box::new(process::System);
+    let mut before = master::Before { program, formers, lent: activation::take(), spawn };
     match prepare(arguments, &mut before) {
         Ok(master) => match master.run() {
             Ok(()) => ExitCode::SUCCESS,

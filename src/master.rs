@@ -32,6 +32,7 @@ use crate::keeper::{Addresses, Connection};
 use crate::listen::Socket;
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
+use crate::process::{Spawn, System};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
 use crate::supervise::{Equipment, Seat, Worker};
@@ -87,7 +88,6 @@ enum Course {
 }
 
 /// What was there before this master.
-#[derive(Debug)]
 pub struct Before {
     /// The program as it was started.
     pub program: Program,
@@ -95,6 +95,8 @@ pub struct Before {
     pub formers: Vec<Former>,
     /// Listening sockets of the service manager.
     pub lent: Vec<(Bound, OwnedFd)>,
+    /// What starts processes.
+    pub spawn: Box<dyn Spawn>,
 }
 
 /// The master process.
@@ -139,6 +141,7 @@ pub struct Master {
     /// The service manager was told that the configuration is being read.
     reloading: bool,
     program: Program,
+    spawn: Box<dyn Spawn>,
     /// Those that it takes over from, as long as they have something to give.
     formers: Vec<Former>,
     formers_ready: bool,
@@ -230,6 +233,7 @@ impl Master {
             announced: false,
             reloading: false,
             program: before.program.clone(),
+            spawn: std::mem::replace(&mut before.spawn, Box::new(System)),
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             successor: None,
@@ -257,37 +261,45 @@ impl Master {
                 return Ok(());
             }
             let timeout = self.timeout(Instant::now());
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("cannot wait for events: {error}")),
-            }
-            let now = Instant::now();
-            for event in &events {
-                self.note(event, now);
-            }
-            if let Some(control) = &mut self.control {
-                control.accept(self.poll.registry(), now);
-            }
-            self.take_reading(now);
-            self.hear_workers(now);
-            self.keep_time(now);
-            self.hear_formers();
-            self.check_successor(now);
-            self.tell_reloaded();
-            self.measure(now);
-            if self.course == Course::HandingOver {
-                self.send_to_successor(now);
-            }
-            self.rehome();
-            let exhausted = self.accept(now);
-            self.plead(exhausted, now);
-            self.close_emptied(now);
-            self.send(now);
-            if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
+            self.wait(&mut events, timeout)?;
+            if let Some(hold) = self.turn(&events, Instant::now()) {
                 std::thread::sleep(hold);
             }
         }
+    }
+
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), String> {
+        match self.poll.poll(events, timeout) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(format!("cannot wait for events: {error}")),
+        }
+    }
+
+    /// Carries out what `events` tell, and whatever else is due; how long connections may gather before the next.
+    fn turn(&mut self, events: &Events, now: Instant) -> Option<Duration> {
+        for event in events {
+            self.note(event, now);
+        }
+        if let Some(control) = &mut self.control {
+            control.accept(self.poll.registry(), now);
+        }
+        self.take_reading(now);
+        self.hear_workers(now);
+        self.keep_time(now);
+        self.hear_formers();
+        self.check_successor(now);
+        self.tell_reloaded();
+        self.measure(now);
+        if self.course == Course::HandingOver {
+            self.send_to_successor(now);
+        }
+        self.rehome();
+        let exhausted = self.accept(now);
+        self.plead(exhausted, now);
+        self.close_emptied(now);
+        self.send(now);
+        self.moderation.after_turn(std::mem::take(&mut self.accepted), now)
     }
 
     fn is_over(&self) -> bool {

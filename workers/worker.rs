@@ -71,6 +71,10 @@ pub struct Worker {
     pub(crate) drain_until_ms: u64,
     /// Whether the master said to stop.
     stopped: bool,
+    /// Whether a message from the master may be there.
+    channel_ready: bool,
+    /// Timers that have fired: kept for its memory only.
+    due: Vec<(u64, Armed)>,
     /// What becomes of the connections when the master dies.
     pub(crate) succession: Succession,
     /// Warnings of PROXY headers.
@@ -96,6 +100,9 @@ impl Worker {
             cx,
             drain_until_ms: u64::MAX,
             stopped: false,
+            // A message may have come before the channel was watched.
+            channel_ready: true,
+            due: Vec::new(),
             succession: Succession::new(),
             header_refusals: Refusals::default(),
         };
@@ -122,89 +129,101 @@ impl Worker {
 
     fn turn_until_the_end(&mut self) -> io::Result<End> {
         let mut events = Events::with_capacity(EVENTS);
-        let mut due = Vec::new();
-        // A message may have come before the channel was watched.
-        let mut channel_ready = true;
         loop {
-            let more = channel_ready && !self.succession.is_orphan() && self.cx.can_receive();
-            self.wait(&mut events, more)?;
-            self.cx.clock.read();
-            self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
-            // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
-            // answer to a request that this turn sends on it.
-            for event in &events {
-                if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
-                    && let Some(upstream) = self.upstreams.get_mut(key)
-                {
-                    upstream.socket.on_event(event);
-                }
-            }
-            for event in &events {
-                match (event.token(), Owner::from_bits(event.token().0 as u64)) {
-                    (CHANNEL, _) => channel_ready = true,
-                    (CONTROL, _) => self.on_control(),
-                    (VISITOR, _) => self.on_visitor(),
-                    (_, Some(Owner::Client(key))) => {
-                        if let Some(client) = self.clients.get_mut(key) {
-                            client.socket.on_event(event);
-                            self.on_client(key);
-                        }
-                    }
-                    (_, Some(Owner::Upstream(key))) => {
-                        if self.upstreams.contains(key) {
-                            self.on_upstream(key);
-                        }
-                    }
-                    (_, None) => {}
-                }
-            }
-            if channel_ready && !self.succession.is_orphan() && self.can_receive() {
-                match self.on_channel()? {
-                    Some(more) => channel_ready = more,
-                    None => {
-                        self.become_orphan();
-                        channel_ready = false;
-                    }
-                }
-                if self.stopped {
-                    return Ok(End::Stopped);
-                }
-            }
-            if self.cx.clock.now_ms >= self.succession.due_ms() {
-                self.on_succession_timeout();
-            }
-            self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
-            for (token, armed) in due.drain(..) {
-                self.on_timer(token, armed);
-            }
-            for _ in 0..self.cx.work.len() {
-                match self.cx.work.pop_front() {
-                    Some(Work::Client(key)) => self.serve_client(key),
-                    Some(Work::Exchange(key)) => self.drive(key),
-                    Some(Work::Relay(key)) => self.drive_relay(key),
-                    None => {}
-                }
-            }
-            self.look_again();
-            self.hand_over_relays();
-            self.report();
-            self.report_given_back();
-            self.send_to_successor();
-            self.cx.warn_of_shortage();
-            if let Some(log) = &mut self.cx.log
-                && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
-            {
-                log.flush(self.cx.clock.now_ms);
-            }
-            if self.is_drained() {
-                self.end_drain();
-                return Ok(End::Drained);
+            let timeout = self.timeout();
+            self.wait(&mut events, timeout)?;
+            if let Some(end) = self.turn(&events)? {
+                return Ok(end);
             }
         }
     }
 
-    fn wait(&mut self, events: &mut Events, more: bool) -> io::Result<()> {
+    /// Carries out what `events` tell, and whatever else is due; how its life ends, if it does.
+    ///
+    /// # Errors
+    /// When the master's messages are malformed.
+    pub fn turn(&mut self, events: &Events) -> io::Result<Option<End>> {
+        self.cx.clock.read();
+        self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
+        // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
+        // answer to a request that this turn sends on it.
+        for event in events {
+            if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
+                && let Some(upstream) = self.upstreams.get_mut(key)
+            {
+                upstream.socket.on_event(event);
+            }
+        }
+        for event in events {
+            match (event.token(), Owner::from_bits(event.token().0 as u64)) {
+                (CHANNEL, _) => self.channel_ready = true,
+                (CONTROL, _) => self.on_control(),
+                (VISITOR, _) => self.on_visitor(),
+                (_, Some(Owner::Client(key))) => {
+                    if let Some(client) = self.clients.get_mut(key) {
+                        client.socket.on_event(event);
+                        self.on_client(key);
+                    }
+                }
+                (_, Some(Owner::Upstream(key))) => {
+                    if self.upstreams.contains(key) {
+                        self.on_upstream(key);
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+        if self.channel_ready && !self.succession.is_orphan() && self.can_receive() {
+            match self.on_channel()? {
+                Some(more) => self.channel_ready = more,
+                None => {
+                    self.become_orphan();
+                    self.channel_ready = false;
+                }
+            }
+            if self.stopped {
+                return Ok(Some(End::Stopped));
+            }
+        }
+        if self.cx.clock.now_ms >= self.succession.due_ms() {
+            self.on_succession_timeout();
+        }
+        let mut due = std::mem::take(&mut self.due);
+        self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
+        for (token, armed) in due.drain(..) {
+            self.on_timer(token, armed);
+        }
+        self.due = due;
+        for _ in 0..self.cx.work.len() {
+            match self.cx.work.pop_front() {
+                Some(Work::Client(key)) => self.serve_client(key),
+                Some(Work::Exchange(key)) => self.drive(key),
+                Some(Work::Relay(key)) => self.drive_relay(key),
+                None => {}
+            }
+        }
+        self.look_again();
+        self.hand_over_relays();
+        self.report();
+        self.report_given_back();
+        self.send_to_successor();
+        self.cx.warn_of_shortage();
+        if let Some(log) = &mut self.cx.log
+            && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
+        {
+            log.flush(self.cx.clock.now_ms);
+        }
+        if self.is_drained() {
+            self.end_drain();
+            return Ok(Some(End::Drained));
+        }
+        Ok(None)
+    }
+
+    /// How long nothing needs to be done unless something happens; `None` = for ever.
+    fn timeout(&self) -> Option<Duration> {
         let now_ms = self.cx.clock.now_ms;
+        let more = self.channel_ready && !self.succession.is_orphan() && self.cx.can_receive();
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
         let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
@@ -212,14 +231,21 @@ impl Worker {
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
         let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let timeout = if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
+        if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
             deadlines.flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
-        };
+        }
+    }
+
+    /// Waits for events, for `timeout` at most.
+    ///
+    /// # Errors
+    /// When they cannot be waited for.
+    pub fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,

@@ -253,7 +253,7 @@ impl Master {
             .collect();
         info!("upgrading: starting {}", self.program.path());
         let timeout = Duration::from_millis(self.config.process.upgrade_timeout_ms.into());
-        let started = Successor::start(&self.program, &listeners, asker, timeout).and_then(|successor| {
+        let started = Successor::start(&self.program, &*self.spawn, &listeners, asker, timeout).and_then(|successor| {
             watch(&self.poll, successor.as_fd(), SUCCESSOR, Interest::READABLE)?;
             Ok(successor)
         });
