@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::signals;
@@ -137,7 +138,10 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Option<End> {
 
 /// Waits for the end of a child that has been killed, which takes no longer than the kernel needs.
 pub fn wait(pidfd: BorrowedFd<'_>) {
-    while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {}
+    // A pidfd that does not block cannot be waited for with `waitid` alone.
+    while reap(pidfd).is_none() {
+        let _ = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None);
+    }
 }
 
 /// How a process ended.
@@ -166,7 +170,7 @@ mod tests {
     use super::*;
 
     fn ended(process: &dyn Process) -> End {
-        let mut poll = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+        let mut poll = [PollFd::new(&process, PollFlags::IN)];
         let timeout = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1);
         process.reap().unwrap()

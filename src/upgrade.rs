@@ -125,7 +125,7 @@ impl Successor {
             Ok(ToFormer::Failed { why }) => News::Gone(why),
             Err(RecvError::Empty) => News::None,
             Err(RecvError::Closed) => News::Gone(match self.end() {
-                Some(status) => format!("the new one {status}; what it said is in the master's log"),
+                Some(end) => format!("the new one ended ({end}); what it said is in the master's log"),
                 None => "the new one does not speak to this master".to_owned(),
             }),
             Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_))) => {
