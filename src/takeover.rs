@@ -259,6 +259,15 @@ fn is_fixed(address: &Address) -> bool {
 /// # Errors
 /// When a master with this configuration lives, or somebody does not answer who could have what it needs.
 pub fn orphans(snapshot: &Snapshot, own: Option<&Path>) -> Result<Vec<Former>, String> {
+    orphans_by(snapshot, own, wait)
+}
+
+/// As [`orphans`], with another way to wait until one of those asked says something, or the time is over.
+pub fn orphans_by(
+    snapshot: &Snapshot,
+    own: Option<&Path>,
+    mut wait: impl FnMut(&[&Former], Duration) -> Result<(), String>,
+) -> Result<Vec<Former>, String> {
     let directory = place::directory();
     let mut paths = if place::is_ours(&directory).is_ok() { place::sockets(&directory) } else { Vec::new() };
     paths.extend(own.map(Path::to_owned).filter(|path| !paths.contains(path)));

@@ -4,7 +4,7 @@
 //! at the end the reports to the master and the log. Nothing in a turn blocks.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use ipc::channel::{RecvError, SendError};
@@ -136,6 +136,16 @@ impl Worker {
                 return Ok(end);
             }
         }
+    }
+
+    /// Its clients' connections: the master's number for each, and its socket.
+    pub fn connections(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
+        self.clients.iter().map(|(_, client)| (client.id, client.socket.as_fd()))
+    }
+
+    /// Lets its clock go `ahead_us` microseconds ahead of the system's.
+    pub fn set_clock_ahead(&mut self, ahead_us: u64) {
+        self.cx.clock.ahead_us = ahead_us;
     }
 
     /// Carries out what `events` tell, and whatever else is due; how its life ends, if it does.

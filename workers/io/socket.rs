@@ -7,6 +7,7 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ipc::fault;
 use mio::event::Event;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
@@ -129,7 +130,9 @@ impl Socket {
             return Io::Blocked;
         }
         loop {
-            return match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
+            let received = rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty());
+            fault::instant();
+            return match received {
                 Ok((_, 0)) => Io::Eof,
                 Ok((_, n)) => {
                     // A short read has drained the socket: what comes later raises a new edge.
@@ -207,6 +210,7 @@ impl Socket {
                 (one, []) | ([], one) => rustix::io::write(&self.fd, one),
                 (first, second) => rustix::io::writev(&self.fd, &[IoSlice::new(first), IoSlice::new(second)]),
             };
+            fault::instant();
             return match result {
                 Ok(n) => {
                     self.writable = n == wanted;
@@ -229,7 +233,9 @@ impl Socket {
             return Io::Blocked;
         }
         loop {
-            return match pipe.fill(self.fd.as_fd(), most) {
+            let moved = pipe.fill(self.fd.as_fd(), most);
+            fault::instant();
+            return match moved {
                 Ok(0) => Io::Eof,
                 Ok(n) => {
                     // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each
@@ -265,7 +271,9 @@ impl Socket {
             return Io::Blocked;
         }
         loop {
-            return match pipe.drain(self.fd.as_fd(), most) {
+            let moved = pipe.drain(self.fd.as_fd(), most);
+            fault::instant();
+            return match moved {
                 Ok(0) => Io::Blocked,
                 Ok(n) => {
                     self.bytes_out += n as u64;
@@ -285,11 +293,13 @@ impl Socket {
     pub fn shutdown_write(&mut self) {
         // A peer that is gone already answers with an error that changes nothing.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+        fault::instant();
     }
 
     /// Ends the connection for every process that holds it, in order (FIN).
     pub fn shutdown_both(&mut self) {
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        fault::instant();
     }
 
     /// Ends the connection for every process that holds it with a reset, so that the peer cannot take what it
@@ -298,6 +308,7 @@ impl Socket {
         if rustix::net::connect_unspec(&self.fd).is_err() {
             self.shutdown_both();
         }
+        fault::instant();
     }
 
     /// The pending error, as left by a failed connect.
