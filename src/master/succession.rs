@@ -1,6 +1,7 @@
 //! One master after another: taking over from those that were there before, and handing over to a successor. Part of
 //! the master's loop; owns nothing.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use ipc::channel::SendError;
 use ipc::control::Answer;
 use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToSuccessor};
 use ipc::message::{MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
+use ipc::snapshot::{Address, ListenerId};
 use ipc::tcp_info;
 use log::{error, info, warn};
 use mio::Interest;
@@ -175,11 +177,10 @@ impl Master {
 
     /// Takes one connection in, to be passed to a worker; false when its listener is not configured.
     fn take_in(&mut self, handed: Handed, fds: Vec<OwnedFd>) -> bool {
-        let listener = self.config.snapshot.listeners.iter().position(|listener| listener.bind == handed.listener);
-        let Some(listener) = listener.and_then(|id| u16::try_from(id).ok()) else { return false };
         let Passed { peer, origin, task, .. } = handed.passed;
         let mut fds = fds.into_iter();
         let Some(fd) = fds.next() else { return false };
+        let Some(listener) = self.listener_of(&handed.listener, &fd) else { return false };
         let mut connection = Connection::new(fd, peer, listener);
         connection.origin = origin;
         if let Ok(counters) = tcp_info::counters(&connection.fd) {
@@ -200,6 +201,25 @@ impl Master {
         self.addresses.enter(connection.counted());
         self.homeless.push_back(connection);
         true
+    }
+
+    /// The listener with this address in the configuration. Of several on port 0 it is the one that the connection
+    /// came to.
+    fn listener_of(&self, address: &Address, connection: &OwnedFd) -> Option<ListenerId> {
+        let named = || {
+            let listeners = (0..).zip(&self.config.snapshot.listeners);
+            listeners.filter(|(_, listener)| listener.bind == *address).map(|(id, _)| id)
+        };
+        let port = rustix::net::getsockname(connection)
+            .ok()
+            .and_then(|local| SocketAddr::try_from(local).ok())
+            .map(|local| local.port());
+        let came_to = |id: &ListenerId| {
+            self.sockets.iter().any(|socket| {
+                socket.id == *id && matches!(&socket.address, Address::Inet(bound) if Some(bound.port()) == port)
+            })
+        };
+        named().find(came_to).or_else(|| named().next())
     }
 
     /// Gives every worker what it is to keep open should this master die.
