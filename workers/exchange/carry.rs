@@ -251,6 +251,8 @@ impl Worker {
             return if more { self.linger(client_key) } else { self.close_client(client_key) };
         }
         client.state = ClientState::Idle;
+        // The time limit was this request's; the next one is not late because of it.
+        client.socket.deadline.due_ms = u64::MAX;
         client.answered(end, &mut self.cx);
         if self.cx.giving_back {
             self.give_back(client_key);
