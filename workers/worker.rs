@@ -143,6 +143,11 @@ impl Worker {
         self.clients.iter().map(|(_, client)| (client.id, client.socket.as_fd()))
     }
 
+    /// Whether its master has died, and it finishes without another.
+    pub fn is_forsaken(&self) -> bool {
+        self.succession.is_forsaken()
+    }
+
     /// Lets its clock go `ahead_us` microseconds ahead of the system's.
     pub fn set_clock_ahead(&mut self, ahead_us: u64) {
         self.cx.clock.ahead_us = ahead_us;
@@ -351,7 +356,8 @@ impl Worker {
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
         self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };
-        if !matches!(passed.task, Task::Relay { .. }) {
+        // What comes with unanswered bytes is not taken up before they are in a slot: until then the master has them.
+        if !matches!(passed.task, Task::Relay { .. } | Task::Resume(_)) {
             client.publish(ipc::state::Phase::Open, &self.cx);
         }
         client.begin(&passed.origin);
@@ -372,6 +378,7 @@ impl Worker {
                 if client.resume(&bytes, &mut self.cx) {
                     self.serve_client(key);
                 } else {
+                    client.publish(ipc::state::Phase::Open, &self.cx);
                     self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
                 }
             }
