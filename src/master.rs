@@ -303,7 +303,8 @@ impl Master {
     }
 
     fn is_over(&self) -> bool {
-        let handed = self.course != Course::HandingOver || self.homeless.is_empty();
+        let giving = || self.formers.iter().any(Former::is_met);
+        let handed = self.course != Course::HandingOver || self.homeless.is_empty() && !giving();
         self.course != Course::Running && handed && self.seats.iter().all(|seat| seat.worker.is_none())
     }
 
@@ -476,7 +477,8 @@ impl Master {
     }
 
     fn announce(&mut self) {
-        if self.announced || !self.seats.iter().all(|seat| seat.worker.as_ref().is_some_and(Worker::is_ready)) {
+        let is_ready = |seat: &Seat| seat.worker.as_ref().is_some_and(Worker::is_ready);
+        if self.announced || !self.seats.iter().filter(|seat| seat.wanted).all(is_ready) {
             return;
         }
         self.announced = true;

@@ -121,20 +121,18 @@ impl Master {
 
     /// Receives what workers have to say.
     pub(super) fn hear_workers(&mut self, now: Instant) {
-        let mut became_ready = false;
         for seat in &mut self.seats {
             let Some(worker) = seat.worker.as_mut().filter(|worker| worker.readable) else { continue };
             let before = worker.table.live();
             let mut returned = Vec::new();
-            became_ready |= hear(worker, seat.index, &mut self.addresses, &mut returned, now, HEARD_PER_TURN);
+            hear(worker, seat.index, &mut self.addresses, &mut returned, now, HEARD_PER_TURN);
             self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();
             }
         }
-        if became_ready {
-            self.announce();
-        }
+        // Also when the one that was waited for is not wanted any more.
+        self.announce();
         if self.reload.pending.is_some() {
             self.check_acknowledged();
         }
@@ -374,8 +372,7 @@ fn resume_relay(connection: &mut Connection, id: u32, left: &mut Leftovers) -> R
     Ok(Task::Relay { server: relay.server, to_server, to_client })
 }
 
-/// Receives up to `most` messages; whether the worker has become ready. Connections given back are appended to
-/// `returned`.
+/// Receives up to `most` messages. Connections given back are appended to `returned`.
 fn hear(
     worker: &mut Worker,
     index: u16,
@@ -383,8 +380,7 @@ fn hear(
     returned: &mut Vec<Connection>,
     now: Instant,
     most: usize,
-) -> bool {
-    let mut became_ready = false;
+) {
     let mut fds = Vec::new();
     for _ in 0..most {
         match worker.channel.recv::<ToMaster>(&mut fds) {
@@ -393,7 +389,6 @@ fn hear(
                     worker.stage = Stage::Ready;
                     worker.ready_since = Some(now);
                     worker.watch = Watch::new(now);
-                    became_ready = true;
                     info!("worker {index} (pid {}) ready", worker.pid);
                 }
             }
@@ -456,5 +451,4 @@ fn hear(
             }
         }
     }
-    became_ready
 }
