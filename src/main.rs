@@ -209,15 +209,16 @@ fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<ma
         log::error!("{message}");
         (message, ExitCode::from(FAILED))
     };
-    if before.formers.is_empty() {
-        let control = match &loaded.process.control {
-            config::Control::At(path) => Some(path.clone()),
-            config::Control::Derived => {
-                Some(control::place::directory().join(control::place::name(recipe.file.as_deref())))
-            }
-            config::Control::Off => None,
-        };
-        before.formers = takeover::orphans(&loaded.snapshot, control.as_deref()).map_err(failed)?;
-    }
+    let control = match &loaded.process.control {
+        config::Control::At(path) => Some(path.clone()),
+        config::Control::Derived => {
+            Some(control::place::directory().join(control::place::name(recipe.file.as_deref())))
+        }
+        config::Control::Off => None,
+    };
+    before.formers = match std::mem::take(&mut before.formers) {
+        none if none.is_empty() => takeover::orphans(&loaded.snapshot, control.as_deref()).map_err(failed)?,
+        formers => formers.into_iter().map(|former| former.with_workers_behind(control.as_deref())).collect(),
+    };
     master::Master::start(loaded, recipe, names, demo, arguments.log_level.clone(), before).map_err(failed)
 }

@@ -64,20 +64,14 @@ impl Master {
     /// Every worker is ready for the first time: those that were there before give their connections.
     pub(super) fn begin_succession(&mut self) {
         if !self.formers.is_empty() {
-            match open_control(&self.config, &self.reload, true) {
-                Ok(control) => self.control = control,
-                Err(why) => warn!("{why}"),
-            }
-            if let Some(control) = &self.control
-                && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
-            {
-                warn!("cannot watch the control socket: {error}");
-            }
+            self.take_control();
+            // Before any of them lets go of anything: should this master be killed, its workers must be found.
+            self.keep_for_orphans();
+            self.send_keep();
             let mut formers = std::mem::take(&mut self.formers);
             formers.retain_mut(|former| self.follow(former));
             self.formers = formers;
             self.formers_ready = true;
-            self.keep_for_orphans();
         }
         notify::tell(notify::State::Ready);
     }
@@ -93,6 +87,15 @@ impl Master {
                 error!("cannot take over from {}: {failed}", former.name);
                 false
             }
+        }
+    }
+
+    /// Hears another one, too, if there is one.
+    fn follow_next(&mut self, next: Option<Former>) {
+        if let Some(mut next) = next
+            && self.follow(&mut next)
+        {
+            self.formers.push(next);
         }
     }
 
@@ -127,11 +130,7 @@ impl Master {
                 takeover::News::More => {}
                 takeover::News::Met => {
                     info!("{} has come: taking over from it", former.name);
-                    if let Some(mut next) = former.knock_again()
-                        && self.follow(&mut next)
-                    {
-                        self.formers.push(next);
-                    }
+                    self.follow_next(former.knock_again());
                 }
                 takeover::News::Waiting => {
                     if let Err(failed) = former.tell_ready() {
@@ -147,6 +146,7 @@ impl Master {
                     if former.is_met() {
                         info!("{} has given everything", former.name);
                     }
+                    self.follow_next(former.knock_past());
                     return false;
                 }
                 takeover::News::Master(pid) => {
@@ -155,6 +155,7 @@ impl Master {
                 }
                 takeover::News::Broken(why) => {
                     error!("{}: {why}; not hearing it any more", former.name);
+                    self.follow_next(former.knock_past());
                     return false;
                 }
             }
@@ -234,6 +235,14 @@ impl Master {
         }
     }
 
+    /// Sends it at once, where the channel has room.
+    fn send_keep(&mut self) {
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            let (errands, channel) = (&mut worker.errands, &mut worker.channel);
+            errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }) || !errand.is_sent(channel));
+        }
+    }
+
     /// What a worker is to keep; `None` where nobody could find it again, or it is too much.
     pub(super) fn keep_errand(&self) -> Option<Errand> {
         let control = self.control.as_ref()?;
@@ -263,8 +272,6 @@ impl Master {
             warn!("not upgraded: {text}");
             return self.answer(asker, &Answer::Busy { text: text.to_owned() });
         }
-        // Nobody who is not there yet holds up an upgrade.
-        self.formers.clear();
         let listeners: Vec<_> = self
             .sockets
             .iter()
@@ -343,6 +350,34 @@ impl Master {
         let asker = successor.asker;
         successor.kill();
         self.answer(asker, &Answer::NotUpgraded { text: why.to_owned() });
+        self.reclaim_control();
+    }
+
+    /// Puts its control socket in the place of whoever had it.
+    fn take_control(&mut self) {
+        match open_control(&self.config, &self.reload, true) {
+            Ok(control) => self.control = control,
+            Err(why) => warn!("{why}"),
+        }
+        if let Some(control) = &self.control
+            && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
+        {
+            warn!("cannot watch the control socket: {error}");
+        }
+    }
+
+    /// A successor that ended just before it was ready may have put its control socket in the place of this one. Its
+    /// workers wait behind it: this master takes over from them.
+    fn reclaim_control(&mut self) {
+        let Some(former) = self.control.take_if(|control| !control.is_at_its_place()) else { return };
+        unwatch(&self.poll, former.as_fd());
+        let path = former.path().to_owned();
+        drop(former);
+        let next = takeover::behind(&path);
+        self.take_control();
+        self.keep_for_orphans();
+        self.follow_next(next);
+        self.formers_ready = true;
     }
 
     /// The successor is ready: it accepts from now on, and gets every connection, if it understands them.
@@ -362,6 +397,7 @@ impl Master {
             socket.keep_file();
         }
         if !gives {
+            self.formers.clear();
             while let Some(connection) = self.homeless.pop_front() {
                 self.cut(connection);
             }
@@ -383,6 +419,7 @@ impl Master {
         }
         let Some(successor) = &mut self.successor else {
             // It is gone, and nobody accepts here any more.
+            self.formers.clear();
             while let Some(connection) = self.homeless.pop_front() {
                 self.cut(connection);
             }
