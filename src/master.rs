@@ -40,6 +40,8 @@ use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
+#[cfg(test)]
+mod model;
 mod passing;
 mod reconfigure;
 mod shortage;
