@@ -6,6 +6,7 @@
 //! `MODEL_SEED=…` runs one schedule again, `MODEL_SECONDS=…` goes on for so long with others.
 
 mod clients;
+mod images;
 mod processes;
 mod rng;
 mod servers;
@@ -30,8 +31,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-#[test]
-fn whatever_happens_every_connection_has_one_owner_and_comes_to_its_end() {
+/// Runs schedules in processes of their own, by the ignored test `batch`, until the time is over.
+fn run_batches(batch: &str) {
     let seed = number("MODEL_SEED");
     let time = Duration::from_secs(number("MODEL_SECONDS").unwrap_or(SECONDS));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -40,9 +41,9 @@ fn whatever_happens_every_connection_has_one_owner_and_comes_to_its_end() {
     let mut schedules = 0;
     loop {
         let count = if seed.is_some() { 1 } else { BATCH };
-        // In a process of its own: descriptors are counted, and no other test opens any there.
+        // Descriptors are counted there, and no other test opens any.
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "--nocapture", "--test-threads", "1", "master::model::batch"])
+            .args(["--exact", "--ignored", "--nocapture", "--test-threads", "1", batch])
             .env(FIRST, first.to_string())
             .env(COUNT, count.to_string())
             .output()
@@ -58,12 +59,31 @@ fn whatever_happens_every_connection_has_one_owner_and_comes_to_its_end() {
     println!("{schedules} schedules");
 }
 
-#[test]
-#[ignore = "part of the test above, which runs it in a process of its own"]
-fn batch() {
-    let first = number(FIRST).unwrap_or(0);
+/// The seeds of this process.
+fn seeds() -> impl Iterator<Item = u64> {
     world::listen_to_log();
-    for seed in first..first + number(COUNT).unwrap_or(1) {
-        World::run(seed);
-    }
+    let first = number(FIRST).unwrap_or(0);
+    first..first + number(COUNT).unwrap_or(1)
+}
+
+#[test]
+fn whatever_happens_every_connection_has_one_owner_and_comes_to_its_end() {
+    run_batches("master::model::batch");
+}
+
+#[test]
+#[ignore = "part of the test above, which runs it in processes of its own"]
+fn batch() {
+    seeds().for_each(World::run);
+}
+
+#[test]
+fn any_memory_of_a_dead_worker_is_adopted_safely_or_refused() {
+    run_batches("master::model::images");
+}
+
+#[test]
+#[ignore = "part of the test above, which runs it in processes of its own"]
+fn images() {
+    seeds().for_each(World::run_images);
 }

@@ -39,6 +39,8 @@ pub struct Client {
     pub port: u16,
     /// How it came about that its connection may end at any time.
     pub excused: Option<&'static str>,
+    /// Anything may come to it.
+    pub tolerant: bool,
     /// Places are few: idle connections may be ended for others.
     pub gives_way: bool,
     stream: Option<TcpStream>,
@@ -83,6 +85,7 @@ impl Client {
             kind,
             port,
             excused: None,
+            tolerant: false,
             gives_way: false,
             stream: Some(stream),
             unsent: Vec::new(),
@@ -215,6 +218,13 @@ impl Client {
             Err(None) => Some("ended"),
             Err(Some(_)) => Some("was reset"),
         };
+        if self.tolerant {
+            self.input.clear();
+            if ended.is_some() {
+                self.stream = None;
+            }
+            return;
+        }
         while !self.streams && self.take_answer(servers) {}
         if self.streams {
             for &b in &self.input {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::fault::{self, Killed};
+use ipc::message::{Layout, Task};
 use mio::Events;
 use workers::worker::Worker;
 
@@ -101,8 +102,11 @@ pub struct World {
     numbers: Numbers,
     /// Places are few.
     pressed: bool,
+    /// Memory is not what workers wrote: clients and servers may see anything, but not wait for ever.
+    pub hostile: bool,
     /// Descriptors by kind, with one master and its workers and nothing else.
     at_rest: BTreeMap<String, usize>,
+    spoilt: Vec<(OwnedFd, Layout)>,
     pub trace: Vec<String>,
 }
 
@@ -188,15 +192,19 @@ fn turn(slot: &mut WorkerSlot, ahead: Duration, fault: Option<u64>) -> Option<En
 impl World {
     /// Runs one schedule; panics when something is wrong, and says what led to it.
     pub fn run(seed: u64) {
-        let before = descriptors().len();
-        let mut world = World::new(seed);
-        let result = catch_unwind(AssertUnwindSafe(|| {
+        World::run_by(seed, false, |world| {
             for _ in 0..STEPS {
                 world.step();
                 world.check();
             }
             world.settle();
-        }));
+        });
+    }
+
+    pub(super) fn run_by(seed: u64, hostile: bool, schedule: impl FnOnce(&mut World)) {
+        let before = descriptors().len();
+        let mut world = World::new(seed, hostile);
+        let result = catch_unwind(AssertUnwindSafe(|| schedule(&mut world)));
         if let Err(panic) = result {
             for line in &world.trace[world.trace.len().saturating_sub(150)..] {
                 eprintln!("  {line}");
@@ -210,13 +218,14 @@ impl World {
         assert_eq!(descriptors().len(), before, "descriptors leaked; MODEL_SEED={seed}");
     }
 
-    pub fn new(seed: u64) -> World {
+    fn new(seed: u64, hostile: bool) -> World {
         let dir = std::env::temp_dir().join(format!("pointsman-model-{}-{seed}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let mut rng = Rng::new(seed);
         let mut world = World {
-            pressed: rng.once_in(3),
+            pressed: !hostile && rng.once_in(3),
+            hostile,
             rng,
             dir,
             ahead: Duration::ZERO,
@@ -229,8 +238,10 @@ impl World {
             clients: Vec::new(),
             numbers: Numbers::default(),
             at_rest: BTreeMap::new(),
+            spoilt: Vec::new(),
             trace: Vec::new(),
         };
+        world.servers.tolerant = hostile;
         world.write_config(2);
         world.start_master(None);
         world.run_all_until(|world| world.is_at_rest(), "the first master is ready");
@@ -506,6 +517,23 @@ impl World {
 
     // --- what happens
 
+    /// Something happens that is nothing out of the ordinary.
+    pub(super) fn calm_step(&mut self) {
+        match self.rng.below(10) {
+            0..4 => self.client_acts(),
+            4..6 => self.servers.act(&mut self.rng),
+            6 | 7 if !self.masters.is_empty() => {
+                let at = self.rng.below(self.masters.len());
+                self.run_master(at, None);
+            }
+            _ if !self.workers.is_empty() => {
+                let at = self.rng.below(self.workers.len());
+                self.run_worker(at, None);
+            }
+            _ => {}
+        }
+    }
+
     /// Something happens.
     fn step(&mut self) {
         match self.rng.below(100) {
@@ -619,8 +647,59 @@ impl World {
         let ipc::snapshot::Address::Inet(addr) = socket.address else { return };
         let mut client = Client::connect(kind, addr, &mut self.numbers, &mut self.rng);
         client.gives_way = self.pressed;
+        client.tolerant = self.hostile;
         self.note(format!("connected: {}", client.describe()));
         self.clients.push(client);
+    }
+
+    // --- for workers that leave anything in their memory
+
+    /// The workers of the one master, as it knows them, in their order.
+    pub(super) fn known_workers(&self) -> impl Iterator<Item = &crate::supervise::Worker> {
+        self.masters[0].master.seats.iter().filter_map(|seat| seat.worker.as_ref())
+    }
+
+    /// The bytes of requests that the one master carries to its workers.
+    pub(super) fn carried(&self) -> impl Iterator<Item = &Vec<u8>> {
+        let tables = self.known_workers().flat_map(|worker| worker.table.connections());
+        tables.chain(&self.masters[0].master.homeless).filter_map(|connection| match &connection.task {
+            Task::Resume(bytes) => Some(bytes),
+            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => None,
+        })
+    }
+
+    /// Kills all workers, and has the master take over from each; `check` comes before it passes anything on. The
+    /// regions of the dead are in `spoilt` then.
+    pub(super) fn kill_workers_with(&mut self, check: impl Fn(&World)) {
+        let copy = |worker: &crate::supervise::Worker| {
+            (rustix::io::fcntl_dupfd_cloexec(&worker.region, 3).unwrap(), worker.layout)
+        };
+        self.spoilt = self.known_workers().map(copy).collect();
+        let now = self.now();
+        while let Some(slot) = self.workers.pop() {
+            drop(slot.life);
+            slot.handle.die(KILLED);
+        }
+        let master = &mut self.masters[0].master;
+        for at in 0..master.seats.len() {
+            let end = master.seats[at].worker.as_ref().and_then(|worker| worker.reap());
+            if let Some(end) = end {
+                master.bury(at, end, now);
+            }
+        }
+        check(self);
+        self.check();
+        self.spoilt.clear();
+    }
+
+    /// Regions of dead workers, as long as they are looked at.
+    pub(super) fn spoilt(&self) -> &[(OwnedFd, Layout)] {
+        &self.spoilt
+    }
+
+    /// All clients go away.
+    pub(super) fn abandon_all(&mut self) {
+        self.clients.iter_mut().for_each(Client::abandon);
     }
 
     // --- the end
@@ -675,7 +754,7 @@ impl World {
     }
 
     /// Nothing more happens to anybody: every connection comes to its end, and nothing is left over.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.note("settling");
         self.run_all_until(|world| world.clients.is_empty(), "every client has what it waits for");
         for at in (0..self.workers.len()).rev().filter(|&at| self.workers[at].forgotten).collect::<Vec<_>>() {
