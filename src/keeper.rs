@@ -93,7 +93,8 @@ impl<F> Connection<F> {
         }
     }
 
-    fn carried_bytes(&self) -> usize {
+    /// Bytes of an unanswered request that go with it.
+    pub fn carried_bytes(&self) -> usize {
         match &self.task {
             Task::Resume(bytes) => bytes.len(),
             Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,

@@ -1,6 +1,7 @@
 //! The way of connections between the master and its workers: choosing, sending, hearing that they are over,
 //! and what becomes of them when a worker dies. Part of the master's loop; owns nothing.
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -152,9 +153,16 @@ impl Master {
             self.settle(Verdict::Pass(connection), &mut tally);
         }
         let mut left = worker.pipes.leftovers(&worker.control);
+        let mut claims = Claims::default();
+        let mut verdicts = Vec::new();
         for (id, was_sent, connection) in worker.table.take_all() {
-            let verdict = if was_sent { judge(worker, id, connection, &mut left) } else { Verdict::Pass(connection) };
-            self.settle(verdict, &mut tally);
+            verdicts.push(match was_sent {
+                true => judge(worker, id, connection, &mut left, &mut claims),
+                false => (Verdict::Pass(connection), None),
+            });
+        }
+        for (verdict, slot) in verdicts {
+            self.settle(claims.hold(verdict, slot), &mut tally);
         }
         self.gate.freed();
         if tally.passed_on + tally.failed + tally.cut > 0 {
@@ -210,8 +218,39 @@ enum Verdict {
     Over(Connection),
 }
 
-/// What becomes of one connection that its dead worker had been sent.
-fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftovers) -> Verdict {
+/// How many connections of a dead worker have their unanswered bytes in each slot: more than one never do.
+#[derive(Debug, Default)]
+struct Claims(HashMap<u32, u32>);
+
+impl Claims {
+    fn note(&mut self, slot: u32) {
+        *self.0.entry(slot).or_default() += 1;
+    }
+
+    /// The verdict, unless another connection claims its slot, too. Then the bytes may be the other's: nothing is run,
+    /// as nobody's request may be run for somebody else.
+    fn hold(&self, verdict: Verdict, slot: Option<u32>) -> Verdict {
+        let doubtful = slot.is_some_and(|slot| self.0.get(&slot).is_some_and(|&count| count > 1));
+        match verdict {
+            Verdict::Pass(mut connection) if doubtful => {
+                connection.base.consumed = connection.base.consumed.saturating_add(connection.carried_bytes() as u64);
+                connection.task = Task::Fail;
+                Verdict::Pass(connection)
+            }
+            other @ (Verdict::Pass(_) | Verdict::Cut(_) | Verdict::Over(_)) => other,
+        }
+    }
+}
+
+/// What becomes of one connection that its dead worker had been sent, and the slot from which its unanswered bytes were
+/// read, if they were.
+fn judge(
+    worker: &Worker,
+    id: u32,
+    mut connection: Connection,
+    left: &mut Leftovers,
+    claims: &mut Claims,
+) -> (Verdict, Option<u32>) {
     let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
     let mut header = 0;
@@ -235,8 +274,12 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         counters,
     };
     let image = remains.standing();
-    let verdict =
-        remains.salvage(|slot, offset, len| shm::read_slot(&worker.region, &worker.layout, slot, offset, len));
+    let mut from = None;
+    let verdict = remains.salvage(|slot, offset, len| {
+        claims.note(slot);
+        from = Some(slot);
+        shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
+    });
     let mut rebase = |carried| {
         if let Some(counters) = &counters {
             connection.base = salvage::successor_base(counters, carried);
@@ -275,7 +318,7 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
             rebase(0);
             match resume_relay(&mut connection, id, left) {
                 Ok(task) => connection.task = task,
-                Err(Contradiction) => return Verdict::Cut(connection),
+                Err(Contradiction) => return (Verdict::Cut(connection), from),
             }
         }
         Salvage::Fail => {
@@ -284,11 +327,11 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
-            return Verdict::Cut(connection);
+            return (Verdict::Cut(connection), from);
         }
-        Salvage::Done => return Verdict::Over(connection),
+        Salvage::Done => return (Verdict::Over(connection), from),
     }
-    Verdict::Pass(connection)
+    (Verdict::Pass(connection), from)
 }
 
 /// Sends a worker all that is for it; `false` when its channel had no room.
