@@ -1,7 +1,11 @@
 //! Workers that die and leave anything whatever in their shared memory: random bytes, flipped bits, pieces in the
 //! wrong place, parts of an earlier state. The master takes over from them as from any other.
 
-use ipc::shm;
+use std::os::fd::OwnedFd;
+
+use ipc::message::Layout;
+use ipc::shm::Control;
+use ipc::state::Image;
 
 use super::rng::Rng;
 use super::world::World;
@@ -39,7 +43,7 @@ fn spoil(worker: &Worker, former: &[u8], rng: &mut Rng) {
     let mut image = read(worker);
     let length = image.len();
     for _ in 0..1 + rng.below(3) {
-        match rng.below(8) {
+        match rng.below(9) {
             0 => image.iter_mut().for_each(|byte| *byte = u8::try_from(rng.next() & 0xff).unwrap()),
             1 => image.fill(if rng.once_in(2) { 0 } else { 0xff }),
             2 | 3 => {
@@ -77,6 +81,15 @@ fn spoil(worker: &Worker, former: &[u8], rng: &mut Rng) {
                     image.copy_within(from + 1..from + 8, to + 1);
                 }
             }
+            // An offset near a slot's end, or beyond it.
+            7 => {
+                for id in 0..12 {
+                    let record = 4096 + id * size_of::<ipc::state::Record>();
+                    let word = record + 8 + 24 * usize::from(image[record] & 1);
+                    let offset = worker.layout.slot_bytes - 20 + u32::try_from(rng.below(40)).unwrap();
+                    image[word + 1..word + 4].copy_from_slice(&offset.to_le_bytes()[..3]);
+                }
+            }
             // Some of it is as it was, or all up to a point, as if stores had come in another order.
             _ => {
                 let at = place(worker, &image, rng) & !7;
@@ -84,6 +97,31 @@ fn spoil(worker: &Worker, former: &[u8], rng: &mut Rng) {
                 image[at..end].copy_from_slice(&former[at..end]);
             }
         }
+    }
+    write(worker, &image);
+}
+
+/// Whether `bytes` lie where the image says that unanswered ones begin, all of them within one slot.
+fn lies_at(bytes: &[u8], image: &Image, region: &OwnedFd, layout: &Layout) -> bool {
+    let Some(slot) = image.slot.filter(|slot| *slot < layout.slots) else { return false };
+    let (slot, offset) = (u64::from(slot), u64::from(image.offset));
+    if offset + bytes.len() as u64 > u64::from(layout.slot_bytes) {
+        return false;
+    }
+    let length = rustix::fs::fstat(region).unwrap().st_size.unsigned_abs();
+    let slots = length - u64::from(layout.slots) * u64::from(layout.slot_bytes);
+    let mut there = vec![0; bytes.len()];
+    rustix::io::pread(region, &mut there, slots + slot * u64::from(layout.slot_bytes) + offset).unwrap();
+    there == bytes
+}
+
+/// Fills what no worker has written to, so that bytes tell where they come from.
+fn fill(worker: &Worker, rng: &mut Rng) {
+    let mut image = read(worker);
+    let used = usize::try_from(worker.layout.slots * worker.layout.slot_bytes).unwrap();
+    let start = image.len() - used;
+    for eight in image[start..].chunks_exact_mut(8).filter(|eight| **eight == [0; 8]) {
+        eight.copy_from_slice(&(rng.next() << 16 | rng.next()).to_ne_bytes());
     }
     write(worker, &image);
 }
@@ -101,6 +139,7 @@ impl World {
                 (0..steps).for_each(|_| world.calm_step());
                 let mut rng = Rng::new(world.rng.next());
                 for (worker, former) in world.known_workers().zip(&former) {
+                    fill(worker, &mut rng);
                     spoil(worker, former, &mut rng);
                 }
                 // What was not taken up, the master has itself.
@@ -119,18 +158,15 @@ impl World {
 
     /// What a master carries to another worker was in one slot of a dead one, whole.
     fn check_carried(&self, before: &[Vec<u8>]) {
-        let slots: Vec<Vec<u8>> = self
-            .spoilt()
-            .iter()
-            .flat_map(|(region, layout)| {
-                let size = usize::try_from(layout.slot_bytes).unwrap();
-                (0..layout.slots).map(move |number| shm::read_slot(region, layout, number, 0, size).unwrap())
-            })
-            .collect();
         for bytes in self.carried().filter(|bytes| !before.contains(bytes)) {
             assert!(!bytes.is_empty());
-            let found = slots.iter().any(|slot| slot.windows(bytes.len()).any(|window| window == bytes));
-            assert!(found, "{} bytes come from no slot: {bytes:?}", bytes.len());
+            let found = self.spoilt().iter().any(|(region, layout)| {
+                let control = Control::map(region, layout).unwrap();
+                let records = (0..layout.records).filter_map(|id| control.record(id));
+                let mut images = records.flat_map(|record| [record.read(), record.read_former()]).flatten();
+                images.any(|image| lies_at(bytes, &image, region, layout))
+            });
+            assert!(found, "{} bytes come from no slot that a record names: {bytes:?}", bytes.len());
             // Among so many bytes there is the number that no two requests share.
             let beginning = |bytes: &Vec<u8>| bytes.get(..20).map(<[u8]>::to_vec);
             let same = self.carried().filter(|other| beginning(other) == beginning(bytes)).count();

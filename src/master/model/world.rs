@@ -488,8 +488,9 @@ impl World {
         }
         drop(slot.life);
         slot.handle.die(end);
-        if end == KILLED && orphan {
-            self.excuse_the_lost("on the way from a worker that died without a master");
+        // It may have been the last that kept the listening sockets, too.
+        if orphan {
+            self.excuse_the_lost("on the way from a worker that ended without a master");
         }
     }
 
