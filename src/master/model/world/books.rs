@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::{EXPECTED, LOG, Life, NEVER, World, descriptors, inode};
+use super::open::{descriptors, inode};
+use super::{Life, World, log};
 use crate::master::Course;
 
 /// Steps between two counts of all descriptors, which take their time.
@@ -45,7 +46,7 @@ impl World {
                 let entry = known.table.entries().find(|entry| entry.0 == id);
                 let entry = entry.unwrap_or_else(|| panic!("a worker has {id}, which its master does not know"));
                 assert!(entry.1, "a worker has {id}, which its master has not sent");
-                assert_eq!(super::inode(&entry.2.fd), inode, "{id} is two connections");
+                assert_eq!(super::open::inode(&entry.2.fd), inode, "{id} is two connections");
             }
             let Some(known) = known else { continue };
             let stats = known.control.stats();
@@ -63,7 +64,7 @@ impl World {
             assert!(owners.workers <= 1 && owners.orphans <= 1, "two workers have connection {inode}: {owners:?}");
             assert!(owners.orphans == 0 || owners.masters + owners.workers == 0, "{inode}: {owners:?}");
         }
-        self.check_log();
+        log::check();
         if self.trace.len().is_multiple_of(COUNT_EVERY) && !self.is_handing_over() {
             let mut open: HashMap<u64, usize> = HashMap::new();
             for target in descriptors() {
@@ -82,17 +83,5 @@ impl World {
     fn is_handing_over(&self) -> bool {
         self.masters.iter().any(|slot| slot.master.course == Course::HandingOver || !slot.master.formers.is_empty())
             || self.workers.iter().any(|slot| self.masters.iter().all(|master| master.number != slot.parent))
-    }
-
-    fn check_log(&self) {
-        LOG.with(|log| {
-            let log = log.borrow();
-            let start = log.len().saturating_sub(200);
-            for (level, line) in &log[start..] {
-                let never = *level <= log::Level::Info && NEVER.iter().any(|part| line.contains(part))
-                    || *level == log::Level::Error && !EXPECTED.iter().any(|part| line.contains(part));
-                assert!(!never, "logged: {level} {line}");
-            }
-        });
     }
 }
