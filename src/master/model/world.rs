@@ -109,6 +109,7 @@ impl World {
     }
 
     fn new(seed: u64, hostile: bool) -> World {
+        log::forget();
         let dir = std::env::temp_dir().join(format!("pointsman-model-{}-{seed}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();

@@ -243,6 +243,8 @@ impl World {
             let mut had = before.to_vec();
             had.extend(ports(&self.workers[at]));
             self.excuse(&had, "its worker finishes without a master");
+            // It keeps no listening sockets any more, and may have been the last that did.
+            self.excuse_the_lost("its worker finishes without a master");
         }
         if let Some(end) = end {
             self.bury_worker(at, end);

@@ -29,6 +29,11 @@ pub fn listen_to_log() {
     ::log::set_max_level(::log::LevelFilter::Debug);
 }
 
+/// Forgets what earlier runs have logged.
+pub(super) fn forget() {
+    LOG.with(|log| log.borrow_mut().clear());
+}
+
 /// What must never be logged.
 const NEVER: [&str; 6] = ["ignored", "makes no sense", "malformed", "were lost", "cannot be started", "no room for"];
 /// Errors that killing brings about.
