@@ -6,8 +6,9 @@ Settings by environment:
   BENCH_SECONDS=3     seconds of load for each proxy, load and round
   BENCH_WORKERS=1,2   numbers of workers
   BENCH_ONLY=         comma-separated loads; empty = all (the names are printed with an unknown one)
-  BENCH_PROXIES=ours,nginx,haproxy,haproxy-splice
+  BENCH_PROXIES=ours,nginx,haproxy,haproxy-splice,relay
   BENCH_IDLE=5000     idle connections for the memory figure; 0 leaves it out
+  BENCH_CURVES=1      cost by number of connections and of routes; 0 leaves it out
   BENCH_WRITE=        1 or 0: write docs/benchmarks.md and README.md, or not; empty = only when nothing was left out
 """
 
@@ -21,6 +22,7 @@ import signal
 import sys
 import tempfile
 
+import curves
 import measure
 import report
 from measure import LOADS, Cell
@@ -28,9 +30,12 @@ from processes import BenchError, Service, free_ports, proxy_command, run, start
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SYSCALL_SECONDS = 1
-PROXIES = ["ours", "nginx", "haproxy", "haproxy-splice"]
+PROXIES = ["ours", "nginx", "haproxy", "haproxy-splice", "relay"]
 # The second HAProxy differs from the first in TCP mode only.
 TCP_ONLY = ["haproxy-splice"]
+# The floor is one process without workers, and stands beside these loads only.
+FLOOR = "relay"
+FLOOR_LOADS = ["keepalive", "single", "10k", "tcp-small"]
 
 
 class Settings:
@@ -40,6 +45,7 @@ class Settings:
         self.rounds = number(env, "BENCH_ROUNDS", 3, 1, 100)
         self.seconds = number(env, "BENCH_SECONDS", 3, 1, 600)
         self.idle = number(env, "BENCH_IDLE", 5000, 0, 25000)
+        self.curves = number(env, "BENCH_CURVES", 1, 0, 1) == 1
         self.workers = [int(text) for text in choice(env, "BENCH_WORKERS", ["1", "2"], ["1", "2", "4", "8"])]
         self.proxies = choice(env, "BENCH_PROXIES", PROXIES, PROXIES)
         names = [load.name for load in LOADS]
@@ -48,7 +54,9 @@ class Settings:
         target = env.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target")
         self.master = os.path.join(target, "release", "master")
         self.backend = os.path.join(target, "release", "examples", "bench_backend")
-        whole = (self.proxies == PROXIES and len(only) == len(LOADS) and self.workers == [1, 2] and self.idle > 0)
+        self.relay = os.path.join(target, "release", "examples", "bench_relay")
+        whole = (self.proxies == PROXIES and len(only) == len(LOADS) and self.workers == [1, 2] and self.idle > 0
+                 and self.curves)
         self.write = whole if not env.get("BENCH_WRITE") else env["BENCH_WRITE"] == "1"
 
 
@@ -114,6 +122,13 @@ def measured(proxy, mode):
     return mode == "tcp" or proxy not in TCP_ONLY
 
 
+def takes(proxy, load, workers):
+    """Whether a proxy is put under a load."""
+    if proxy == FLOOR:
+        return load.name in FLOOR_LOADS and workers == 1
+    return measured(proxy, load.mode)
+
+
 def list_text(cpus):
     return ", ".join(map(str, cpus))
 
@@ -127,6 +142,8 @@ class Bench:
         self.how = how
         self.cells = {}
         self.idle = {}
+        self.connections = {}
+        self.routes = {}
 
     def cell(self, load, workers, proxy):
         return self.cells.setdefault((load.name, workers, proxy), Cell())
@@ -135,10 +152,21 @@ class Bench:
         """Starts one proxy, ready for work; the stack ends it."""
         directory = tempfile.mkdtemp(prefix=f"{proxy}-{mode}-{workers}-", dir=self.directory)
         port = free_ports(1)[0]
-        command = proxy_command(proxy, mode, workers, port, backend, directory, self.settings.master)
+        programs = {"ours": self.settings.master, FLOOR: self.settings.relay}
+        command = proxy_command(proxy, mode, workers, port, backend, directory, programs)
         service = Service(report.NAMES[proxy], command, cpus, f"{directory}/output.log")
         stack.callback(service.stop)
         service.wait_ready(f"http://127.0.0.1:{port}/128", 128, workers)
+        return service, f"127.0.0.1:{port}"
+
+    def start_with_routes(self, stack, proxy, count, backend, cpus):
+        """As `start`, with one worker and a configuration of so many routes."""
+        directory = tempfile.mkdtemp(prefix=f"{proxy}-routes-{count}-", dir=self.directory)
+        port = free_ports(1)[0]
+        command = curves.routes_command(proxy, count, port, backend, directory, self.settings.master)
+        service = Service(report.NAMES[proxy], command, cpus, f"{directory}/output.log")
+        stack.callback(service.stop)
+        service.wait_ready(f"http://127.0.0.1:{port}/128", 128, 1)
         return service, f"127.0.0.1:{port}"
 
     def round(self, number, workers):
@@ -152,9 +180,9 @@ class Bench:
             stack.callback(backend.stop)
             running = {(proxy, mode): self.start(stack, proxy, mode, workers, address, proxy_cpus)
                        for mode in dict.fromkeys(load.mode for load in loads)
-                       for proxy in order if measured(proxy, mode)}
+                       for proxy in order if measured(proxy, mode) and (proxy != FLOOR or workers == 1)}
             for load in loads:
-                for proxy in [proxy for proxy in order if measured(proxy, load.mode)]:
+                for proxy in [proxy for proxy in order if takes(proxy, load, workers)]:
                     service, proxy_address = running[(proxy, load.mode)]
                     cell = self.cell(load, workers, proxy)
                     measure.measure_speed(cell, load, service, proxy_address, self.settings.seconds, load_cpus)
@@ -180,19 +208,40 @@ class Bench:
     def memory(self):
         """KiB of each idle connection, two workers, each proxy on its own."""
         proxy_cpus, load_cpus = cpu_sets(1)
-        for proxy in [proxy for proxy in self.settings.proxies if measured(proxy, "http")]:
+        for proxy in [proxy for proxy in self.settings.proxies if measured(proxy, "http") and proxy != FLOOR]:
             with contextlib.ExitStack() as stack:
                 backend, address = start_backend(self.settings.backend, load_cpus, self.directory)
                 stack.callback(backend.stop)
                 service, proxy_address = self.start(stack, proxy, "http", 2, address, proxy_cpus)
                 self.idle[proxy] = measure.measure_idle(service, proxy_address, self.settings.idle)
-                print(f"idle connections · {report.NAMES[proxy]}: {sum(self.idle[proxy]):.2f} KiB each", flush=True)
+                print(f"idle connections · {report.NAMES[proxy]}: {sum(self.idle[proxy].kib):.2f} KiB each", flush=True)
+
+    def curves(self):
+        """Cost by the number of connections and of routes: one worker, every point for each proxy in turn."""
+        proxy_cpus, load_cpus = cpu_sets(1)
+        proxies = [proxy for proxy in self.settings.proxies if proxy in curves.PROXIES]
+        points = [(self.connections, curves.CONNECTIONS, "connections"), (self.routes, curves.ROUTES, "routes")]
+        for number in range(self.settings.rounds):
+            for cells, counts, what in points:
+                for count in counts:
+                    for proxy in proxies:
+                        cell = cells.setdefault((count, proxy), Cell())
+                        with contextlib.ExitStack() as stack:
+                            backend, address = start_backend(self.settings.backend, load_cpus, self.directory)
+                            stack.callback(backend.stop)
+                            if what == "routes":
+                                running = self.start_with_routes(stack, proxy, count, address, proxy_cpus)
+                                curves.measure_routes(cell, *running, count, self.settings.seconds, load_cpus)
+                            else:
+                                running = self.start(stack, proxy, "http", 1, address, proxy_cpus)
+                                curves.measure_connections(cell, *running, count, self.settings.seconds, load_cpus)
+                        print(f"round {number + 1}/{self.settings.rounds} · {count} {what} · {report.NAMES[proxy]}: "
+                              f"{cell.cpu_us[-1]:.1f} µs", flush=True)
 
     def finish(self, known):
         """Prints the tables, and writes them where that was asked for."""
         settings = self.settings
-        lines = report.document(self.cells, self.idle, settings.loads, settings.proxies, settings.workers, known,
-                                settings.idle)
+        lines = report.document(self, settings, known)
         print("\n" + "\n".join(lines))
         if not settings.write:
             print("Not written to docs/benchmarks.md: something was left out or BENCH_WRITE=0.")
@@ -215,8 +264,9 @@ def check_programs(settings):
     for program, package in wanted:
         if not shutil.which(program):
             raise BenchError(f"{program} is missing: apt-get install {package}")
-    if not os.path.exists(settings.backend):
-        raise BenchError(f"{settings.backend} is missing: run `make bench`, which builds it")
+    for path in [settings.backend] + [settings.relay] * (FLOOR in settings.proxies):
+        if not os.path.exists(path):
+            raise BenchError(f"{path} is missing: run `make bench`, which builds it")
     if "ours" in settings.proxies and not os.path.exists(settings.master):
         print(f"{settings.master} is missing: measuring the others only", file=sys.stderr)
         settings.proxies = [proxy for proxy in settings.proxies if proxy != "ours"]
@@ -248,6 +298,8 @@ def main():
                     bench.round(number, workers)
             if settings.idle:
                 bench.memory()
+            if settings.curves:
+                bench.curves()
             bench.finish(known)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

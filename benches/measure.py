@@ -27,6 +27,7 @@ class Load:
     connections: int
     size: int
     close: bool = False
+    host: str = ""
 
 
 LOADS = [
@@ -72,6 +73,8 @@ def wrk_command(load, address, seconds, cpus):
                "-s", os.path.join(HERE, "wrk.lua")]
     if load.close:
         command += ["-H", "Connection: close"]
+    if load.host:
+        command += ["-H", f"Host: {load.host}"]
     return command + [f"http://{address}/{load.size}"]
 
 
@@ -176,27 +179,43 @@ def traced(pid):
     return False
 
 
-def measure_idle(service, address, count):
-    """KiB for each idle keep-alive connection after one request on it: (first process, all the others)."""
+@dataclass
+class Idle:
+    """What idle connections take: KiB for each in (the first process, all the others); how evenly workers have them."""
+    kib: tuple
+    uneven: float | None
+
+
+@contextlib.contextmanager
+def idle_clients(service, address, count):
+    """Keep-alive connections after one request on each; at the end none of them may have been closed meanwhile."""
     host, port = address.split(":")
     request = b"GET /128 HTTP/1.1\r\nHost: bench\r\n\r\n"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if count + 200 > hard:
-        raise BenchError(f"{count} idle connections need a descriptor limit above {hard}: lower BENCH_IDLE")
+        raise BenchError(f"{count} idle connections need a descriptor limit above {hard} (ulimit -n)")
     with contextlib.ExitStack() as stack:
-        before = service.memory_kib()
         clients = []
         for _ in range(count):
             client = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
             client.sendall(request)
             read_answer(client, service)
             clients.append(client)
-        after = service.memory_kib()
+        yield
         closed = sum(is_closed(client) for client in clients)
         if closed:
             raise BenchError(f"{service.name} closed {closed} of {count} idle connections")
-    return tuple((new - old) / count for new, old in zip(after, before))
+
+
+def measure_idle(service, address, count):
+    """What idle connections take, and how evenly the workers have them: the most of one over the mean."""
+    before, sockets_before = service.memory_kib(), service.worker_sockets()
+    with idle_clients(service, address, count):
+        after, sockets = service.memory_kib(), service.worker_sockets()
+    each = [new - old for new, old in zip(sockets, sockets_before)]
+    uneven = max(each) * len(each) / sum(each) if len(each) > 1 and sum(each) > 0 else None
+    return Idle(tuple((new - old) / count for new, old in zip(after, before)), uneven)
 
 
 def read_answer(client, service):

@@ -113,6 +113,15 @@ class Service:
         children = {task: ns for task, ns in used.items() if task[0] != self.pid}
         return children or used
 
+    def worker_sockets(self):
+        """How many sockets each of the processes that carry traffic has open."""
+        counts = []
+        for pid in self.pids()[1:]:
+            with contextlib.suppress(OSError):
+                links = [os.readlink(path) for path in glob.glob(f"/proc/{pid}/fd/*") if os.path.islink(path)]
+                counts.append(sum(link.startswith("socket:") for link in links))
+        return counts
+
     def memory_kib(self):
         """KiB of proportional set size: (the first process, all the others together)."""
         each = [pss_kib(pid) for pid in self.pids()]
@@ -203,13 +212,15 @@ def stream_module():
     return f"load_module {path};" if os.path.exists(path) else ""
 
 
-def proxy_command(proxy, mode, workers, port, backend, directory, master):
-    """The command line of one proxy; `mode` is http or tcp, `directory` is this process's own."""
+def proxy_command(proxy, mode, workers, port, backend, directory, programs):
+    """The command line of one proxy; `mode` is http or tcp, `directory` is this process's own, `programs` are ours."""
     values = {"WORKERS": workers, "PORT": port, "BACKEND": backend, "DIR": directory, "LOAD_STREAM": stream_module()}
     if proxy == "nginx":
         return ["nginx", "-p", directory, "-e", f"{directory}/nginx-early.log", "-c",
                 render(f"nginx-{mode}.conf", directory, values)]
     if proxy.startswith("haproxy"):
         return ["haproxy", "-db", "-f", render(f"{proxy}-{mode}.cfg", directory, values)]
-    return [master, "--workers", str(workers), "--listen", f"127.0.0.1:{port}", "--backend", backend,
+    if proxy == "relay":
+        return [programs[proxy], f"127.0.0.1:{port}", backend]
+    return [programs[proxy], "--workers", str(workers), "--listen", f"127.0.0.1:{port}", "--backend", backend,
             "--mode", mode, "--log-level", "warn"]

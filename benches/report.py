@@ -5,7 +5,7 @@ import re
 
 BEGIN = "<!-- bench:begin (written by make bench; do not edit by hand) -->"
 END = "<!-- bench:end -->"
-NAMES = {"ours": "Pointsman", "nginx": "nginx", "haproxy": "HAProxy", "haproxy-splice": "HAProxy, splice", "direct": "no proxy"}
+NAMES = {"ours": "Pointsman", "nginx": "nginx", "haproxy": "HAProxy", "haproxy-splice": "HAProxy, splice", "relay": "relay (floor)", "direct": "no proxy"}
 
 
 def count(value):
@@ -62,7 +62,7 @@ def load_table(cells, load, proxies, workers_list):
 
 def ratio_table(cells, loads, proxies, workers_list):
     """Ours against the best of the others, quantity by quantity."""
-    others = [proxy for proxy in proxies if proxy != "ours"]
+    others = [proxy for proxy in proxies if proxy not in ("ours", "relay")]
     rows = []
     for load in loads:
         for workers in workers_list:
@@ -70,18 +70,37 @@ def ratio_table(cells, loads, proxies, workers_list):
             for name, more in [("rps", True), ("p50_us", False), ("p99_us", False), ("cpu_us", False)]:
                 mine = value(cells, (load.name, workers, "ours"), name)
                 row.append(ratio(mine, [value(cells, (load.name, workers, other), name) for other in others], more))
+            floor = value(cells, (load.name, workers, "relay"), "cpu_us")
+            row.append(ratio(value(cells, (load.name, workers, "ours"), "cpu_us"), [floor], False) if floor else "–")
             rows.append(row)
-    return table(["", "workers", "requests/s", "p50", "p99", "CPU/request"], rows)
+    return table(["", "workers", "requests/s", "p50", "p99", "CPU/request", "CPU/request over the floor"], rows)
 
 
 def idle_table(idle, proxies):
-    rows = [[NAMES[proxy], decimal(sum(idle[proxy]), 2), decimal(idle[proxy][0], 2), decimal(idle[proxy][1], 2)]
+    rows = [[NAMES[proxy], decimal(sum(idle[proxy].kib), 2), decimal(idle[proxy].kib[0], 2),
+             decimal(idle[proxy].kib[1], 2), decimal(idle[proxy].uneven, 2, "–")]
             for proxy in proxies if proxy in idle]
-    return table(["", "KiB/connection", "of it the first process (master)", "of it the workers"], rows)
+    return table(["", "KiB/connection", "of it the first process (master)", "of it the workers",
+                  "most of a worker over the mean"], rows)
+
+
+def curve_table(cells, what):
+    """CPU µs for each request by the number of connections or routes, with what it is over the first point."""
+    counts = list(dict.fromkeys(number for number, _ in cells))
+    proxies = list(dict.fromkeys(proxy for _, proxy in cells))
+    rows = []
+    for number in counts:
+        row = [f"{number:,}"]
+        for proxy in proxies:
+            cost, first = (value(cells, (one, proxy), "cpu_us") for one in (number, counts[0]))
+            row.append("INVALID" if cost is None else f"{cost:.1f} ({ratio(cost, [first], False)})")
+        rows.append(row)
+    return table([what] + [NAMES[proxy] for proxy in proxies], rows)
 
 
 def uneven_table(cells, loads, proxies):
     rows = []
+    proxies = [proxy for proxy in proxies if proxy != "relay"]
     for load in [load for load in loads if load.connections > 1]:
         row = [load.title]
         for proxy in proxies:
@@ -93,6 +112,7 @@ def uneven_table(cells, loads, proxies):
 def short_table(cells, loads, proxies, workers):
     """README's table: requests per second and CPU time, ours beside the others."""
     rows = []
+    proxies = [proxy for proxy in proxies if proxy != "relay"]
     for load in loads:
         row = [load.title]
         for proxy in proxies:
@@ -103,8 +123,10 @@ def short_table(cells, loads, proxies, workers):
     return table(["requests/s · CPU µs/request"] + [NAMES[proxy] for proxy in proxies], rows)
 
 
-def document(cells, idle, loads, proxies, workers_list, facts, idle_count):
+def document(bench, settings, facts):
     """The whole of docs/benchmarks.md as a list of lines."""
+    cells, idle = bench.cells, bench.idle
+    loads, proxies, workers_list = settings.loads, settings.proxies, settings.workers
     lines = ["# Benchmarks", "", "Written by `make bench` as it came out; do not edit by hand.", ""]
     lines += table(["", "this run"], [[name, text] for name, text in facts.items()])
     lines[-len(facts) - 1] = "|---|---|"
@@ -120,7 +142,9 @@ def document(cells, idle, loads, proxies, workers_list, facts, idle_count):
               "load (`/proc/PID/task/*/schedstat`), divided by wrk's number of requests. System calls are counted in a "
               "shorter run of their own. TCP relays carry the same HTTP bytes without reading them. A row with an "
               "error (connection, status, timeout, short answer, a process that ended) is INVALID and takes part in no "
-              "comparison. The configurations of nginx and HAProxy are in `benches/`.", ""]
+              "comparison. The configurations of nginx and HAProxy are in `benches/`. `relay (floor)` is "
+              "`examples/bench_relay.rs`: one epoll loop that copies bytes without looking at them, and survives "
+              "nothing.", ""]
     if "ours" in proxies:
         lines += ["## Pointsman against the better of nginx and HAProxy", "",
                   "Requests/s: above 1.00 is better. The others: below 1.00 is better.", ""]
@@ -129,9 +153,20 @@ def document(cells, idle, loads, proxies, workers_list, facts, idle_count):
         lines += [f"## {load.title}", ""] + load_table(cells, load, proxies, workers_list) + [""]
     if idle:
         lines += ["## Memory of an idle connection", "",
-                  f"{idle_count:,} keep-alive connections after one request on each, two workers: growth of the "
+                  f"{settings.idle:,} keep-alive connections after one request on each, two workers: growth of the "
                   "proportional set size (PSS) for each. Socket memory inside the kernel is not in it.", ""]
         lines += idle_table(idle, proxies) + [""]
+    if bench.connections:
+        lines += ["## Cost by the number of connections", "",
+                  "CPU µs for each request of 128 bytes with 64 connections in use, beside them so many idle ones that "
+                  "the number is reached; one worker. In brackets the ratio to the first line.", ""]
+        lines += curve_table(bench.connections, "connections") + [""]
+    if bench.routes:
+        lines += ["## Cost by the number of routes", "",
+                  "CPU µs for each request of 128 bytes, 64 connections, one worker. Half of the routes are for other "
+                  "hosts, half for other paths of the host that is asked for. In brackets the ratio to the first line.",
+                  ""]
+        lines += curve_table(bench.routes, "routes") + [""]
     if 2 in workers_list:
         lines += ["## How evenly two workers share the load", "",
                   "CPU time of the busier worker over that of the other, median of the rounds; 1.00 is even.", ""]

@@ -65,6 +65,8 @@ pub struct Client {
     pub head_since_ms: u64,
     /// The socket's count of bytes sent when the present request began.
     written_before: u64,
+    /// Whether it came on a Unix socket, whatever a PROXY header says.
+    unix: bool,
 }
 
 impl Client {
@@ -82,6 +84,7 @@ impl Client {
             input: None,
             head_since_ms: 0,
             written_before: 0,
+            unix: peer.is_none(),
         }
     }
 
@@ -178,7 +181,13 @@ impl Client {
         if space.is_empty() {
             return None;
         }
-        let io = self.socket.recv(space);
+        // To a client on a Unix socket a reset is only possible with a byte unread, and to one of HTTP/1.0 it may be the
+        // only way to show that an answer is cut. Which version it speaks is not known yet.
+        let io = if self.unix && self.state == ClientState::Idle {
+            self.socket.recv_keeping(space)
+        } else {
+            self.socket.recv(space)
+        };
         if let Io::Moved(n) = io {
             input.end += n;
         }

@@ -167,6 +167,8 @@ pub struct Ctx {
     pub descriptors: Descriptors,
     /// Connections to clients and servers.
     pub sockets: usize,
+    /// Whether there may be more events than this turn looks at.
+    pub events_left: bool,
     /// Descriptors kept open for the case that the master dies.
     pub kept: usize,
     /// What was closed to make room, to be warned of.
@@ -255,7 +257,7 @@ impl Ctx {
         }
     }
 
-    /// Takes a socket out of epoll. The master's duplicate would otherwise keep it registered after `close`.
+    /// Takes a socket out of epoll.
     fn deregister(&self, socket: &mut Socket) {
         if socket.registered {
             socket.registered = false;
@@ -288,10 +290,18 @@ impl Ctx {
         true
     }
 
-    /// Takes a socket that was counted out of epoll and the timer wheel, before it is closed.
+    /// Lets go of a socket, of whose connection another process may have a copy: nothing that happens on it from now
+    /// on wakes this worker. With both ends of stream exchanged nothing does, and a call is saved.
     pub fn forget(&mut self, socket: &mut Socket) {
+        if !socket.is_over() {
+            self.deregister(socket);
+        }
+        self.forget_own(socket);
+    }
+
+    /// Lets go of a socket of which nobody has a copy: closing it takes it out of epoll.
+    pub fn forget_own(&mut self, socket: &mut Socket) {
         self.sockets -= 1;
-        self.deregister(socket);
         if let Some(armed) = socket.deadline.armed.take() {
             self.timers.cancel(armed);
         }

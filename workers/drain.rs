@@ -57,7 +57,8 @@ impl Worker {
     /// Lets go of a client without ending its connection. Its record stays as it is: should this process die before
     /// the master has heard, the record says the same.
     pub(crate) fn give_back(&mut self, key: Key<Client>) {
-        let Some(client) = self.clients.get(key) else { return };
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.socket.release();
         let carried = client.unanswered(&self.cx.arena).to_vec();
         if carried.len() > MAX_CARRIED_BYTES {
             return self.close_client(key);

@@ -23,6 +23,10 @@ pub mod slab;
 pub mod timers;
 pub mod worker;
 
+// What is shared with the fuzz targets names this crate as they do.
+#[cfg(test)]
+extern crate self as workers;
+
 use std::collections::VecDeque;
 use std::io as stdio;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -102,6 +106,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         log: log_fd.map(|fd| access_log::AccessLog::new(fd, site.snapshot.access_log.format)),
         descriptors: room::Descriptors::new(descriptor_limit()),
         sockets: 0,
+        events_left: false,
         kept: 0,
         given_way: room::GivenWay::default(),
         work: VecDeque::new(),

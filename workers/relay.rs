@@ -245,11 +245,15 @@ impl Worker {
             self.presumed_since_ms = now_ms;
         } else if now_ms >= self.presumed_since_ms + LOOK_AGAIN_MS {
             self.presumed_since_ms = now_ms;
-            for key in std::mem::take(&mut self.presumed) {
+            let looked = self.presumed.len();
+            // Those that are taken for drained again meanwhile stand behind them.
+            for at in 0..looked {
+                let key = self.presumed[at];
                 let Some(relay) = self.relays.get_mut(key) else { continue };
                 (relay.queued, relay.look_again) = (false, true);
                 self.drive_relay(key);
             }
+            self.presumed.drain(..looked);
         }
     }
 

@@ -99,7 +99,6 @@ pub struct Slab<T> {
     slots: Vec<Slot<T>>,
     vacant: u32,
     len: u32,
-    limit: u32,
 }
 
 impl<T> Default for Slab<T> {
@@ -109,16 +108,10 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    /// An empty slab, bounded only by its index: 2^32 - 1 values.
+    /// An empty slab, bounded only by its index: 2^32 - 1 values. Allocates nothing yet.
     #[must_use]
     pub fn new() -> Slab<T> {
-        Slab::with_limit(NIL)
-    }
-
-    /// An empty slab that holds at most `limit` values. Allocates nothing yet.
-    #[must_use]
-    pub fn with_limit(limit: u32) -> Slab<T> {
-        Slab { slots: Vec::new(), vacant: NIL, len: 0, limit }
+        Slab { slots: Vec::new(), vacant: NIL, len: 0 }
     }
 
     /// How many values are present.
@@ -133,29 +126,20 @@ impl<T> Slab<T> {
         self.len == 0
     }
 
-    /// Whether the limit is reached, so that the next [`Slab::insert`] would be refused.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.len >= self.limit
-    }
-
     /// The key that the next value inserted will get; `None` when full. For a value that must know its own key,
     /// or a descriptor that is registered before its value is made.
     #[must_use]
     pub fn next_key(&self) -> Option<Key<T>> {
-        if self.is_full() {
-            return None;
-        }
         match self.slots.get(self.vacant as usize) {
             Some(slot) => Some(Key::new(self.vacant, slot.generation)),
-            None => Some(Key::new(u32::try_from(self.slots.len()).ok()?, 0)),
+            None => u32::try_from(self.slots.len()).ok().filter(|&index| index < NIL).map(|index| Key::new(index, 0)),
         }
     }
 
     /// Stores `value`.
     ///
     /// # Errors
-    /// Gives `value` back when the limit is reached.
+    /// Gives `value` back when every index is taken.
     pub fn insert(&mut self, value: T) -> Result<Key<T>, T> {
         let Some(key) = self.next_key() else { return Err(value) };
         match self.slots.get_mut(key.index as usize) {
@@ -190,19 +174,6 @@ impl<T> Slab<T> {
                 Some(value)
             }
             Some(_) | None => None,
-        }
-    }
-
-    /// Two values at once, as for the two ends of a relay; `None` if either has gone or both are one.
-    #[must_use]
-    pub fn get_pair_mut(&mut self, a: Key<T>, b: Key<T>) -> Option<(&mut T, &mut T)> {
-        let slots = self.slots.get_disjoint_mut([a.index as usize, b.index as usize]).ok()?;
-        match slots {
-            [
-                Slot { generation: of_a, content: Content::Occupied(value_a) },
-                Slot { generation: of_b, content: Content::Occupied(value_b) },
-            ] if *of_a == a.generation && *of_b == b.generation => Some((value_a, value_b)),
-            [_, _] => None,
         }
     }
 
@@ -269,30 +240,6 @@ mod tests {
     }
 
     #[test]
-    fn a_full_slab_gives_the_value_back() {
-        let mut slab = Slab::with_limit(2);
-        let a = slab.insert(1).unwrap();
-        slab.insert(2).unwrap();
-        assert!(slab.is_full());
-        assert_eq!(slab.insert(3), Err(3));
-        assert_eq!(slab.next_key(), None);
-        slab.remove(a);
-        assert_eq!(slab.insert(3).map(Key::index), Ok(a.index()));
-    }
-
-    #[test]
-    fn a_pair_is_two_different_present_values() {
-        let mut slab = Slab::new();
-        let (a, b) = (slab.insert(1).unwrap(), slab.insert(2).unwrap());
-        let (x, y) = slab.get_pair_mut(b, a).unwrap();
-        std::mem::swap(x, y);
-        assert_eq!((slab.get(a), slab.get(b)), (Some(&2), Some(&1)));
-        assert!(slab.get_pair_mut(a, a).is_none());
-        slab.remove(a);
-        assert!(slab.get_pair_mut(a, b).is_none());
-    }
-
-    #[test]
     fn the_generation_wraps_within_its_bits() {
         let mut slab = Slab::new();
         let key = slab.insert(()).unwrap();
@@ -318,27 +265,24 @@ mod tests {
 
         #[test]
         fn it_holds_what_a_map_holds(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..300)) {
-            let mut slab = Slab::with_limit(20);
+            let mut slab = Slab::new();
             let mut model = HashMap::new();
-            let mut keys = Vec::new();
+            let (mut keys, mut most) = (Vec::new(), 0);
             for (value, (insert, which)) in steps.into_iter().enumerate() {
                 if insert || keys.is_empty() {
                     let expected = slab.next_key();
-                    match slab.insert(value) {
-                        Ok(key) => {
-                            prop_assert_eq!(Some(key), expected);
-                            prop_assert!(model.insert(key, value).is_none());
-                            keys.push(key);
-                        }
-                        Err(_) => prop_assert_eq!(model.len(), 20),
-                    }
+                    let key = slab.insert(value).unwrap();
+                    prop_assert_eq!(Some(key), expected);
+                    prop_assert!(model.insert(key, value).is_none());
+                    most = most.max(model.len());
+                    keys.push(key);
                 } else {
                     // Any key ever given out, removed ones included.
                     let key = *which.get(&keys);
                     prop_assert_eq!(slab.remove(key), model.remove(&key));
                 }
                 prop_assert_eq!(slab.len(), model.len());
-                prop_assert!(slab.slots.len() <= 20);
+                prop_assert_eq!(slab.slots.len(), most);
                 for key in &keys {
                     prop_assert_eq!(slab.get(*key), model.get(key));
                     prop_assert_eq!(slab.contains(*key), model.contains_key(key));

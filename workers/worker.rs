@@ -21,7 +21,7 @@ use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::io::socket::{Io, Socket};
 use crate::orphan::{CONTROL, Succession, VISITOR};
-use crate::proto::h1::head::{BodyFraming, Method};
+use crate::proto::h1::head::{BodyFraming, Method, Version};
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -162,13 +162,16 @@ impl Worker {
         self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
         // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
         // answer to a request that this turn sends on it.
+        let mut taken = 0;
         for event in events {
+            taken += 1;
             if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
                 && let Some(upstream) = self.upstreams.get_mut(key)
             {
                 upstream.socket.on_event(event);
             }
         }
+        self.cx.events_left = taken >= EVENTS;
         for event in events {
             match (event.token(), Owner::from_bits(event.token().0 as u64)) {
                 (CHANNEL, _) => self.channel_ready = true,
@@ -477,8 +480,9 @@ impl Worker {
                 let bytes = client.unanswered(&self.cx.arena);
                 match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
-                    Ok(None) => {}
+                    Ok(None) => client.socket.release(),
                     Err(error) => {
+                        client.socket.release();
                         let problem = Problem { status: error.status(), reason: Reason::RequestHead(error) };
                         let method = self.cx.request.method;
                         return self.answer_to(method, key, problem);
@@ -536,6 +540,10 @@ impl Worker {
     /// Serves the request whose head, in `cx.request`, is the first `length` unanswered bytes.
     fn begin_exchange(&mut self, client_key: Key<Client>, length: usize) {
         let Some(client) = self.clients.get_mut(client_key) else { return };
+        if self.cx.request.version == Version::Http11 {
+            // Its answers are framed: what is cut shows.
+            client.socket.release();
+        }
         if self.cx.request.framing == BodyFraming::Chunked {
             client.make_body_room(length, &mut self.cx);
         }
@@ -584,10 +592,26 @@ impl Worker {
         client.publish(ipc::state::Phase::Done, &self.cx);
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
+        self.drop_input(key);
+        let Some(client) = self.clients.get_mut(key) else { return };
         let due_ms = self.cx.clock.now_ms + LINGER_MS;
         self.cx.watch(&mut client.socket, Owner::Client(key));
         self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
-        self.drop_input(key);
+    }
+
+    /// Ends the connection of a client that has been answered and is not known to have sent more. If it has, it
+    /// lingers: closed with bytes unread the connection would be reset, and the client might lose the answer.
+    pub(crate) fn part(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.publish(ipc::state::Phase::Done, &self.cx);
+        if !client.socket.registered {
+            // Of what has come to one that is not watched only the kernel knows.
+            client.socket.look_again();
+        }
+        match client.socket.recv(&mut self.cx.scratch) {
+            Io::Moved(_) => self.linger(key),
+            Io::Blocked | Io::Eof | Io::Broken(_) => self.close_client(key),
+        }
     }
 
     fn drop_input(&mut self, key: Key<Client>) {

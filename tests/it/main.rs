@@ -27,6 +27,7 @@ mod random;
 mod real_clients;
 mod reload;
 mod replacement;
+mod server_connections;
 mod service;
 mod soak;
 mod succession;

@@ -41,8 +41,8 @@ pub fn open(address: &Address) -> Result<Connecting, Errno> {
         }
     };
     match result {
-        Ok(()) => Ok(Connecting { socket: Socket::new(fd), done: true }),
-        Err(Errno::INPROGRESS) => Ok(Connecting { socket: Socket::new(fd), done: false }),
+        Ok(()) => Ok(Connecting { socket: Socket::connecting(fd), done: true }),
+        Err(Errno::INPROGRESS) => Ok(Connecting { socket: Socket::connecting(fd), done: false }),
         Err(errno) => Err(errno),
     }
 }

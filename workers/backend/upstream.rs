@@ -38,6 +38,8 @@ pub struct Upstream {
     pub private: bool,
     /// A response head that has not come whole; empty otherwise.
     pub partial: Vec<u8>,
+    /// Whether its last answer was one to be moved without being read, as its next may well be.
+    pub answers_at_length: bool,
 }
 
 /// Adds a connection and registers it with epoll; `None` when there is no room for it.
@@ -68,5 +70,8 @@ pub fn close(upstreams: &mut Slab<Upstream>, key: Key<Upstream>, cx: &mut Ctx) {
         cx.pools.closed(place);
     }
     cx.buffers.put(std::mem::take(&mut upstream.partial));
-    cx.forget(&mut upstream.socket);
+    match upstream.state {
+        UpstreamState::Relay(_) => cx.forget(&mut upstream.socket),
+        UpstreamState::Idle | UpstreamState::Exchange(_) => cx.forget_own(&mut upstream.socket),
+    }
 }

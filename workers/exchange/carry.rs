@@ -120,6 +120,7 @@ impl Worker {
                         reused: false,
                         private,
                         partial: Vec::new(),
+                        answers_at_length: false,
                     };
                     let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
                         return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));
@@ -242,18 +243,17 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
-            // Closed with bytes unread, the connection would be reset, and the client might lose the answer. Of what
-            // has come to one that is not watched only the kernel knows.
-            let more = more_may_come
-                || client.input.as_ref().is_some_and(|input| input.end > end)
-                || client.socket.is_readable()
-                || !client.socket.registered && client.socket.has_input();
-            return if more { self.linger(client_key) } else { self.close_client(client_key) };
+            client.socket.release();
+            let more = more_may_come || client.input.as_ref().is_some_and(|input| input.end > end);
+            return if more { self.linger(client_key) } else { self.part(client_key) };
         }
         client.state = ClientState::Idle;
         // The time limit was this request's; the next one is not late because of it.
         client.socket.deadline.due_ms = u64::MAX;
         client.answered(end, &mut self.cx);
+        if client.input.is_none() {
+            client.socket.release();
+        }
         if self.cx.giving_back {
             self.give_back(client_key);
         } else if client.input.is_some() || client.socket.is_readable() {
@@ -342,9 +342,11 @@ fn reuse(
     cx: &mut Ctx,
 ) -> bool {
     let Some(upstream) = upstreams.get_mut(idle) else { return false };
-    // A request that must not be sent twice is not risked on a connection that is already over. Asking costs a
-    // call; the others are simply sent again.
-    if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
+    // What has come on it is no answer to this request, and the turn began with looking at what came. Only when there
+    // was more to look at than fits into a turn must the kernel be asked. So it is for a request that must not be sent
+    // twice: it is not risked on a connection that is already over. Asking costs a call.
+    let ask = cx.events_left || !exchange.method.is_idempotent();
+    if upstream.socket.is_readable() || (ask && upstream.socket.has_input()) {
         upstream::close(upstreams, idle, cx);
         return false;
     }

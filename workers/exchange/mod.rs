@@ -379,7 +379,12 @@ fn send_or_keep(
     buffers: &mut Buffers,
 ) -> Result<(), Errno> {
     debug_assert!(pending.is_empty());
-    let sent = match socket.send(first, second) {
+    keep_rest(socket.send(first, second), pending, first, second, buffers)
+}
+
+/// Keeps what a socket has not taken of `first` and `second`.
+fn keep_rest(sent: Io, pending: &mut Pending, first: &[u8], second: &[u8], buffers: &mut Buffers) -> Result<(), Errno> {
+    let sent = match sent {
         Io::Moved(n) => n,
         Io::Blocked | Io::Eof => 0,
         Io::Broken(errno) => return Err(errno),

@@ -7,18 +7,23 @@ use crate::exchange::request::BROKEN;
 use crate::exchange::rewrite::{self, OutFraming, ResponseContext};
 use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::{
-    CLIENT_GONE, Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step, send_or_keep, send_pending,
+    CLIENT_GONE, Exchange, Failure, Problem, Reason, RequestSide, ResponseSide, Step, keep_rest, send_or_keep,
+    send_pending,
 };
-use crate::io::socket::Io;
+use crate::io::socket::{Io, Socket};
 use crate::proto::h1::body::BodyReader;
+use crate::proto::h1::chunked::Decoder;
 use crate::proto::h1::head::{Method, ResponseFraming, Version};
-use crate::proto::h1::response::protocol_was_offered;
+use crate::proto::h1::upgrade::protocol_was_offered;
 use crate::proto::h1::write::Persistence;
 
 /// Body bytes moved in one turn at most, so that one download does not hold up the others.
 const TURN_BYTES: usize = 512 * 1024;
 /// A body with at least so much to come is spliced. Below it, copying costs less than the pipe's extra calls.
 const SPLICE_BYTES: u64 = 64 * 1024;
+/// Where long answers are to be expected, this much is read along with the head: the rest of the body need not be
+/// copied.
+const HEAD_BYTES: usize = 4 * 1024;
 /// Interim responses (1xx) passed on for one request at most.
 const MAX_INTERIM: u8 = 16;
 
@@ -55,7 +60,8 @@ impl Exchange {
         if upstream.connecting {
             return Ok(0);
         }
-        let n = match upstream.socket.recv(&mut cx.scratch) {
+        let most = if upstream.answers_at_length { HEAD_BYTES } else { cx.scratch.len() };
+        let n = match upstream.socket.recv(&mut cx.scratch[..most]) {
             Io::Moved(n) => n,
             Io::Blocked => return Ok(0),
             Io::Eof | Io::Broken(_) => return Err(self.no_response(upstream)),
@@ -72,6 +78,9 @@ impl Exchange {
             let result = self.take_heads(&bytes, client, upstream, cx);
             cx.buffers.put(bytes);
             result?;
+        }
+        if self.response_side != ResponseSide::Head {
+            upstream.answers_at_length = self.response_body.spliceable().is_some_and(|left| left >= SPLICE_BYTES);
         }
         Ok(n)
     }
@@ -173,13 +182,15 @@ impl Exchange {
         self.note_head(cx.response.status, cx);
         self.server_keep_alive &= cx.response.keep_alive;
         let modern = self.version == Version::Http11;
-        // Which trailers Connection names is not looked at: where it names anything, none is passed on.
-        let trailers = self.trailers_wanted && !cx.response.nominates();
+        let trailers = self.trailers_wanted;
         let chunked = Outgoing::Chunked { trailers };
         let (reader, outgoing, out_framing) = match framing {
             ResponseFraming::None => (BodyReader::None, Outgoing::Plain, OutFraming::None),
             ResponseFraming::Length(n) => (BodyReader::Length(n), Outgoing::Plain, OutFraming::Length(n)),
-            ResponseFraming::Chunked if modern => (BodyReader::from(framing), chunked, OutFraming::Chunked),
+            ResponseFraming::Chunked if modern => {
+                let decoder = Decoder::without(cx.response.nominated(head));
+                (BodyReader::Chunked(decoder), chunked, OutFraming::Chunked)
+            }
             ResponseFraming::Chunked => (BodyReader::from(framing), Outgoing::Plain, OutFraming::UntilClose),
             ResponseFraming::UntilClose if modern => (BodyReader::from(framing), chunked, OutFraming::Chunked),
             ResponseFraming::UntilClose => (BodyReader::from(framing), Outgoing::Plain, OutFraming::UntilClose),
@@ -231,7 +242,13 @@ impl Exchange {
             self.announce(cx.out.len() + bytes[fed.direct.clone()].len(), client, cx);
         }
         if self.to_client.is_empty() {
-            send_or_keep(&mut client.socket, &mut self.to_client, &cx.out, &bytes[fed.direct], &mut cx.buffers)
+            // Where the rest is spliced it follows at once, or the socket is pushed.
+            let send = match self.response_body.spliceable() {
+                Some(SPLICE_BYTES..) => Socket::send_ahead,
+                Some(_) | None => Socket::send,
+            };
+            let io = send(&mut client.socket, &cx.out, &bytes[fed.direct.clone()]);
+            keep_rest(io, &mut self.to_client, &cx.out, &bytes[fed.direct], &mut cx.buffers)
                 .map_err(|_| Step::Cut(CLIENT_GONE))
         } else {
             self.to_client.push(&cx.out, &mut cx.buffers);
@@ -301,6 +318,7 @@ impl Exchange {
             match upstream.socket.splice_in(&pipe, most) {
                 Io::Moved(n) => held = n,
                 Io::Blocked => {
+                    client.socket.push();
                     cx.pipes.put(pipe);
                     return Ok(Some(0));
                 }

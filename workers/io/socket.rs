@@ -3,14 +3,14 @@
 //! Registration is edge-triggered, so readiness must be remembered until the kernel says it is gone. This is the
 //! only place that touches it: a lost wake-up can only come from here. It knows no protocol.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ipc::fault;
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::io::splice::Pipe;
 use crate::timers::Armed;
@@ -52,7 +52,15 @@ pub struct Socket {
     urgent: bool,
     /// Both directions are closed, or an error is pending.
     gone: bool,
-    /// Whether the descriptor is registered with epoll and must be deregistered before it is closed.
+    /// The last byte read lies in the kernel's queue still: see [`Socket::recv_keeping`].
+    kept: bool,
+    /// A read has brought the end of file.
+    received_end: bool,
+    /// Our sending side is shut down.
+    sent_end: bool,
+    /// Something written may wait for more.
+    held_back: bool,
+    /// Whether the descriptor is registered with epoll.
     pub registered: bool,
     /// Bytes taken from the socket.
     pub bytes_in: u64,
@@ -63,7 +71,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Wraps a connected (or connecting) non-blocking socket, taken to be ready until it says otherwise.
+    /// Wraps a connected non-blocking socket, taken to be ready until it says otherwise.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Socket {
         Socket {
@@ -73,11 +81,22 @@ impl Socket {
             read_closed: false,
             urgent: false,
             gone: false,
+            kept: false,
+            received_end: false,
+            sent_end: false,
+            held_back: false,
             registered: false,
             bytes_in: 0,
             bytes_out: 0,
             deadline: Deadline { due_ms: u64::MAX, armed: None },
         }
+    }
+
+    /// Wraps a socket on its way to its peer. It is about to be registered, so that whatever comes brings an event;
+    /// asking before that would be in vain.
+    #[must_use]
+    pub fn connecting(fd: OwnedFd) -> Socket {
+        Socket { readable: false, ..Socket::new(fd) }
     }
 
     /// Remembers what an event says.
@@ -126,28 +145,80 @@ impl Socket {
 
     /// Reads into `buffer`, which must not be empty.
     pub fn recv(&mut self, buffer: &mut [u8]) -> Io {
+        if self.kept {
+            return self.recv_keeping(buffer);
+        }
         if !self.readable {
             return Io::Blocked;
         }
+        let io = attempt(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()).map(|(_, n)| n));
+        // A short read has drained the socket: what comes later raises a new edge.
+        self.urgent &= io != Io::Blocked;
+        self.took(io, |n, socket| n == buffer.len() || socket.urgent)
+    }
+
+    /// As [`Socket::recv`], but leaves the last byte in the kernel's queue, where it counts as read, until more is read
+    /// or [`Socket::release`].
+    ///
+    /// A Unix socket knows no reset but one: its peer gets it when the last descriptor is closed while something is
+    /// unread. The byte is for that.
+    pub fn recv_keeping(&mut self, buffer: &mut [u8]) -> Io {
+        if !self.readable {
+            return Io::Blocked;
+        }
+        let lead = usize::from(self.kept);
+        match self.recv_behind(buffer, RecvFlags::PEEK) {
+            Ok(0) => Io::Eof,
+            Ok(n) if n <= lead && self.read_closed => Io::Eof,
+            Ok(n) if n <= lead => {
+                self.readable = false;
+                Io::Blocked
+            }
+            Ok(n) => {
+                let new = n - lead;
+                // All but the last of what was seen is there to be taken, at once.
+                let taken = if n == 1 { Ok(0) } else { self.recv_behind(&mut buffer[..new - 1], RecvFlags::empty()) };
+                match taken {
+                    Ok(taken) if taken == n - 1 => {
+                        self.kept = true;
+                        self.readable = new == buffer.len() || self.read_closed;
+                        self.bytes_in += new as u64;
+                        Io::Moved(new)
+                    }
+                    Ok(_) => Io::Broken(Errno::IO),
+                    Err(errno) => Io::Broken(errno),
+                }
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Io::Blocked
+            }
+            Err(errno) => Io::Broken(errno),
+        }
+    }
+
+    /// Reads the byte that was kept, if one was, and then into `buffer`; gives the count of both.
+    fn recv_behind(&self, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, Errno> {
+        let mut first = [0];
+        let mut parts = [IoSliceMut::new(&mut first), IoSliceMut::new(buffer)];
+        let parts = if self.kept { &mut parts[..] } else { &mut parts[1..] };
+        let mut none = RecvAncillaryBuffer::default();
         loop {
-            let received = rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty());
+            let result = rustix::net::recvmsg(&self.fd, parts, &mut none, flags);
             fault::instant();
-            return match received {
-                Ok((_, 0)) => Io::Eof,
-                Ok((_, n)) => {
-                    // A short read has drained the socket: what comes later raises a new edge.
-                    self.readable = n == buffer.len() || self.read_closed || self.urgent;
-                    self.bytes_in += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    self.urgent = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+            match result {
+                Err(Errno::INTR) => {}
+                result => return result.map(|message| message.bytes),
+            }
+        }
+    }
+
+    /// Takes the byte that was kept: the connection may end in order, or be read by somebody else.
+    pub fn release(&mut self) {
+        if std::mem::take(&mut self.kept) {
+            // It is there, so that this neither blocks nor fails.
+            let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::empty());
+            fault::instant();
         }
     }
 
@@ -156,18 +227,23 @@ impl Socket {
         if !self.readable {
             return Io::Blocked;
         }
-        loop {
-            return match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK) {
-                Ok((_, 0)) => Io::Eof,
-                Ok((_, n)) => Io::Moved(n),
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+        let io = attempt(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK).map(|(_, n)| n));
+        self.readable = io != Io::Blocked;
+        io
+    }
+
+    /// Remembers what reading came to. `more`: whether there may be more after so many bytes.
+    fn took(&mut self, io: Io, more: impl Fn(usize, &Socket) -> bool) -> Io {
+        match io {
+            Io::Moved(n) => {
+                self.readable = self.read_closed || more(n, self);
+                self.bytes_in += n as u64;
+            }
+            Io::Blocked => self.readable = false,
+            Io::Eof => self.received_end = true,
+            Io::Broken(_) => {}
         }
+        io
     }
 
     /// What was peeked at is not enough: more raises a new edge, though nothing was taken. To be called before the
@@ -188,9 +264,11 @@ impl Socket {
         rustix::net::getpeername(&self.fd).ok().flatten().and_then(|address| SocketAddr::try_from(address).ok())
     }
 
-    /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any.
+    /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any. Not
+    /// while a byte is kept.
     #[must_use]
     pub fn has_input(&mut self) -> bool {
+        debug_assert!(!self.kept);
         let mut byte = [0];
         self.readable = !matches!(rustix::net::recv(&self.fd, &mut byte, RecvFlags::PEEK), Err(Errno::AGAIN));
         self.readable
@@ -198,33 +276,45 @@ impl Socket {
 
     /// Writes `first` and then `second`, as much as the socket takes.
     pub fn send(&mut self, first: &[u8], second: &[u8]) -> Io {
-        if !self.writable {
-            return Io::Blocked;
+        self.write(first, second, |fd| match (first, second) {
+            (one, []) | ([], one) => rustix::io::write(fd, one),
+            (first, second) => rustix::io::writev(fd, &[IoSlice::new(first), IoSlice::new(second)]),
+        })
+    }
+
+    /// The same where more follows at once: what is too little for a segment waits for that. If it does not follow,
+    /// [`Socket::push`] sends it on its way.
+    pub fn send_ahead(&mut self, first: &[u8], second: &[u8]) -> Io {
+        self.held_back = true;
+        self.write(first, second, |fd| {
+            let parts = [IoSlice::new(first), IoSlice::new(second)];
+            rustix::net::sendmsg(fd, &parts, &mut SendAncillaryBuffer::default(), SendFlags::MORE)
+        })
+    }
+
+    /// Sends on its way what waits behind [`Socket::send_ahead`] for more.
+    pub fn push(&mut self) {
+        if std::mem::take(&mut self.held_back) {
+            // It is set already; setting it again pushes (tcp(7)). A Unix socket holds nothing back.
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&self.fd, true);
         }
+    }
+
+    fn write(&mut self, first: &[u8], second: &[u8], call: impl Fn(&OwnedFd) -> Result<usize, Errno>) -> Io {
         let wanted = first.len() + second.len();
-        if wanted == 0 {
+        if !self.writable || wanted == 0 {
             return Io::Blocked;
         }
-        loop {
-            let result = match (first, second) {
-                (one, []) | ([], one) => rustix::io::write(&self.fd, one),
-                (first, second) => rustix::io::writev(&self.fd, &[IoSlice::new(first), IoSlice::new(second)]),
-            };
-            fault::instant();
-            return match result {
-                Ok(n) => {
-                    self.writable = n == wanted;
-                    self.bytes_out += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.writable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+        let io = attempt(|| call(&self.fd));
+        match io {
+            Io::Moved(n) => {
+                self.writable = n == wanted;
+                self.bytes_out += n as u64;
+            }
+            Io::Blocked | Io::Eof => self.writable = false,
+            Io::Broken(_) => {}
         }
+        io
     }
 
     /// Moves at most `most` bytes from the socket into an empty pipe.
@@ -232,26 +322,10 @@ impl Socket {
         if !self.readable {
             return Io::Blocked;
         }
-        loop {
-            let moved = pipe.fill(self.fd.as_fd(), most);
-            fault::instant();
-            return match moved {
-                Ok(0) => Io::Eof,
-                Ok(n) => {
-                    // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each
-                    // holds at least one byte, so fewer bytes than segments have surely drained the socket.
-                    self.readable = n >= Pipe::MIN_SEGMENTS || n == most || self.read_closed;
-                    self.bytes_in += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.readable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
-        }
+        let io = attempt(|| pipe.fill(self.fd.as_fd(), most));
+        // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each holds at least
+        // one byte, so fewer bytes than segments have surely drained the socket.
+        self.took(io, |n, _| n >= Pipe::MIN_SEGMENTS || n == most)
     }
 
     /// Takes the socket for drained although that is not certain. The caller looks again later, with
@@ -270,40 +344,48 @@ impl Socket {
         if !self.writable {
             return Io::Blocked;
         }
-        loop {
-            let moved = pipe.drain(self.fd.as_fd(), most);
-            fault::instant();
-            return match moved {
-                Ok(0) => Io::Blocked,
-                Ok(n) => {
-                    self.bytes_out += n as u64;
-                    Io::Moved(n)
-                }
-                Err(Errno::AGAIN) => {
-                    self.writable = false;
-                    Io::Blocked
-                }
-                Err(Errno::INTR) => continue,
-                Err(errno) => Io::Broken(errno),
-            };
+        let io = attempt(|| pipe.drain(self.fd.as_fd(), most));
+        match io {
+            Io::Moved(n) => {
+                self.held_back = false;
+                self.bytes_out += n as u64;
+                io
+            }
+            Io::Blocked => {
+                self.writable = false;
+                io
+            }
+            Io::Eof => Io::Blocked,
+            Io::Broken(_) => io,
         }
     }
 
     /// Tells the peer that nothing more will be sent.
     pub fn shutdown_write(&mut self) {
+        self.sent_end = true;
         // A peer that is gone already answers with an error that changes nothing.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
         fault::instant();
     }
 
-    /// Ends the connection for every process that holds it, in order (FIN).
+    /// Whether both ends of stream have been exchanged: nothing is left to be ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.sent_end && self.received_end
+    }
+
+    /// Ends the connection for every process that holds it, in order (FIN); or with its last descriptor, not in order,
+    /// while a byte is kept.
     pub fn shutdown_both(&mut self) {
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
-        fault::instant();
+        if !self.kept && !self.is_over() {
+            let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+            fault::instant();
+        }
     }
 
     /// Ends the connection for every process that holds it with a reset, so that the peer cannot take what it
-    /// received for all there was. Closing with `SO_LINGER` would do nothing while the master holds a duplicate.
+    /// received for all there was. Closing with `SO_LINGER` would do nothing while the master holds a duplicate. On a
+    /// Unix socket it is reset only if a byte is kept, and ends in order otherwise.
     pub fn reset(&mut self) {
         if rustix::net::connect_unspec(&self.fd).is_err() {
             self.shutdown_both();
@@ -324,6 +406,21 @@ impl Socket {
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
         ipc::tcp_info::unacknowledged(&self.fd).unwrap_or(0)
+    }
+}
+
+/// Calls until no signal interrupts. Nothing moved is the end of file.
+fn attempt(mut call: impl FnMut() -> Result<usize, Errno>) -> Io {
+    loop {
+        let result = call();
+        fault::instant();
+        return match result {
+            Ok(0) => Io::Eof,
+            Ok(n) => Io::Moved(n),
+            Err(Errno::AGAIN) => Io::Blocked,
+            Err(Errno::INTR) => continue,
+            Err(errno) => Io::Broken(errno),
+        };
     }
 }
 
@@ -372,6 +469,76 @@ mod tests {
         let mut buffer = [0; 8];
         assert_eq!(b.recv(&mut buffer), Io::Moved(1));
         assert_eq!(b.recv(&mut buffer), Io::Eof);
+    }
+
+    #[test]
+    fn a_unix_socket_with_a_byte_kept_is_reset_by_closing_it() {
+        for (keep, want) in [(true, Io::Broken(Errno::CONNRESET)), (false, Io::Eof)] {
+            let (mut a, mut b) = pair();
+            let mut buffer = [0; 8];
+            assert_eq!(a.send(b"hel", b""), Io::Moved(3));
+            assert_eq!((b.recv_keeping(&mut buffer), &buffer[..3]), (Io::Moved(3), b"hel".as_slice()));
+            b.readable = true;
+            assert_eq!(b.recv(&mut buffer), Io::Blocked, "what is kept does not come again");
+            b.readable = true;
+            assert_eq!(a.send(b"lo", b""), Io::Moved(2));
+            assert_eq!((b.recv(&mut buffer), &buffer[..2]), (Io::Moved(2), b"lo".as_slice()));
+            b.readable = true;
+            assert_eq!(a.send(b"!", b""), Io::Moved(1));
+            assert_eq!((b.recv(&mut buffer[..1]), &buffer[..1], b.bytes_in), (Io::Moved(1), b"!".as_slice(), 6));
+            assert_eq!(b.send(b"x", b""), Io::Moved(1));
+            if !keep {
+                b.release();
+                assert!(!b.has_input());
+            }
+            b.reset();
+            b.shutdown_both();
+            drop(b);
+            assert_eq!((a.recv(&mut buffer), a.recv(&mut buffer)), (Io::Moved(1), Io::Blocked));
+            (a.readable, a.read_closed) = (true, true);
+            assert_eq!(a.recv(&mut buffer), want, "kept: {keep}");
+        }
+    }
+
+    #[test]
+    fn behind_a_byte_kept_the_end_of_file_is_seen() {
+        let (mut a, mut b) = pair();
+        let mut buffer = [0; 8];
+        assert_eq!(a.send(b"x", b""), Io::Moved(1));
+        assert_eq!(b.recv_keeping(&mut buffer), Io::Moved(1));
+        a.shutdown_write();
+        (b.read_closed, b.readable) = (true, true);
+        assert_eq!(b.recv(&mut buffer), Io::Eof);
+        b.release();
+        assert_eq!(b.recv(&mut buffer), Io::Eof);
+    }
+
+    #[test]
+    fn what_was_sent_ahead_waits_for_more_or_for_the_push() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut socket = Socket::new(listener.accept().unwrap().0.into());
+        let arrived = || rustix::io::ioctl_fionread(&peer).unwrap();
+        assert_eq!(socket.send_ahead(b"he", b"llo"), Io::Moved(5));
+        // Without the push the kernel would keep it for a fifth of a second.
+        socket.push();
+        assert_eq!(arrived(), 5);
+        assert_eq!(socket.send_ahead(b"a", b"b"), Io::Moved(2));
+        assert_eq!(socket.send(b"c", b""), Io::Moved(1));
+        assert_eq!(arrived(), 8);
+    }
+
+    #[test]
+    fn both_ends_of_stream_are_to_be_exchanged_before_a_socket_is_over() {
+        let (mut a, mut b) = pair();
+        a.shutdown_write();
+        b.read_closed = true;
+        assert_eq!(b.recv(&mut [0; 8]), Io::Eof);
+        assert!(!a.is_over() && !b.is_over());
+        b.shutdown_write();
+        assert!(b.is_over());
+        assert_eq!(a.recv(&mut [0; 8]), Io::Eof);
+        assert!(a.is_over());
     }
 
     #[test]

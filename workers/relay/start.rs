@@ -134,6 +134,7 @@ impl Worker {
             reused: false,
             private: false,
             partial: Vec::new(),
+            answers_at_length: false,
         };
         let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
             return self.end_relay(key, Some(Reason::Text("the worker has no room for a connection")));
@@ -193,6 +194,7 @@ impl Worker {
                 reused: false,
                 private: relay.send_proxy.is_some(),
                 partial: Vec::new(),
+                answers_at_length: false,
             };
             let connect_ms = relay.connect_ms;
             let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {
@@ -264,7 +266,10 @@ impl Worker {
         if !connection.connecting {
             return self.drive_relay(key);
         }
-        if let Some(errno) = connection.socket.take_error() {
+        // An error shows in the event: without one the kernel need not be asked.
+        if connection.socket.is_gone()
+            && let Some(errno) = connection.socket.take_error()
+        {
             self.relay_connect_failed(key, &std::io::Error::from(errno));
         } else if connection.socket.is_writable() {
             self.relay_connected(key);
