@@ -9,6 +9,7 @@ mod clients;
 mod images;
 mod processes;
 mod rng;
+mod scenarios;
 mod servers;
 mod world;
 
@@ -33,8 +34,11 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs schedules in processes of their own, by the ignored test `batch`, until the time is over.
 fn run_batches(batch: &str) {
+    run_for(batch, Duration::from_secs(number("MODEL_SECONDS").unwrap_or(SECONDS)));
+}
+
+fn run_for(batch: &str, time: Duration) {
     let seed = number("MODEL_SEED");
-    let time = Duration::from_secs(number("MODEL_SECONDS").unwrap_or(SECONDS));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let mut first = seed.unwrap_or(u64::from(now.subsec_nanos()));
     let start = Instant::now();
@@ -86,4 +90,21 @@ fn any_memory_of_a_dead_worker_is_adopted_safely_or_refused() {
 #[ignore = "part of the test above, which runs it in processes of its own"]
 fn images() {
     seeds().for_each(World::run_images);
+}
+
+#[test]
+fn single_courses_of_events_go_well() {
+    run_for("master::model::courses", Duration::ZERO);
+}
+
+#[test]
+#[ignore = "part of the test above, which runs it in a process of its own"]
+fn courses() {
+    world::listen_to_log();
+    scenarios::fewer_workers_before_the_first_is_ready();
+    scenarios::the_former_master_dies_before_its_successor_is_ready();
+    scenarios::the_successor_dies_as_it_becomes_ready();
+    scenarios::orphans_die_as_they_are_met();
+    scenarios::whoever_is_given_a_part_of_a_request_dies();
+    scenarios::the_time_limit_of_a_request_is_not_the_next_ones();
 }

@@ -150,6 +150,16 @@ impl Client {
         self.requests.push_back(Request { id, size: u64::try_from(size).unwrap(), safe, deaths: 0, begin });
     }
 
+    /// Sends a small request, or the first half of it.
+    pub fn ask(&mut self, numbers: &mut Numbers, whole: bool) {
+        let id = numbers.next();
+        let begin = self.told + self.unsent.len() as u64;
+        let request = format!("GET /{id}/10/{} HTTP/1.1\r\nHost: a\r\n\r\n", self.source);
+        self.unsent.extend(request.bytes());
+        self.requests.push_back(Request { id, size: 10, safe: true, deaths: 0, begin });
+        self.send(if whole { self.unsent.len() } else { request.len() / 2 });
+    }
+
     /// Sends or reads a little.
     pub fn act(&mut self, servers: &Servers, numbers: &mut Numbers, rng: &mut Rng) {
         let most = if rng.once_in(3) { 1 + rng.below(100) } else { 64 * 1024 };

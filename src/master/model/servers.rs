@@ -97,6 +97,18 @@ impl Servers {
         }
     }
 
+    /// Reads what has come; how many requests have not been answered.
+    pub fn asked(&mut self) -> usize {
+        self.accept();
+        let (seen, tolerant) = (&mut self.seen, self.tolerant);
+        self.conns.retain_mut(|conn| step(conn, seen, true, 1 << 20, tolerant));
+        let count = |conn: &Conn| match &conn.state {
+            State::Http { answers } => answers.len(),
+            State::Echo { .. } => 0,
+        };
+        self.conns.iter().map(count).sum()
+    }
+
     /// One connection reads or writes a little.
     pub fn act(&mut self, rng: &mut Rng) {
         self.accept();

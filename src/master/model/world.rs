@@ -7,6 +7,7 @@ mod open;
 mod rest;
 mod spoilt;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -76,6 +77,8 @@ pub struct World {
     /// Descriptors by kind, with one master and its workers and nothing else.
     at_rest: BTreeMap<String, usize>,
     spoilt: Vec<(OwnedFd, Layout)>,
+    /// How often the books were compared.
+    checks: Cell<usize>,
     pub trace: Vec<String>,
 }
 
@@ -130,6 +133,7 @@ impl World {
             numbers: Numbers::default(),
             at_rest: BTreeMap::new(),
             spoilt: Vec::new(),
+            checks: Cell::new(0),
             trace: Vec::new(),
         };
         world.servers.tolerant = hostile;
@@ -165,7 +169,7 @@ impl World {
         self.dir.join("control")
     }
 
-    fn now(&self) -> Instant {
+    pub(in crate::master::model) fn now(&self) -> Instant {
         Instant::now() + self.ahead
     }
 
@@ -235,7 +239,7 @@ impl World {
         u64::try_from(self.rng.below(most)).unwrap()
     }
 
-    fn ask(&mut self, request: Request) {
+    pub(in crate::master::model) fn ask(&mut self, request: Request) {
         let now = self.now();
         if let Some(at) = self.running() {
             self.note(format!("master {}: {request:?}", self.masters[at].number));
@@ -260,6 +264,48 @@ impl World {
             std::thread::yield_now();
             master.take_reading(now);
         }
+    }
+
+    /// Connects a client; its number.
+    pub(in crate::master::model) fn add_client(&mut self, kind: Kind) -> usize {
+        let count = self.clients.len();
+        while self.clients.len() == count || self.clients[count].kind != kind {
+            self.clients.truncate(count);
+            self.connect();
+        }
+        count
+    }
+
+    /// A client sends a request.
+    pub(in crate::master::model) fn request(&mut self, client: usize, whole: bool) {
+        self.clients[client].ask(&mut self.numbers, whole);
+    }
+
+    /// Another client sends a part of a request.
+    pub(in crate::master::model) fn add_request_part(&mut self) {
+        let client = self.add_client(Kind::Http);
+        self.request(client, false);
+    }
+
+    /// Lets time pass.
+    pub(in crate::master::model) fn pass(&mut self, time: Duration) {
+        self.ahead += time;
+    }
+
+    /// The servers do all that they can.
+    pub(in crate::master::model) fn servers_act(&mut self) {
+        self.servers.act_all();
+    }
+
+    /// Runs masters and workers until the servers have so many requests, none of which they answer.
+    pub(in crate::master::model) fn run_until_asked(&mut self, count: usize) {
+        for _ in 0..50 {
+            self.run_all_but_clients();
+            if self.servers.asked() >= count {
+                return;
+            }
+        }
+        panic!("no request comes to the servers");
     }
 
     /// Starts what has been waiting to be started.

@@ -65,7 +65,8 @@ impl World {
             assert!(owners.orphans == 0 || owners.masters + owners.workers == 0, "{inode}: {owners:?}");
         }
         log::check();
-        if self.trace.len().is_multiple_of(COUNT_EVERY) && !self.is_handing_over() {
+        self.checks.set(self.checks.get() + 1);
+        if self.checks.get().is_multiple_of(COUNT_EVERY) && !self.is_handing_over() {
             let mut open: HashMap<u64, usize> = HashMap::new();
             for target in descriptors() {
                 let socket = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')?.parse().ok());

@@ -127,11 +127,11 @@ impl World {
         }
     }
 
-    pub(super) fn start_master(&mut self, fault: Option<u64>) -> bool {
+    pub(in crate::master::model) fn start_master(&mut self, fault: Option<u64>) -> bool {
         self.begin_master(None, None, fault)
     }
 
-    pub(super) fn start_successor(&mut self, fault: Option<u64>) {
+    pub(in crate::master::model) fn start_successor(&mut self, fault: Option<u64>) {
         let newborn = self.successors.remove(0);
         let Role::Successor { channel } = newborn.role else { panic!("a worker is no successor") };
         if newborn.handle.is_killed() {
@@ -143,7 +143,7 @@ impl World {
     }
 
     /// One turn of a master.
-    pub(super) fn run_master(&mut self, at: usize, fault: Option<u64>) {
+    pub(in crate::master::model) fn run_master(&mut self, at: usize, fault: Option<u64>) {
         let now = self.now();
         let slot = &mut self.masters[at];
         if slot.handle.as_ref().is_some_and(|handle| handle.is_killed()) {
@@ -167,6 +167,32 @@ impl World {
         }
     }
 
+    /// One turn of every master.
+    pub(in crate::master::model) fn run_masters(&mut self) {
+        for at in (0..self.masters.len()).rev() {
+            self.run_master(at, None);
+        }
+    }
+
+    /// One turn of every worker.
+    pub(in crate::master::model) fn run_workers(&mut self) {
+        for at in (0..self.workers.len()).rev() {
+            self.run_worker(at, None);
+        }
+    }
+
+    /// One turn of everything that is the proxy's.
+    pub(in crate::master::model) fn run_all_but_clients(&mut self) {
+        self.run_masters();
+        self.run_workers();
+        self.check();
+    }
+
+    /// Workers that run or are about to.
+    pub(in crate::master::model) fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     pub(super) fn take_newborn(&mut self) {
         for newborn in self.cradle.take() {
             match newborn.role {
@@ -183,7 +209,7 @@ impl World {
     }
 
     /// A master has ended: by itself, or killed.
-    pub(super) fn bury_master(&mut self, at: usize, killed: bool) {
+    pub(in crate::master::model) fn bury_master(&mut self, at: usize, killed: bool) {
         let MasterSlot { number, mut master, handle } = self.masters.remove(at);
         self.note(format!("master {number} {}", if killed { "killed" } else { "ended" }));
         if killed {
@@ -230,7 +256,7 @@ impl World {
 
     // --- workers
 
-    pub(super) fn run_worker(&mut self, at: usize, fault: Option<u64>) {
+    pub(in crate::master::model) fn run_worker(&mut self, at: usize, fault: Option<u64>) {
         let before: Vec<u16> = ports(&self.workers[at]).collect();
         let end = turn(&mut self.workers[at], self.ahead, fault);
         self.after_turn(at, &before, end);

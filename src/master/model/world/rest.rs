@@ -25,12 +25,8 @@ impl World {
             } else if self.running().is_none() {
                 self.start_master(None);
             }
-            for at in (0..self.masters.len()).rev() {
-                self.run_master(at, None);
-            }
-            for at in (0..self.workers.len()).rev() {
-                self.run_worker(at, None);
-            }
+            self.run_masters();
+            self.run_workers();
             for client in &mut self.clients {
                 client.finish(&self.servers);
             }
