@@ -299,7 +299,7 @@ impl World {
         drop(slot.life);
         slot.handle.die(end);
         // It may have been the last that kept the listening sockets, too.
-        if orphan {
+        if orphan || self.running().is_none() {
             self.excuse_the_lost("on the way from a worker that ended without a master");
         }
     }
