@@ -209,7 +209,14 @@ mod tests {
     }
 
     fn passed(id: u32) -> Passed {
-        Passed { id, listener: 0, peer: "192.0.2.1:7".parse().ok(), origin: Origin::Direct, task: Task::Serve }
+        Passed {
+            id,
+            listener: 0,
+            peer: "192.0.2.1:7".parse().ok(),
+            origin: Origin::Direct,
+            task: Task::Serve,
+            kept: true,
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::handover::ServerName;
+
 /// One complete, checked configuration. Immutable once made; a reload makes a new one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -386,6 +388,23 @@ pub enum LogFormat {
 const BODY_ROOM: u32 = 16 * 1024;
 
 impl Snapshot {
+    /// The name of the server with this number, for another master; `None` when there is none.
+    #[must_use]
+    pub fn server_name(&self, number: u64) -> Option<ServerName> {
+        self.groups.iter().find_map(|group| {
+            let server = group.servers.iter().find(|server| server.number == number)?;
+            Some(ServerName { group: group.name.clone(), address: server.address.clone() })
+        })
+    }
+
+    /// The number of the server that another master called `name`: that of the same address in the group of the same
+    /// name, if there is one.
+    #[must_use]
+    pub fn server_number(&self, name: &ServerName) -> Option<u64> {
+        let group = self.groups.iter().find(|group| group.name == name.group && !group.removed)?;
+        group.servers.iter().find(|server| server.address == name.address).map(|server| server.number)
+    }
+
     /// The smallest head buffer that holds any allowed head and still leaves room for body bytes.
     #[must_use]
     pub fn slot_bytes(&self) -> u32 {

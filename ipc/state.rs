@@ -35,11 +35,15 @@ pub enum Phase {
     /// A byte relay with bytes under way in the worker's own memory, or a server's connection that the master does
     /// not hold: it ends with the worker.
     Captive = 5,
+    /// Between two requests, with all before answered in full and nothing read since; without a slot. Only on
+    /// connections for which the kernel counts no bytes: published before anything is read or written next, another
+    /// phase takes its place. So it holds by itself, where `Open` needs the kernel's counters.
+    Resting = 6,
 }
 
 impl Phase {
     fn from_bits(bits: u64) -> Option<Phase> {
-        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done, Phase::Captive]
+        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done, Phase::Captive, Phase::Resting]
             .into_iter()
             .find(|&phase| phase as u64 == bits)
     }
@@ -246,8 +250,8 @@ mod tests {
                 cell.word.store(word, Ordering::Relaxed);
             }
             let image = record.read();
-            proptest::prop_assert_eq!(image.is_some(), valid < 4 && word & 0xff <= 5);
-            proptest::prop_assert_eq!(record.read_former().is_some(), valid < 2 && word & 0xff <= 5);
+            proptest::prop_assert_eq!(image.is_some(), valid < 4 && word & 0xff <= 6);
+            proptest::prop_assert_eq!(record.read_former().is_some(), valid < 2 && word & 0xff <= 6);
         }
     }
 }

@@ -43,12 +43,18 @@ mod lifecycle;
 #[cfg(test)]
 mod model;
 mod passing;
+mod protection;
 mod reconfigure;
+mod renewal;
 mod shortage;
 mod succession;
+mod watching;
 
+use protection::Protection;
 use reconfigure::{mode_name, room};
+use renewal::Renewal;
 use shortage::Plea;
+use watching::Ease;
 
 const SIGNALS: Token = Token(0);
 const DEMO: Token = Token(1);
@@ -118,6 +124,9 @@ pub struct Master {
     /// Connections accepted in this turn.
     accepted: u32,
     plea: Plea,
+    protection: Protection,
+    ease: Ease,
+    renewal: Option<Renewal>,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
     retry_at: Option<Instant>,
@@ -216,6 +225,9 @@ impl Master {
             moderation: Moderation::new(now),
             accepted: 0,
             plea: Plea::new(),
+            protection: Protection::new(nofile, snapshot.workers),
+            ease: Ease::default(),
+            renewal: None,
             reserve: Reserve::default(),
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
@@ -292,6 +304,7 @@ impl Master {
         self.hear_formers();
         self.check_successor(now);
         self.tell_reloaded();
+        self.send_left(now);
         self.measure(now);
         if self.course == Course::HandingOver {
             self.send_to_successor(now);
@@ -299,6 +312,7 @@ impl Master {
         self.rehome();
         let exhausted = self.accept(now);
         self.plead(exhausted, now);
+        self.warn_of_unprotected(now);
         self.close_emptied(now);
         self.send(now);
         self.moderation.after_turn(std::mem::take(&mut self.accepted), now)
@@ -358,7 +372,9 @@ impl Master {
         let gate = self.gate.closed_until(now);
         let accepting = self.course == Course::Running && gate.is_none() && self.retry_at.is_none();
         let more = accepting && self.homeless.is_empty() && self.has_room() && self.sockets.iter().any(|s| s.ready);
-        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.readable);
+        let holding = self.is_holding();
+        let heard = |worker: &Worker| worker.readable && !(holding && worker.is_draining());
+        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(heard);
         let asked = self.control.as_ref().is_some_and(control::Server::is_ready);
         if self.course == Course::HandingOver && !self.homeless.is_empty() {
             return Some(Duration::from_millis(1));
@@ -402,7 +418,9 @@ impl Master {
             if !self.sockets[index].ready {
                 continue;
             }
-            match self.accept_burst(index, now) {
+            let burst = self.accept_burst(index, now);
+            self.send_accepted(now);
+            match burst {
                 Burst::Over => {}
                 Burst::NoRoom => return false,
                 Burst::Exhausted => return true,
@@ -422,9 +440,12 @@ impl Master {
 
     /// Accepts up to a burst from one listener.
     fn accept_burst(&mut self, index: usize, now: Instant) -> Burst {
-        for _ in 0..accept::BURST {
+        for accepted in 1..=accept::BURST {
             if !self.has_room() {
                 return Burst::NoRoom;
+            }
+            if accepted % accept::IN_HAND == 0 {
+                self.send_accepted(now);
             }
             let socket = &mut self.sockets[index];
             match accept::accept(&*socket) {
@@ -473,7 +494,7 @@ impl Master {
             generation: self.config.snapshot.generation,
             access_log: self.access_log.as_ref().map(|log| log.as_fd()),
             layout: self.layout,
-            identity: self.identity,
+            made: self.made(),
             log_level: self.log_level.as_deref(),
         }
     }
@@ -497,7 +518,12 @@ const FEW_CONNECTIONS: u64 = 2000;
 /// Says what the limit of open files leaves of the connections asked for.
 fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
     let workers = snapshot.workers;
-    let room = format!("room for {records} connections in each of {workers} workers");
+    let mut room = format!("room for {records} connections in each of {workers} workers");
+    let kept =
+        u64::try_from(privilege::kept(nofile, workers).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
+    if kept < u64::from(records) * u64::from(workers) {
+        room += &format!("; about {kept} of them outlive a worker that dies, the others end with it");
+    }
     let remedy = "raise it with `ulimit -n`, or LimitNOFILE= in systemd";
     match snapshot.limits.connections {
         Some(wanted) if records < wanted => {

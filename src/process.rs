@@ -58,10 +58,10 @@ impl Spawn for System {
         if let Some(level) = equipment.log_level {
             command.env(crate::LOG_LEVEL_VARIABLE, level);
         }
-        if let Some(gid) = equipment.identity.gid {
+        if let Some(gid) = equipment.made.identity.gid {
             command.gid(gid);
         }
-        if let Some(uid) = equipment.identity.uid {
+        if let Some(uid) = equipment.made.identity.uid {
             command.uid(uid);
         }
         Child::start(&mut command)

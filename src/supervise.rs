@@ -108,6 +108,19 @@ pub struct Worker {
     pub errands: Vec<Errand>,
     /// The channel may hold messages from the worker.
     pub readable: bool,
+    /// What it was started with and cannot change.
+    pub made: Made,
+    /// The channel had no room for what was last to be sent.
+    pub blocked: bool,
+}
+
+/// What a process is started with and keeps for its life, besides its region's layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    /// Whom it runs as.
+    pub identity: Identity,
+    /// How many connections the configuration then let a worker have.
+    pub connections: Option<u32>,
 }
 
 /// What every worker gets at its start.
@@ -121,8 +134,8 @@ pub struct Equipment<'a> {
     pub access_log: Option<BorrowedFd<'a>>,
     /// Its shared region's layout.
     pub layout: Layout,
-    /// Whom it runs as.
-    pub identity: Identity,
+    /// What else it cannot change.
+    pub made: Made,
     /// The log level, as `RUST_LOG` has it, when the command line sets one.
     pub log_level: Option<&'a str>,
 }
@@ -160,6 +173,8 @@ impl Worker {
             ready_since: None,
             errands: Vec::new(),
             readable: true,
+            made: equipment.made,
+            blocked: false,
         })
     }
 
@@ -171,6 +186,11 @@ impl Worker {
     /// Whether it may be given connections.
     pub fn is_ready(&self) -> bool {
         self.stage == Stage::Ready
+    }
+
+    /// Whether it finishes what it has.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. })
     }
 
     /// When something must be done about it although nothing happens.

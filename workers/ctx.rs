@@ -12,7 +12,7 @@ use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
 use log::warn;
 use mio::{Interest, Registry, Token, unix::SourceFd};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::access_log::AccessLog;
 use crate::backend::pool::Pools;
@@ -183,6 +183,8 @@ pub struct Ctx {
     pub finished_since_ms: u64,
     /// Relays whose server's connection the master has not got yet: they begin when it has.
     pub to_hand_over: Vec<Key<Relay>>,
+    /// Until when those wait that the master had no room for; `None` = it had.
+    pub hand_over_until_ms: Option<u64>,
     /// The configuration that the master has not been told of yet.
     pub reloaded: Option<u64>,
     /// Whether the worker finishes what it has and takes nothing new.
@@ -191,8 +193,8 @@ pub struct Ctx {
     pub orphan: bool,
     /// Whether what can be served elsewhere is then given back to the master.
     pub giving_back: bool,
-    /// Connections let go of and not yet reported so.
-    pub given_back: Vec<GivenBack>,
+    /// Connections let go of and not yet reported so, with their descriptors where the master has none.
+    pub given_back: Vec<(GivenBack, Vec<OwnedFd>)>,
 }
 
 /// Token kinds, in the two bits that a key leaves free.

@@ -113,6 +113,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         finished: Vec::new(),
         finished_since_ms: 0,
         to_hand_over: Vec::new(),
+        hand_over_until_ms: None,
         draining: false,
         orphan: false,
         giving_back: false,

@@ -48,6 +48,12 @@ impl Descriptors {
             batch: whole(ipc::descriptors::batch(nofile)),
         }
     }
+
+    /// Those that go with one message to the master at most, which may be short of them: at least one connection's.
+    #[must_use]
+    pub fn given_at_once(&self) -> usize {
+        (self.batch / 2).max(4)
+    }
 }
 
 /// What was closed since the last warning.
@@ -160,6 +166,30 @@ impl Worker {
 
     /// Closes up to `wanted` client connections, those that have been idle longest; how many were closed.
     fn give_way(&mut self, wanted: usize) -> usize {
+        let idle = self.longest_idle(wanted, GRACE_MS);
+        for &key in &idle {
+            self.close_client(key);
+        }
+        self.cx.given_way.clients += idle.len() as u64;
+        if !idle.is_empty() {
+            self.cx.report_at_once();
+        }
+        idle.len()
+    }
+
+    /// Gives up to `wanted` client connections back, those that have been idle longest: other workers are faster.
+    pub(crate) fn ease(&mut self, wanted: usize) {
+        if self.cx.draining {
+            return;
+        }
+        for key in self.longest_idle(wanted, 0) {
+            self.give_back(key);
+        }
+    }
+
+    /// Up to `wanted` client connections, those that have been idle longest, and for `at_least_ms`. None on which
+    /// something has come.
+    fn longest_idle(&mut self, wanted: usize, at_least_ms: u64) -> Vec<Key<Client>> {
         let listeners = &self.cx.site.snapshot.listeners;
         let since = |client: &Client| {
             let idle_ms = listeners.get(usize::from(client.listener)).map_or(0, |listener| listener.timeouts.idle_ms);
@@ -169,24 +199,17 @@ impl Worker {
             client.state == ClientState::Idle && client.input.is_none() && !client.socket.is_readable()
         };
         let idle = self.clients.iter().filter(|(_, client)| is_idle(client));
-        let latest_ms = self.cx.clock.now_ms.saturating_sub(GRACE_MS);
+        let latest_ms = self.cx.clock.now_ms.saturating_sub(at_least_ms);
         let idle = idle.map(|(key, client)| (since(client), key)).filter(|&(since_ms, _)| since_ms <= latest_ms);
-        let idle = idle.collect();
-        let mut closed = 0;
-        for (_, key) in oldest(idle, wanted) {
-            let Some(client) = self.clients.get_mut(key) else { continue };
-            if client.socket.has_input() {
+        let mut keys: Vec<_> = oldest(idle.collect(), wanted).into_iter().map(|(_, key)| key).collect();
+        keys.retain(|&key| {
+            let has_input = self.clients.get_mut(key).is_none_or(|client| client.socket.has_input());
+            if has_input {
                 // A request has come of which no event has told yet.
                 self.cx.work.push_back(Work::Client(key));
-                continue;
             }
-            self.close_client(key);
-            closed += 1;
-        }
-        self.cx.given_way.clients += closed as u64;
-        if closed > 0 {
-            self.cx.report_at_once();
-        }
-        closed
+            !has_input
+        });
+        keys
     }
 }

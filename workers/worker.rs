@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::{Mode, OnRemoval};
+use ipc::state::Phase;
 use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -249,7 +250,8 @@ impl Worker {
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
         let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
+        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty();
+        if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
@@ -331,10 +333,18 @@ impl Worker {
                 self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
             // Whoever finishes gives nothing to anybody but its master.
+            ToWorker::Unkept { ids } => self.lose_protection(&ids),
             ToWorker::Keep { .. } if self.cx.draining => {}
             ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
             ToWorker::Stop => self.stopped = true,
-            ToWorker::Ping => {}
+            ToWorker::Ping { sent_ms } => {
+                let stats = self.cx.control.stats();
+                stats.lag_ms.set(self.cx.clock.now_ms.saturating_sub(sent_ms));
+                stats.pinged_ms.set(sent_ms);
+            }
+            ToWorker::Ease { connections } => {
+                self.ease(usize::try_from(connections).unwrap_or(usize::MAX));
+            }
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
                 return Err(io::Error::new(
@@ -362,6 +372,9 @@ impl Worker {
         // What comes with unanswered bytes is not taken up before they are in a slot: until then the master has them.
         if !matches!(passed.task, Task::Relay { .. } | Task::Resume(_)) {
             client.publish(ipc::state::Phase::Open, &self.cx);
+        }
+        if !passed.kept {
+            client.lose_protection();
         }
         client.begin(&passed.origin);
         match (passed.task, mode, to) {
@@ -579,6 +592,10 @@ impl Worker {
         };
         if let Some(client) = self.clients.get_mut(client_key) {
             client.state = ClientState::Exchange(key);
+            if client.uncounted {
+                // An answer of our own may need no bytes read.
+                client.publish(Phase::Open, &self.cx);
+            }
             client.socket.deadline.due_ms = u64::MAX;
         }
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
@@ -589,7 +606,7 @@ impl Worker {
     pub(crate) fn linger(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.release_input(&mut self.cx);
-        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.publish(Phase::Done, &self.cx);
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         self.drop_input(key);
@@ -638,8 +655,9 @@ impl Worker {
             self.close_upstream(kept);
         }
         self.cx.forget(&mut client.socket);
+        client.regain_protection();
         client.socket.shutdown_both();
-        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.publish(Phase::Done, &self.cx);
         self.cx.report_finished(client.id);
     }
 

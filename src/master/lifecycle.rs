@@ -21,10 +21,6 @@ const MAX_WORKERS: u16 = 1024;
 /// How much longer than told a draining worker may take to exit.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// Workers are asked to show that they move at least, and at most, so often.
-const MIN_PING: Duration = Duration::from_millis(50);
-const MAX_PING: Duration = Duration::from_secs(10);
-
 /// Bursts accepted from every listener before it is closed for good.
 const LAST_BURSTS: usize = 64;
 
@@ -122,28 +118,7 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
-    }
-
-    /// Kills workers that are stuck, and asks the others to show that they are not.
-    fn watch_workers(&mut self, now: Instant) {
-        if now < self.ping_at {
-            return;
-        }
-        let timeout = Duration::from_millis(self.config.snapshot.worker_timeout_ms.into());
-        self.ping_at = now + (timeout / 3).clamp(MIN_PING, MAX_PING);
-        for seat in &mut self.seats {
-            let Some(worker) = seat.worker.as_mut() else { continue };
-            if !matches!(worker.stage, Stage::Ready | Stage::Draining { .. }) {
-                continue;
-            }
-            if worker.watch.is_stuck(worker.control.stats().heartbeat_ms.get(), timeout, now) {
-                let (index, pid, seconds) = (seat.index, worker.pid, timeout.as_secs_f32());
-                warn!("worker {index} (pid {pid}) has not moved for {seconds} s; killing it");
-                worker.kill(now);
-            } else if !worker.errands.iter().any(|errand| errand.message == ToWorker::Ping) {
-                worker.errands.push(Errand { message: ToWorker::Ping, fds: Vec::new(), after_connections: false });
-            }
-        }
+        self.renew(now);
     }
 
     /// Does what a signal asks for.
@@ -258,15 +233,17 @@ impl Master {
         if self.course != Course::Running {
             return;
         }
-        let count = u16::try_from(self.seats.len());
-        match (self.seats.iter_mut().find(|seat| !seat.wanted), count) {
-            (Some(seat), _) => {
+        let next = self.free_index();
+        let free = (0..self.seats.len()).find(|&at| !self.seats[at].wanted && !self.is_renewing(at));
+        match (free, next) {
+            (Some(at), _) => {
+                let seat = &mut self.seats[at];
                 seat.wanted = true;
                 if seat.worker.is_none() {
                     seat.start_at = Some(now);
                 }
             }
-            (None, Ok(index)) if index < MAX_WORKERS => self.seats.push(Seat::new(index, now)),
+            (None, Some(index)) if self.wanted() < usize::from(MAX_WORKERS) => self.seats.push(Seat::new(index, now)),
             (None, _) => return warn!("there are {MAX_WORKERS} workers already, as many as there can be"),
         }
         info!("one worker more: {}", self.wanted());

@@ -188,15 +188,14 @@ impl Master {
             let carried = if let Task::Resume(bytes) = &task { bytes.len() } else { 0 };
             connection.base = salvage::successor_base(&counters, carried);
         }
-        if let Task::Relay { to_server, to_client, .. } = &task
-            && let Some(server_fd) = fds.next()
-        {
-            let pipes = [to_server, to_client].map(|there| if *there { fds.next() } else { None });
-            connection.relay = Some(Relay { server_fd, server: None, pipes });
+        connection.relay = Relay::new(&task, &mut fds);
+        // Servers are numbered anew by every master.
+        let server = handed.server.and_then(|name| self.config.snapshot.server_number(&name));
+        if let Some(relay) = &mut connection.relay {
+            relay.server = server;
         }
         connection.task = match task {
-            // Servers are numbered anew by every master.
-            Task::Relay { to_server, to_client, .. } => Task::Relay { server: None, to_server, to_client },
+            Task::Relay { to_server, to_client, .. } => Task::Relay { server, to_server, to_client },
             other @ (Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) => other,
         };
         self.addresses.enter(connection.counted());
@@ -225,13 +224,10 @@ impl Master {
 
     /// Gives every worker what it is to keep open should this master die.
     pub(super) fn keep_for_orphans(&mut self) {
-        for at in 0..self.seats.len() {
-            let Some(errand) = self.keep_errand() else { return };
-            if let Some(worker) = self.seats[at].worker.as_mut() {
-                let is_keep = |errand: &Errand| matches!(errand.message, ToWorker::Keep { .. });
-                worker.errands.retain(|errand| !is_keep(errand));
-                worker.errands.push(errand);
-            }
+        let Some(Errand { message, fds, after_connections }) = self.keep_errand() else { return };
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            worker.errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }));
+            worker.errands.push(Errand { message: message.clone(), fds: fds.clone(), after_connections });
         }
     }
 
@@ -432,7 +428,9 @@ impl Master {
                 if let Task::Resume(carried) = &connection.task {
                     bytes += carried.len();
                 }
-                if !handed.is_empty() && (fds.len() + more > MAX_DESCRIPTORS || bytes > MAX_CARRIED_BYTES) {
+                if !handed.is_empty()
+                    && (fds.len() + more > MAX_DESCRIPTORS.min(self.batch) || bytes > MAX_CARRIED_BYTES)
+                {
                     break;
                 }
                 fds.extend(connection.descriptors().map(AsFd::as_fd));
@@ -443,8 +441,11 @@ impl Master {
                     peer: connection.peer,
                     origin: connection.origin,
                     task: connection.task.clone(),
+                    kept: true,
                 };
-                handed.push(Handed { listener, passed });
+                let server = connection.relay.as_ref().and_then(|relay| relay.server);
+                let server = server.and_then(|number| self.config.snapshot.server_name(number));
+                handed.push(Handed { listener, passed, server });
             }
             let count = handed.len();
             match successor.channel.send(&ToSuccessor::Connections(handed), &fds) {

@@ -393,6 +393,11 @@ impl Socket {
         fault::instant();
     }
 
+    /// Whether the last process that closes the connection resets it.
+    pub fn reset_when_closed(&mut self, reset: bool) {
+        let _ = rustix::net::sockopt::set_socket_linger(&self.fd, reset.then_some(std::time::Duration::ZERO));
+    }
+
     /// The pending error, as left by a failed connect.
     #[must_use]
     pub fn take_error(&self) -> Option<Errno> {

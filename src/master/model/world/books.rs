@@ -23,7 +23,8 @@ impl World {
         let mut owners: HashMap<u64, Owners> = HashMap::new();
         for slot in &self.masters {
             let tables = slot.master.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            let connections = tables.flat_map(|worker| worker.table.connections()).chain(&slot.master.homeless);
+            let connections =
+                tables.flat_map(|worker| worker.table.entries().map(|entry| entry.2)).chain(&slot.master.homeless);
             for connection in connections {
                 owners.entry(inode(&connection.fd)).or_default().masters += 1;
             }

@@ -241,7 +241,8 @@ impl World {
         let former = self.masters.iter().find(|slot| succeeds && slot.master.successor.is_some());
         if let Some(MasterSlot { master, .. }) = former {
             let tables = master.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            let connections = tables.flat_map(|worker| worker.table.connections()).chain(&master.homeless);
+            let connections =
+                tables.flat_map(|worker| worker.table.entries().map(|entry| entry.2)).chain(&master.homeless);
             let ports: Vec<u16> = connections.filter_map(|connection| Some(connection.peer?.port())).collect();
             self.excuse(&ports, "not yet given to a successor that was killed");
         }
@@ -287,7 +288,9 @@ impl World {
         if let Some(MasterSlot { master, .. }) = parent {
             let seats = master.seats.iter().filter_map(|seat| seat.worker.as_ref());
             let tables = seats.filter(|worker| worker.pid == slot.handle.pid()).map(|worker| &worker.table);
-            had.extend(tables.flat_map(|table| table.connections()).filter_map(|c| Some(c.peer?.port())));
+            had.extend(
+                tables.flat_map(|table| table.entries().map(|entry| entry.2)).filter_map(|c| Some(c.peer?.port())),
+            );
         }
         if end == KILLED && orphan {
             self.excuse(&had, "its worker died without a master");
@@ -316,7 +319,8 @@ impl World {
         owned.extend(waiting());
         for slot in &self.masters {
             let tables = slot.master.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            let connections = tables.flat_map(|worker| worker.table.connections()).chain(&slot.master.homeless);
+            let connections =
+                tables.flat_map(|worker| worker.table.entries().map(|entry| entry.2)).chain(&slot.master.homeless);
             owned.extend(connections.filter_map(|connection| Some(connection.peer?.port())));
         }
         for client in &mut self.clients {

@@ -17,7 +17,7 @@ impl World {
 
     /// The bytes of requests that the one master carries to its workers.
     pub(in crate::master::model) fn carried(&self) -> impl Iterator<Item = &Vec<u8>> {
-        let tables = self.known_workers().flat_map(|worker| worker.table.connections());
+        let tables = self.known_workers().flat_map(|worker| worker.table.entries().map(|entry| entry.2));
         tables.chain(&self.masters[0].master.homeless).filter_map(|connection| match &connection.task {
             Task::Resume(bytes) => Some(bytes),
             Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => None,
