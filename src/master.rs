@@ -160,6 +160,8 @@ pub struct Master {
     successor: Option<Successor>,
     /// When it must have taken everything.
     hand_over_until: Option<Instant>,
+    /// Until when this master, although it has a successor, waits for those that it has not met itself.
+    unmet_until: Option<Instant>,
 }
 
 impl Master {
@@ -252,6 +254,7 @@ impl Master {
             formers_ready: false,
             successor: None,
             hand_over_until: None,
+            unmet_until: None,
             config,
         };
         master.reserve.fill();
@@ -319,8 +322,7 @@ impl Master {
     }
 
     fn is_over(&self) -> bool {
-        let giving = || self.formers.iter().any(Former::is_met);
-        let handed = self.course != Course::HandingOver || self.homeless.is_empty() && !giving();
+        let handed = self.course != Course::HandingOver || self.homeless.is_empty() && self.formers.is_empty();
         self.course != Course::Running && handed && self.seats.iter().all(|seat| seat.worker.is_none())
     }
 
@@ -396,6 +398,7 @@ impl Master {
             .chain(control)
             .chain(self.successor.as_ref().and_then(|successor| successor.deadline))
             .chain(self.retry_at)
+            .chain(self.unmet_until)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
             .chain([self.ping_at])

@@ -33,6 +33,9 @@ use crate::upgrade::{News, Successor};
 const HEARD: usize = 64;
 /// With so many connections without a worker no more are taken from former sides: these can keep them.
 const HOMELESS: usize = 1024;
+/// How long a master that has a successor waits for those that it has not yet met itself: nobody else will find them.
+/// One that is stopped holds it up no longer.
+const UNMET: Duration = Duration::from_secs(2);
 /// How much longer than its workers a former master may take to be rid of its connections.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(10);
 
@@ -326,6 +329,9 @@ impl Master {
 
     /// Gives the successor up when it does not become ready in time.
     pub(super) fn check_successor(&mut self, now: Instant) {
+        if self.unmet_until.take_if(|until| *until <= now).is_some() {
+            self.formers.retain(Former::is_met);
+        }
         if self.successor.as_ref().and_then(|successor| successor.deadline).is_some_and(|deadline| deadline <= now) {
             self.give_up_successor("the new one did not become ready within `upgrade_timeout`");
         }
@@ -384,6 +390,7 @@ impl Master {
             self.course = Course::HandingOver;
             let timeout = Duration::from_millis(self.config.snapshot.shutdown_timeout_ms.into());
             self.hand_over_until = Some(now + timeout + HAND_OVER_GRACE);
+            self.unmet_until = Some(now + UNMET);
         } else {
             warn!("another master (pid {pid}), of another version, takes over the listeners; finishing the rest here");
             self.course = Course::Draining;

@@ -146,7 +146,8 @@ impl World {
 
     fn write_config(&mut self, workers: usize) {
         let (http, tcp) = self.servers.addrs();
-        let places = if self.pressed { 3 } else { 40 };
+        // With another number of places, workers are replaced.
+        let places = if self.pressed { 3 } else { [40, 60][self.rng.below(2)] };
         let balance = if self.rng.once_in(2) { "round-robin" } else { "least-connections" };
         let text = format!(
             "workers = {workers}\ncontrol = \"unix:{}\"\nshutdown_timeout = \"1h\"\norphan_timeout = \"1h\"\n\
