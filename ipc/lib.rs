@@ -5,6 +5,7 @@
 pub mod channel;
 pub mod control;
 pub mod descriptors;
+pub mod fault;
 pub mod handover;
 pub mod message;
 pub mod origin;

@@ -15,6 +15,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use crate::fault;
+
 /// What a worker is doing with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -86,17 +88,22 @@ const OTHER_TORN: u32 = 2;
 impl Record {
     /// Publishes `image`. Only the process that owns the connection may call this.
     pub fn publish(&self, image: &Image) {
+        fault::instant();
         let current = self.valid.load(Ordering::Relaxed) & 1;
         let next = current ^ 1;
         self.valid.store(current | OTHER_TORN, Ordering::Relaxed);
+        fault::instant();
         fence(Ordering::Release);
         let cell = &self.cells[next as usize];
         let slot = image.slot.map_or(NO_SLOT, u64::from);
         cell.word
             .store(image.phase as u64 | u64::from(image.offset & 0x00ff_ffff) << 8 | slot << 32, Ordering::Relaxed);
+        fault::instant();
         cell.consumed.store(image.consumed, Ordering::Relaxed);
         cell.written.store(image.written, Ordering::Relaxed);
+        fault::instant();
         self.valid.store(next, Ordering::Release);
+        fault::instant();
     }
 
     /// The last image published; `None` if the memory holds none.
@@ -161,7 +168,9 @@ impl PipeOwner {
             Some((id, Direction::ToServer)) => 1 | u64::from(id) << 32,
             Some((id, Direction::ToClient)) => 2 | u64::from(id) << 32,
         };
+        fault::instant();
         self.0.store(word, Ordering::Release);
+        fault::instant();
     }
 
     /// Whose bytes it holds; `None` also for a word that means nothing.

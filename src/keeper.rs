@@ -117,7 +117,8 @@ impl<F> Connection<F> {
         }
     }
 
-    fn carried_bytes(&self) -> usize {
+    /// Bytes of an unanswered request that go with it.
+    pub fn carried_bytes(&self) -> usize {
         match &self.task {
             Task::Resume(bytes) => bytes.len(),
             Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
@@ -385,15 +386,14 @@ impl<F> Table<F> {
 }
 
 #[cfg(test)]
-impl<F: Copy> Table<F> {
-    /// Every connection: its id, whether it was sent, its socket.
-    fn sockets(&self) -> Vec<(u32, bool, F)> {
-        let sockets = (0u32..).zip(&self.places).filter_map(|(id, place)| match place {
+impl<F> Table<F> {
+    /// Every connection: its id, whether it was sent.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, bool, &Connection<F>)> {
+        (0u32..).zip(&self.places).filter_map(|(id, place)| match place {
             Place::Free | Place::Bare(_) => None,
-            Place::Queued(connection) => Some((id, false, connection.fd)),
-            Place::Passed(connection) => Some((id, true, connection.fd)),
-        });
-        sockets.collect()
+            Place::Queued(connection) => Some((id, false, connection)),
+            Place::Passed(connection) => Some((id, true, connection)),
+        })
     }
 }
 

@@ -32,6 +32,7 @@ use crate::keeper::{Addresses, Connection};
 use crate::listen::Socket;
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
+use crate::process::{Spawn, System};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
 use crate::supervise::{Equipment, Seat, Worker};
@@ -39,6 +40,8 @@ use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
+#[cfg(test)]
+mod model;
 mod passing;
 mod protection;
 mod reconfigure;
@@ -93,7 +96,6 @@ enum Course {
 }
 
 /// What was there before this master.
-#[derive(Debug)]
 pub struct Before {
     /// The program as it was started.
     pub program: Program,
@@ -101,6 +103,8 @@ pub struct Before {
     pub formers: Vec<Former>,
     /// Listening sockets of the service manager.
     pub lent: Vec<(Bound, OwnedFd)>,
+    /// What starts processes.
+    pub spawn: Box<dyn Spawn>,
 }
 
 /// The master process.
@@ -148,6 +152,7 @@ pub struct Master {
     /// The service manager was told that the configuration is being read.
     reloading: bool,
     program: Program,
+    spawn: Box<dyn Spawn>,
     /// Those that it takes over from, as long as they have something to give.
     formers: Vec<Former>,
     formers_ready: bool,
@@ -155,6 +160,8 @@ pub struct Master {
     successor: Option<Successor>,
     /// When it must have taken everything.
     hand_over_until: Option<Instant>,
+    /// Until when this master, although it has a successor, waits for those that it has not met itself.
+    unmet_until: Option<Instant>,
 }
 
 impl Master {
@@ -242,10 +249,12 @@ impl Master {
             announced: false,
             reloading: false,
             program: before.program.clone(),
+            spawn: std::mem::replace(&mut before.spawn, Box::new(System)),
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             successor: None,
             hand_over_until: None,
+            unmet_until: None,
             config,
         };
         master.reserve.fill();
@@ -269,43 +278,51 @@ impl Master {
                 return Ok(());
             }
             let timeout = self.timeout(Instant::now());
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("cannot wait for events: {error}")),
-            }
-            let now = Instant::now();
-            for event in &events {
-                self.note(event, now);
-            }
-            if let Some(control) = &mut self.control {
-                control.accept(self.poll.registry(), now);
-            }
-            self.take_reading(now);
-            self.hear_workers(now);
-            self.keep_time(now);
-            self.hear_formers();
-            self.check_successor(now);
-            self.tell_reloaded();
-            self.send_left(now);
-            self.measure(now);
-            if self.course == Course::HandingOver {
-                self.send_to_successor(now);
-            }
-            self.rehome();
-            let exhausted = self.accept(now);
-            self.plead(exhausted, now);
-            self.warn_of_unprotected(now);
-            self.close_emptied(now);
-            self.send(now);
-            if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
+            self.wait(&mut events, timeout)?;
+            if let Some(hold) = self.turn(&events, Instant::now()) {
                 std::thread::sleep(hold);
             }
         }
     }
 
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), String> {
+        match self.poll.poll(events, timeout) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(format!("cannot wait for events: {error}")),
+        }
+    }
+
+    /// Carries out what `events` tell, and whatever else is due; how long connections may gather before the next.
+    fn turn(&mut self, events: &Events, now: Instant) -> Option<Duration> {
+        for event in events {
+            self.note(event, now);
+        }
+        if let Some(control) = &mut self.control {
+            control.accept(self.poll.registry(), now);
+        }
+        self.take_reading(now);
+        self.hear_workers(now);
+        self.keep_time(now);
+        self.hear_formers();
+        self.check_successor(now);
+        self.tell_reloaded();
+        self.send_left(now);
+        self.measure(now);
+        if self.course == Course::HandingOver {
+            self.send_to_successor(now);
+        }
+        self.rehome();
+        let exhausted = self.accept(now);
+        self.plead(exhausted, now);
+        self.warn_of_unprotected(now);
+        self.close_emptied(now);
+        self.send(now);
+        self.moderation.after_turn(std::mem::take(&mut self.accepted), now)
+    }
+
     fn is_over(&self) -> bool {
-        let handed = self.course != Course::HandingOver || self.homeless.is_empty();
+        let handed = self.course != Course::HandingOver || self.homeless.is_empty() && self.formers.is_empty();
         self.course != Course::Running && handed && self.seats.iter().all(|seat| seat.worker.is_none())
     }
 
@@ -381,6 +398,7 @@ impl Master {
             .chain(control)
             .chain(self.successor.as_ref().and_then(|successor| successor.deadline))
             .chain(self.retry_at)
+            .chain(self.unmet_until)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
             .chain([self.ping_at])
@@ -485,7 +503,8 @@ impl Master {
     }
 
     fn announce(&mut self) {
-        if self.announced || !self.seats.iter().all(|seat| seat.worker.as_ref().is_some_and(Worker::is_ready)) {
+        let is_ready = |seat: &Seat| seat.worker.as_ref().is_some_and(Worker::is_ready);
+        if self.announced || !self.seats.iter().filter(|seat| seat.wanted).all(is_ready) {
             return;
         }
         self.announced = true;

@@ -1,25 +1,22 @@
 //! Worker processes: starting them, the `Hello`/`Ready` handshake, how they ended, when to start the next.
 //!
-//! A worker is this program again, by fork and exec, with one end of its channel as standard input. Its death
-//! is seen through a pidfd. What becomes of its connections is not decided here.
+//! A worker is this program again, by fork and exec, with one end of its channel as standard input
+//! (`src/process.rs`). Its death is seen through a pidfd. What becomes of its connections is not decided here.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, SendError};
 use ipc::message::{Layout, ToWorker, VERSION};
 use ipc::shm::{self, Control};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::Pid;
 
 use crate::keeper::Table;
 use crate::pipes::Pipes;
 use crate::privilege::Identity;
-use crate::signals;
+use crate::process::{End, Process, Spawn};
 use crate::watchdog::Watch;
 
 /// How long a worker may take from its start to `Ready`.
@@ -84,9 +81,9 @@ impl Errand {
 /// One running worker process and what the master shares with it.
 #[derive(Debug)]
 pub struct Worker {
-    /// Its process.
+    /// Its process's number.
     pub pid: Pid,
-    pidfd: OwnedFd,
+    process: Box<dyn Process>,
     /// Our end of its channel.
     pub channel: Channel,
     /// Its shared region.
@@ -148,7 +145,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the process, memory or descriptors cannot be had.
-    pub fn start(index: u16, equipment: &Equipment<'_>, now: Instant) -> io::Result<Worker> {
+    pub fn start(index: u16, equipment: &Equipment<'_>, spawn: &dyn Spawn, now: Instant) -> io::Result<Worker> {
         let region = shm::create(&equipment.layout)?;
         let control = Control::map(&region, &equipment.layout)?;
         let (mut channel, theirs) = Channel::pair()?;
@@ -160,22 +157,10 @@ impl Worker {
             SendError::Io(error) => error,
             SendError::Full | SendError::Closed | SendError::TooLarge => io::Error::other(error.to_string()),
         })?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("master").arg("worker").arg(index.to_string()).stdin(Stdio::from(theirs));
-        if let Some(level) = equipment.log_level {
-            command.env(crate::LOG_LEVEL_VARIABLE, level);
-        }
-        if let Some(gid) = equipment.made.identity.gid {
-            command.gid(gid);
-        }
-        if let Some(uid) = equipment.made.identity.uid {
-            command.uid(uid);
-        }
-        let child = command.spawn()?;
-        let (pid, pidfd) = adopt(child)?;
+        let process = spawn.worker(index, theirs, equipment)?;
         Ok(Worker {
-            pid,
-            pidfd,
+            pid: process.pid(),
+            process,
             channel,
             region,
             layout: equipment.layout,
@@ -193,9 +178,9 @@ impl Worker {
         })
     }
 
-    /// Its pidfd, readable when it has ended.
+    /// A descriptor that is readable when it has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.as_fd()
     }
 
     /// Whether it may be given connections.
@@ -218,7 +203,7 @@ impl Worker {
 
     /// Kills it at once. Its end shows at the pidfd.
     pub fn kill(&mut self, now: Instant) {
-        self.signal(Signal::KILL);
+        self.process.kill();
         self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
     }
 
@@ -228,11 +213,6 @@ impl Worker {
         let _ = self.channel.send(&ToWorker::Stop, &[]);
         let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Write);
         self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
-    }
-
-    fn signal(&self, signal: Signal) {
-        // Fails only when the process has ended, which the pidfd reports.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
     }
 
     /// It has closed its channel: it is about to end, and is killed if it does not.
@@ -245,61 +225,12 @@ impl Worker {
 
     /// How it ended, if it has; the process is gone from the system then.
     pub fn reap(&self) -> Option<End> {
-        reap(self.pidfd.as_fd())
+        self.process.reap()
     }
-}
 
-/// A pidfd for a child. The child cannot be reaped by anybody else meanwhile, so its number is still its own.
-fn adopt(child: std::process::Child) -> io::Result<(Pid, OwnedFd)> {
-    let pid = Pid::from_child(&child);
-    match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
-        Ok(pidfd) => Ok((pid, pidfd)),
-        Err(errno) => {
-            let mut child = child;
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(errno.into())
-        }
-    }
-}
-
-/// Waits for the end of a child that has been killed, which takes no longer than the kernel needs.
-pub fn wait(pidfd: BorrowedFd<'_>) {
-    while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {}
-}
-
-/// How the process behind `pidfd`, a child of ours, ended, if it has.
-pub fn reap(pidfd: BorrowedFd<'_>) -> Option<End> {
-    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-        Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => End::Exited(code),
-            (None, Some(signal)) => End::Killed(signal),
-            (None, None) => End::Unknown,
-        }),
-        Ok(None) | Err(rustix::io::Errno::INTR) => None,
-        // Not a child of ours any more: nothing can be learnt, but it must not be waited for.
-        Err(_) => Some(End::Unknown),
-    }
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// By itself, with this status.
-    Exited(i32),
-    /// By this signal.
-    Killed(i32),
-    /// Nobody knows.
-    Unknown,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            End::Exited(code) => write!(f, "exited with status {code}"),
-            End::Killed(signal) => write!(f, "killed by {}", signals::name(signal)),
-            End::Unknown => f.write_str("ended in an unknown way"),
-        }
+    /// Ends it at once, and waits for that.
+    pub fn end(&self) {
+        self.process.end();
     }
 }
 
@@ -365,18 +296,5 @@ mod tests {
         assert_eq!(back_off.after_death(Some(Duration::from_millis(999))), BackOff::LAST);
         assert_eq!(back_off.after_death(Some(QUICK)), Duration::ZERO);
         assert_eq!(back_off.after_death(None), Duration::ZERO);
-    }
-
-    #[test]
-    fn a_childs_end_is_told_with_signal_or_status() {
-        for (script, wanted) in [("exit 3", "exited with status 3"), ("kill -KILL $$", "killed by SIGKILL")] {
-            let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
-            let (_, pidfd) = adopt(child).unwrap();
-            let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let timeout = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
-            assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1);
-            assert_eq!(reap(pidfd.as_fd()).unwrap().to_string(), wanted);
-            assert_eq!(reap(pidfd.as_fd()), Some(End::Unknown));
-        }
     }
 }

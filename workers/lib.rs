@@ -1,6 +1,6 @@
 //! Everything one worker process does: it takes connections from the master and relays them to backends.
 //!
-//! [`run`] is the only way in. The worker listens nowhere and accepts nothing.
+//! [`run`] is the way in. The worker listens nowhere and accepts nothing.
 
 pub mod access_log;
 pub mod backend;
@@ -47,7 +47,7 @@ use crate::worker::{End, Worker};
 /// Serves connections that come over `channel` until the master says otherwise or is gone.
 #[must_use]
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
-    match start(channel, index).and_then(|mut worker| worker.run()) {
+    match begin(channel, index).and_then(|mut worker| worker.run()) {
         Ok(End::Drained | End::Stopped) => ExitCode::SUCCESS,
         // It was stopped before this worker had begun.
         Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
@@ -58,7 +58,11 @@ pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     }
 }
 
-fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
+/// Makes worker `index`, once its master has greeted it over `channel`.
+///
+/// # Errors
+/// When the greeting makes no sense, the master is gone, or memory or descriptors are short.
+pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     let mut channel = Channel::from_fd(channel);
     let poll = Poll::new()?;
     let (message, mut fds) = first_message(&mut channel)?;

@@ -101,6 +101,11 @@ impl Succession {
         matches!(self.state, State::Succeeded { .. })
     }
 
+    /// Whether the master has died, and no other is waited for.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        matches!(self.state, State::Forsaken)
+    }
+
     /// When it gives up what it waits for; `u64::MAX` = it waits for nothing.
     pub(crate) fn due_ms(&self) -> u64 {
         match self.state {

@@ -11,8 +11,9 @@ use log::{debug, error, info, warn};
 
 use super::{Course, Master, open_access_log, unwatch};
 use crate::notify;
+use crate::process::End;
 use crate::signals::Request;
-use crate::supervise::{self, End, Errand, Seat, Stage, Worker};
+use crate::supervise::{Errand, Seat, Stage, Worker};
 
 /// The most workers that signals can make.
 const MAX_WORKERS: u16 = 1024;
@@ -36,12 +37,11 @@ impl Master {
             }
             let index = seat.index;
             self.reserve.release();
-            let started = Worker::start(index, &self.equipment(), now);
-            let watched = started.and_then(|mut worker| match Master::watch_worker(&self.poll, at, &worker) {
+            let started = Worker::start(index, &self.equipment(), &*self.spawn, now);
+            let watched = started.and_then(|worker| match Master::watch_worker(&self.poll, at, &worker) {
                 Ok(()) => Ok(worker),
                 Err(error) => {
-                    worker.kill(now);
-                    supervise::wait(worker.pidfd());
+                    worker.end();
                     Err(error)
                 }
             });

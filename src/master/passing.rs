@@ -1,6 +1,7 @@
 //! The way of connections between the master and its workers: choosing, sending, hearing that they are over,
 //! and what becomes of them when a worker dies. Part of the master's loop; owns nothing.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -149,7 +150,6 @@ impl Master {
 
     /// Receives what workers have to say.
     pub(super) fn hear_workers(&mut self, now: Instant) {
-        let mut became_ready = false;
         let holding = self.is_holding();
         for seat in &mut self.seats {
             let heard = |worker: &&mut Worker| worker.readable && !(holding && worker.is_draining());
@@ -157,15 +157,14 @@ impl Master {
             let before = worker.table.live();
             let mut returned = Vec::new();
             let mut ear = Ear { addresses: &mut self.addresses, protection: &mut self.protection, now };
-            became_ready |= ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
+            ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
             self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();
             }
         }
-        if became_ready {
-            self.announce();
-        }
+        // Also when the one that was waited for is not wanted any more.
+        self.announce();
         if self.reload.pending.is_some() {
             self.check_acknowledged();
         }
@@ -191,9 +190,16 @@ impl Master {
         }
         self.protection.lost += tally.lost as u64;
         let mut left = worker.pipes.leftovers(&worker.control);
+        let mut claims = Claims::default();
+        let mut verdicts = Vec::new();
         for (id, was_sent, connection) in worker.table.take_all() {
-            let verdict = if was_sent { judge(worker, id, connection, &mut left) } else { Verdict::Pass(connection) };
-            self.settle(verdict, &mut tally);
+            verdicts.push(match was_sent {
+                true => judge(worker, id, connection, &mut left, &mut claims),
+                false => (Verdict::Pass(connection), None),
+            });
+        }
+        for (verdict, slot) in verdicts {
+            self.settle(claims.hold(verdict, slot), &mut tally);
         }
         self.gate.freed();
         if tally.lost > 0 {
@@ -252,8 +258,39 @@ enum Verdict {
     Over(Connection),
 }
 
-/// What becomes of one connection that its dead worker had been sent.
-fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftovers) -> Verdict {
+/// How many connections of a dead worker have their unanswered bytes in each slot: more than one never do.
+#[derive(Debug, Default)]
+struct Claims(HashMap<u32, u32>);
+
+impl Claims {
+    fn note(&mut self, slot: u32) {
+        *self.0.entry(slot).or_default() += 1;
+    }
+
+    /// The verdict, unless another connection claims its slot, too. Then the bytes may be the other's: nothing is run,
+    /// as nobody's request may be run for somebody else.
+    fn hold(&self, verdict: Verdict, slot: Option<u32>) -> Verdict {
+        let doubtful = slot.is_some_and(|slot| self.0.get(&slot).is_some_and(|&count| count > 1));
+        match verdict {
+            Verdict::Pass(mut connection) if doubtful => {
+                connection.base.consumed = connection.base.consumed.saturating_add(connection.carried_bytes() as u64);
+                connection.task = Task::Fail;
+                Verdict::Pass(connection)
+            }
+            other @ (Verdict::Pass(_) | Verdict::Cut(_) | Verdict::Over(_)) => other,
+        }
+    }
+}
+
+/// What becomes of one connection that its dead worker had been sent, and the slot from which its unanswered bytes were
+/// read, if they were.
+fn judge(
+    worker: &Worker,
+    id: u32,
+    mut connection: Connection,
+    left: &mut Leftovers,
+    claims: &mut Claims,
+) -> (Verdict, Option<u32>) {
     let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
     let mut header = 0;
@@ -267,7 +304,7 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
     }
     if counters.is_none() && !is_unix_client_known(worker, record, id, &mut connection) {
         debug!("a Unix client: cut; {:?}", record.and_then(Record::read));
-        return Verdict::Cut(connection);
+        return (Verdict::Cut(connection), None);
     }
     // Whoever awaits a header takes nothing before it.
     let sound = connection.origin != Origin::Awaited
@@ -281,8 +318,12 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         counters,
     };
     let image = remains.standing();
-    let verdict =
-        remains.salvage(|slot, offset, len| shm::read_slot(&worker.region, &worker.layout, slot, offset, len));
+    let mut from = None;
+    let verdict = remains.salvage(|slot, offset, len| {
+        claims.note(slot);
+        from = Some(slot);
+        shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
+    });
     let mut rebase = |carried| {
         if let Some(counters) = &counters {
             connection.base = salvage::successor_base(counters, carried);
@@ -321,7 +362,7 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
             rebase(0);
             match resume_relay(&mut connection, id, left) {
                 Ok(task) => connection.task = task,
-                Err(Contradiction) => return Verdict::Cut(connection),
+                Err(Contradiction) => return (Verdict::Cut(connection), from),
             }
         }
         Salvage::Fail => {
@@ -330,11 +371,11 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
-            return Verdict::Cut(connection);
+            return (Verdict::Cut(connection), from);
         }
-        Salvage::Done => return Verdict::Over(connection),
+        Salvage::Done => return (Verdict::Over(connection), from),
     }
-    Verdict::Pass(connection)
+    (Verdict::Pass(connection), from)
 }
 
 /// Where the kernel counts nothing: whether a connection said to be at rest can be, and whether its PROXY header, if
@@ -460,11 +501,10 @@ struct Ear<'a> {
 }
 
 impl Ear<'_> {
-    /// Receives up to `most` messages; whether the worker has become ready. Connections given back are appended to
+    /// Receives up to `most` messages. Connections given back are appended to
     /// `returned`.
-    fn hear(&mut self, worker: &mut Worker, index: u16, returned: &mut Vec<Connection>, most: usize) -> bool {
+    fn hear(&mut self, worker: &mut Worker, index: u16, returned: &mut Vec<Connection>, most: usize) {
         let now = self.now;
-        let mut became_ready = false;
         let mut fds = Vec::new();
         for _ in 0..most {
             match worker.channel.recv::<ToMaster>(&mut fds) {
@@ -473,7 +513,6 @@ impl Ear<'_> {
                         worker.stage = Stage::Ready;
                         worker.ready_since = Some(now);
                         worker.watch = Watch::new(now);
-                        became_ready = true;
                         info!("worker {index} (pid {}) ready", worker.pid);
                     }
                 }
@@ -553,6 +592,5 @@ impl Ear<'_> {
                 }
             }
         }
-        became_ready
     }
 }

@@ -9,6 +9,7 @@
 mod common;
 
 mod balance;
+mod chosen_ports;
 mod cli;
 mod continuity;
 mod hostile;

@@ -248,6 +248,8 @@ impl Worker {
             return if more { self.linger(client_key) } else { self.part(client_key) };
         }
         client.state = ClientState::Idle;
+        // The time limit was this request's; the next one is not late because of it.
+        client.socket.deadline.due_ms = u64::MAX;
         client.answered(end, &mut self.cx);
         if client.input.is_none() {
             client.socket.release();

@@ -7,6 +7,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ipc::fault;
 use mio::event::Event;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -203,7 +204,9 @@ impl Socket {
         let parts = if self.kept { &mut parts[..] } else { &mut parts[1..] };
         let mut none = RecvAncillaryBuffer::default();
         loop {
-            match rustix::net::recvmsg(&self.fd, parts, &mut none, flags) {
+            let result = rustix::net::recvmsg(&self.fd, parts, &mut none, flags);
+            fault::instant();
+            match result {
                 Err(Errno::INTR) => {}
                 result => return result.map(|message| message.bytes),
             }
@@ -215,6 +218,7 @@ impl Socket {
         if std::mem::take(&mut self.kept) {
             // It is there, so that this neither blocks nor fails.
             let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::empty());
+            fault::instant();
         }
     }
 
@@ -361,6 +365,7 @@ impl Socket {
         self.sent_end = true;
         // A peer that is gone already answers with an error that changes nothing.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+        fault::instant();
     }
 
     /// Whether both ends of stream have been exchanged: nothing is left to be ended.
@@ -374,6 +379,7 @@ impl Socket {
     pub fn shutdown_both(&mut self) {
         if !self.kept && !self.is_over() {
             let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+            fault::instant();
         }
     }
 
@@ -384,6 +390,7 @@ impl Socket {
         if rustix::net::connect_unspec(&self.fd).is_err() {
             self.shutdown_both();
         }
+        fault::instant();
     }
 
     /// Whether the last process that closes the connection resets it.
@@ -410,7 +417,9 @@ impl Socket {
 /// Calls until no signal interrupts. Nothing moved is the end of file.
 fn attempt(mut call: impl FnMut() -> Result<usize, Errno>) -> Io {
     loop {
-        return match call() {
+        let result = call();
+        fault::instant();
+        return match result {
             Ok(0) => Io::Eof,
             Ok(n) => Io::Moved(n),
             Err(Errno::AGAIN) => Io::Blocked,
