@@ -1,7 +1,7 @@
 //! A fuzz target's seeds, and mutations of them, for ordinary test runs: a short fuzzing without a fuzzer. Bounded by
 //! the number of mutations, and the same in every run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn next(state: &mut u64) -> usize {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -9,15 +9,22 @@ fn next(state: &mut u64) -> usize {
     usize::try_from((mixed ^ (mixed >> 27)) >> 16).unwrap()
 }
 
+/// Where the seeds of `target` are.
+///
+/// # Panics
+/// When it has none.
+pub fn corpus(target: &str) -> PathBuf {
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    above.map(|above| above.join("fuzz/corpus").join(target)).find(|path| path.is_dir()).expect("it has a corpus")
+}
+
 /// Calls `check` with each seed of `target` and with `rounds` mutations of each.
 ///
 /// # Panics
 /// When there are no seeds, or as `check` does.
 pub fn each(target: &str, rounds: u32, check: impl Fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("fuzz/corpus"));
-    let directory = corpus.map(|corpus| corpus.join(target)).find(|directory| directory.is_dir());
     let mut seeds = 0;
-    for entry in std::fs::read_dir(directory.expect("the target has a corpus")).unwrap() {
+    for entry in std::fs::read_dir(corpus(target)).unwrap() {
         let seed = std::fs::read(entry.unwrap().path()).unwrap();
         check(&seed);
         seeds += 1;
