@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ipc::channel::{Channel, SendError};
 use ipc::message::{Layout, ToWorker, VERSION};
 use ipc::shm::{self, Control};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 use crate::keeper::Table;
 use crate::pipes::Pipes;
@@ -237,7 +237,9 @@ impl Worker {
 /// How long to wait before a worker is started again.
 ///
 /// Not at all, as a rule: a worker that had been ready for [`QUICK`] is replaced at once, and so is one that
-/// died quickly for the first few times in a row. Then the wait doubles from 100 ms to 10 s.
+/// died quickly for the first few times in a row. Then the wait doubles from 100 ms, up to a bound by what the death
+/// says of the next one: a worker that never became ready will hardly do so now, one that crashed may crash again, and
+/// one that was killed from outside would have gone on.
 #[derive(Debug, Default)]
 pub struct BackOff {
     quick_deaths: u32,
@@ -246,10 +248,18 @@ pub struct BackOff {
 impl BackOff {
     const AT_ONCE: u32 = 3;
     const FIRST: Duration = Duration::from_millis(100);
-    const LAST: Duration = Duration::from_secs(10);
+    const NEVER_READY: Duration = Duration::from_secs(10);
+    const CRASHED: Duration = Duration::from_secs(1);
+    const KILLED: Duration = Self::FIRST;
 
-    /// The wait after a death; `ready_for` is how long the worker had been ready, if it ever was.
-    pub fn after_death(&mut self, ready_for: Option<Duration>) -> Duration {
+    /// The wait after a death; `ready_for` is how long the worker had been ready, if it ever was, and `end` how it ended,
+    /// if it was started at all.
+    pub fn after_death(&mut self, ready_for: Option<Duration>, end: Option<End>) -> Duration {
+        let last = match (ready_for, end) {
+            (None, _) | (_, None) => Self::NEVER_READY,
+            (Some(_), Some(End::Killed(signal))) if signal == Signal::KILL.as_raw() => Self::KILLED,
+            (Some(_), Some(End::Killed(_) | End::Exited(_) | End::Unknown)) => Self::CRASHED,
+        };
         if ready_for.is_some_and(|time| time >= QUICK) {
             self.quick_deaths = 0;
             return Duration::ZERO;
@@ -257,7 +267,7 @@ impl BackOff {
         self.quick_deaths = self.quick_deaths.saturating_add(1);
         match self.quick_deaths.checked_sub(Self::AT_ONCE + 1) {
             None => Duration::ZERO,
-            Some(doublings) => (Self::FIRST * 2u32.pow(doublings.min(7))).min(Self::LAST),
+            Some(doublings) => (Self::FIRST * 2u32.pow(doublings.min(7))).min(last),
         }
     }
 }
@@ -291,10 +301,16 @@ mod tests {
     #[test]
     fn quick_deaths_back_off_and_a_long_life_forgives_them() {
         let mut back_off = BackOff::default();
-        let waits: Vec<u128> = (0..12).map(|_| back_off.after_death(None).as_millis()).collect();
+        let waits: Vec<u128> = (0..12).map(|_| back_off.after_death(None, None).as_millis()).collect();
         assert_eq!(waits, [0, 0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(back_off.after_death(Some(Duration::from_millis(999))), BackOff::LAST);
-        assert_eq!(back_off.after_death(Some(QUICK)), Duration::ZERO);
-        assert_eq!(back_off.after_death(None), Duration::ZERO);
+        let quick = Some(Duration::from_millis(999));
+        let crash = Some(End::Killed(Signal::SEGV.as_raw()));
+        let kill = Some(End::Killed(Signal::KILL.as_raw()));
+        assert_eq!(back_off.after_death(None, kill), BackOff::NEVER_READY);
+        assert_eq!(back_off.after_death(quick, crash), BackOff::CRASHED);
+        assert_eq!(back_off.after_death(quick, Some(End::Exited(1))), BackOff::CRASHED);
+        assert_eq!(back_off.after_death(quick, kill), BackOff::KILLED);
+        assert_eq!(back_off.after_death(Some(QUICK), crash), Duration::ZERO);
+        assert_eq!(back_off.after_death(None, None), Duration::ZERO);
     }
 }

@@ -173,6 +173,8 @@ pub struct Ctx {
     pub kept: usize,
     /// What was closed to make room, to be warned of.
     pub given_way: GivenWay,
+    /// Requests that wait for a descriptor.
+    pub awaiting: VecDeque<Key<Exchange>>,
     /// The access log, if there is one.
     pub log: Option<AccessLog>,
     /// To be gone on with in this turn.

@@ -109,6 +109,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         events_left: false,
         kept: 0,
         given_way: room::GivenWay::default(),
+        awaiting: VecDeque::new(),
         work: VecDeque::new(),
         finished: Vec::new(),
         finished_since_ms: 0,

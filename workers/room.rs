@@ -61,6 +61,7 @@ impl Descriptors {
 pub struct GivenWay {
     clients: u64,
     upstreams: u64,
+    waiting: u64,
     warned_ms: Option<u64>,
     /// Nothing idle was found: nothing is looked for before then.
     look_again_ms: u64,
@@ -70,7 +71,13 @@ impl GivenWay {
     /// When the next warning is due; `None` while there is nothing to say.
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
-        (self.clients + self.upstreams > 0).then(|| self.warned_ms.map_or(0, |warned_ms| warned_ms + WARN_MS))
+        (self.clients + self.upstreams + self.waiting > 0)
+            .then(|| self.warned_ms.map_or(0, |warned_ms| warned_ms + WARN_MS))
+    }
+
+    /// A request has to wait for a descriptor.
+    pub fn note_waiting(&mut self) {
+        self.waiting += 1;
     }
 }
 
@@ -96,12 +103,12 @@ impl Ctx {
         if self.given_way.due_ms().is_none_or(|due_ms| due_ms > now_ms) {
             return;
         }
-        let GivenWay { clients, upstreams, .. } = self.given_way;
+        let GivenWay { clients, upstreams, waiting, .. } = self.given_way;
         warn!(
             "room is short: closed {clients} client connections that were idle longest, and {upstreams} idle \
-             connections to servers"
+             connections to servers; {waiting} requests had to wait for a descriptor"
         );
-        self.given_way = GivenWay { clients: 0, upstreams: 0, warned_ms: Some(now_ms), ..self.given_way };
+        self.given_way = GivenWay { clients: 0, upstreams: 0, waiting: 0, warned_ms: Some(now_ms), ..self.given_way };
     }
 }
 

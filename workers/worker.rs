@@ -221,6 +221,7 @@ impl Worker {
                 None => {}
             }
         }
+        self.serve_awaiting();
         self.look_again();
         self.hand_over_relays();
         self.report();
@@ -248,7 +249,7 @@ impl Worker {
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
-        let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
+        let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty();
         if unsent || !self.cx.to_hand_over.is_empty() {

@@ -59,7 +59,7 @@ impl Master {
                     }
                 }
                 Err(failed) => {
-                    let wait = seat.back_off.after_death(None).max(Duration::from_millis(100));
+                    let wait = seat.back_off.after_death(None, None).max(Duration::from_millis(100));
                     error!("worker {index} cannot be started: {failed}; trying again in {} ms", wait.as_millis());
                     seat.start_at = Some(now + wait);
                 }
@@ -77,7 +77,7 @@ impl Master {
         let was_draining = matches!(worker.stage, Stage::Draining { .. });
         if self.course == Course::Running && seat.wanted {
             let ready_for = worker.ready_since.map(|since| now.saturating_duration_since(since));
-            let wait = if was_draining { Duration::ZERO } else { seat.back_off.after_death(ready_for) };
+            let wait = if was_draining { Duration::ZERO } else { seat.back_off.after_death(ready_for, Some(end)) };
             seat.start_at = Some(now + wait);
             if was_draining && end == End::Exited(0) {
                 info!("worker {index} (pid {pid}) finished; starting it again");

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use log::debug;
+use rustix::io::Errno;
 
 use crate::access_log::Entry;
 use crate::backend::connect;
@@ -110,7 +111,10 @@ impl Worker {
                     return Ok(());
                 }
             }
-            match connect::open(&self.cx.pools.server(place).address) {
+            // What is left is for the master's next message. With a limit so low that it never is, nothing is waited for.
+            let short = self.cx.descriptors_left() == 0 && !self.upstreams.is_empty();
+            let opened = if short { Err(Errno::MFILE) } else { connect::open(&self.cx.pools.server(place).address) };
+            match opened {
                 Ok(connecting) => {
                     let upstream = Upstream {
                         socket: connecting.socket,
@@ -132,7 +136,7 @@ impl Worker {
                 // None of the server's doing.
                 Err(errno) if is_shortage(errno) => {
                     if made_room || self.free_descriptors(room::BATCH) == 0 {
-                        return Err(Step::Reply(Problem::new(503, "the worker has no descriptor for a connection")));
+                        return Err(self.await_descriptor(key));
                     }
                     made_room = true;
                     exchange = match self.exchanges.get_mut(key) {
