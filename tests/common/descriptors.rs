@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,17 @@ impl Proxy {
             self.workers().iter().all(|&pid| wanted.is_subset(&sockets(pid).collect()))
         });
         self.count_descriptors()
+    }
+
+    /// Waits until a worker has the connection that came from `client` (over IPv4): a master that is killed takes with it
+    /// what it has accepted and not sent.
+    #[track_caller]
+    pub fn wait_taken_up(&self, client: SocketAddr) {
+        let remote = format!(":{:04X}", client.port());
+        wait_until("a worker has the connection", || {
+            let ours = table("tcp", |columns| columns.get(2).is_some_and(|address| address.ends_with(&remote)), 9);
+            self.workers().iter().any(|&pid| sockets(pid).any(|socket| ours.contains(&socket)))
+        });
     }
 
     fn count_descriptors(&self) -> Descriptors {
@@ -61,13 +73,15 @@ fn listening_sockets() -> HashSet<u64> {
     // The columns of the state and of the inode, and how a state of listening is written (proc(5)).
     [("tcp", 3, "0A", 9), ("tcp6", 3, "0A", 9), ("unix", 3, "00010000", 6)]
         .into_iter()
-        .flat_map(|(table, state, listening, inode)| {
-            let text = fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
-            let found = text.lines().skip(1).filter_map(move |line| {
-                let columns: Vec<_> = line.split_whitespace().collect();
-                (columns.get(state) == Some(&listening)).then(|| columns.get(inode)?.parse().ok())?
-            });
-            found.collect::<Vec<_>>()
+        .flat_map(|(name, state, listening, inode)| {
+            table(name, |columns| columns.get(state) == Some(&listening), inode)
         })
         .collect()
+}
+
+/// The inodes, in column `inode`, of the sockets that a table of the kernel's lists and `wanted` picks.
+fn table(name: &str, wanted: impl Fn(&[&str]) -> bool, inode: usize) -> HashSet<u64> {
+    let text = fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
+    let rows = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|columns| wanted(columns)).filter_map(|columns| columns.get(inode)?.parse().ok()).collect()
 }

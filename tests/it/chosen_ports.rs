@@ -30,6 +30,7 @@ fn connections_stay_with_their_listener_when_another_master_takes_over() {
     assert_eq!(idle.get("/").body, b"pages");
     let mut awaited = Client::connect(&proxy.addrs()[2]);
     awaited.send("PROXY TCP4 192.0.2.1 ");
+    proxy.wait_taken_up(awaited.wire.stream.local_addr().unwrap());
     proxy = replace(proxy);
     assert_eq!(idle.get("/").body, b"pages");
     proxy.upgrade();
