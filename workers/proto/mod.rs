@@ -3,3 +3,7 @@
 pub mod h1;
 pub mod path;
 pub mod proxy_header;
+
+#[cfg(test)]
+#[path = "../../fuzz/checks/mutations.rs"]
+pub(crate) mod mutations;

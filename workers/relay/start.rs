@@ -111,7 +111,7 @@ impl Worker {
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
         (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
-        (relay.begun, relay.handed_over) = (true, true);
+        (relay.begun, relay.handed_over) = (true, connection.protected);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
         for (flow, fd) in
