@@ -242,6 +242,9 @@ impl Worker {
             }
             return;
         }
+        // Should all processes die, neither side may take what it has for all there was.
+        client.socket.reset_on_close(true);
+        upstream.socket.reset_on_close(true);
         if std::mem::take(&mut relay.look_again) {
             client.socket.look_again();
             upstream.socket.look_again();
@@ -353,6 +356,9 @@ impl Worker {
                 upstream.socket.reset();
             }
         }
+        if let Some(client) = self.clients.get_mut(relay.client) {
+            client.socket.reset_on_close(false);
+        }
         relay.to_server.release(&mut self.cx);
         relay.to_client.release(&mut self.cx);
         self.log_relay(&relay, reason);
@@ -361,6 +367,7 @@ impl Worker {
                 self.cx.pools.ended(place);
             }
             if let Some(connection) = self.upstreams.get_mut(upstream) {
+                connection.socket.reset_on_close(false);
                 // The master's copy would keep it open otherwise.
                 connection.socket.shutdown_both();
             }

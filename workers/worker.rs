@@ -369,7 +369,8 @@ impl Worker {
         };
         let (mode, to) = (listener.mode, listener.to);
         let cut = listener.removed && self.cx.site.snapshot.on_removal == OnRemoval::Cut;
-        let client = Client::new(Socket::new(fd), passed.id, passed.listener, passed.peer);
+        let socket = if passed.peer.is_some() { Socket::new(fd) } else { Socket::unix(fd) };
+        let client = Client::new(socket, passed.id, passed.listener, passed.peer);
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
         self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };

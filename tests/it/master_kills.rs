@@ -2,7 +2,7 @@
 //! moment, accepted and not yet sent to a worker, is lost, and nothing else.
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
+use crate::common::client::Client;
 use crate::common::proxy::{Conf, wait_gone};
 use crate::common::rng::{Rng, Seed};
 use crate::common::{DEADLINE, wait_until};
@@ -165,4 +166,33 @@ fn what_was_sent_to_a_worker_is_served_by_it_though_the_master_has_died() {
         assert!(client.join().unwrap(), "one was lost");
     }
     wait_gone(&orphans);
+}
+
+#[test]
+fn when_every_process_dies_at_once_what_is_missing_shows() {
+    // Nothing but the end of the connection ends these: an answer to HTTP/1.0, and a relay.
+    let endless = Backend::serve(|conn| {
+        conn.request();
+        conn.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nnot all of it");
+        conn.hang();
+    });
+    let conf = Conf::http(&[endless.addr]);
+    for conf in [conf, Conf::tcp(&[endless.addr])] {
+        let mut proxy = conf.start();
+        let mut client = Client::connect(proxy.addr());
+        client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+        let mut stream = client.wire.stream.try_clone().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"not all of it") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        for worker in proxy.kill_master() {
+            kill(worker, Signal::SIGKILL).unwrap();
+        }
+        let end = stream.read(&mut [0; 64]).map_err(|error| error.kind());
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    }
 }

@@ -131,3 +131,27 @@ fn a_post_of_which_a_part_was_sent_goes_to_no_second_server() {
     assert_eq!((answered, given_up, second.heads()), (2, 2, 2), "each server has its turns, and no other's");
     drop(listener);
 }
+
+#[test]
+fn a_server_that_answers_without_the_100_it_was_asked_for_is_not_asked_on_that_connection_again() {
+    // It refuses on the head alone and says neither that it closes nor that it has read the content (RFC 9110 section
+    // 10.1.1): what it makes of the content, nobody knows.
+    let backend = Backend::serve(|conn| {
+        while let Some(request) = conn.request() {
+            let refused = request.fields.lists("expect", "100-continue");
+            let status = if refused { "417 Expectation Failed" } else { "200 OK" };
+            let number = conn.number;
+            conn.send(format!("HTTP/1.1 {status}\r\nContent-Length: 1\r\n\r\n{number}").as_bytes());
+        }
+    });
+    let proxy = Conf::http(&[backend.addr]).launch().workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    let body = "GET /smuggled HTTP/1.1\r\nX-Ign: ";
+    let length = body.len();
+    let expecting = "Expect: 100-continue\r\n";
+    for (field, number) in [("", "0"), (expecting, "0"), ("", "1"), ("", "1")] {
+        let response =
+            client.ask(format!("POST / HTTP/1.1\r\nHost: a\r\n{field}Content-Length: {length}\r\n\r\n{body}"));
+        assert_eq!(response.text(), number, "{field:?}");
+    }
+}

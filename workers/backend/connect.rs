@@ -40,9 +40,13 @@ pub fn open(address: &Address) -> Result<Connecting, Errno> {
             (fd, result)
         }
     };
+    let socket = match address {
+        Address::Inet(_) => Socket::new(fd),
+        Address::Unix(_) => Socket::unix(fd),
+    };
     match result {
-        Ok(()) => Ok(Connecting { socket: Socket::connecting(fd), done: true }),
-        Err(Errno::INPROGRESS) => Ok(Connecting { socket: Socket::connecting(fd), done: false }),
+        Ok(()) => Ok(Connecting { socket: socket.connecting(), done: true }),
+        Err(Errno::INPROGRESS) => Ok(Connecting { socket: socket.connecting(), done: false }),
         Err(errno) => Err(errno),
     }
 }

@@ -49,6 +49,7 @@ impl Exchange {
             response_side: ResponseSide::Head,
             to_client: Pending::default(),
             interim: 0,
+            awaits_continue: false,
             spliced: None,
             server_keep_alive: true,
             close: true,
@@ -125,6 +126,7 @@ impl Exchange {
         self.method = head.method;
         self.version = head.version;
         self.trailers_wanted = head.te_trailers;
+        self.awaits_continue = head.expect_continue;
         self.upgrade = head.upgrade;
         let (reader, outgoing) = match head.framing {
             BodyFraming::None | BodyFraming::Length(_) => (BodyReader::from(head.framing), Outgoing::Plain),

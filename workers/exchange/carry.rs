@@ -248,6 +248,7 @@ impl Worker {
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
             client.socket.release();
+            client.socket.reset_on_close(false);
             let more = more_may_come || client.input.as_ref().is_some_and(|input| input.end > end);
             return if more { self.linger(client_key) } else { self.part(client_key) };
         }

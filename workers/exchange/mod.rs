@@ -207,6 +207,8 @@ pub struct Exchange {
     to_client: Pending,
     /// Interim responses passed on so far.
     interim: u8,
+    /// The server was told that its 100 is awaited, and has not sent it.
+    awaits_continue: bool,
     /// A pipe with so many bytes of the response body in it.
     spliced: Option<(Pipe, usize)>,
     /// Whether the server's connection can serve another request.

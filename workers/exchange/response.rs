@@ -121,6 +121,7 @@ impl Exchange {
     /// Passes an interim response on, to clients that know them (RFC 9110 section 15.2).
     fn pass_interim(&mut self, head: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
         self.interim += 1;
+        self.awaits_continue &= cx.response.status != 100;
         if self.interim > MAX_INTERIM {
             return Err(bad_response(Reason::Text("the server sent too many interim responses")));
         }
@@ -180,7 +181,9 @@ impl Exchange {
     fn take_final_head(&mut self, head: &[u8], rest: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
         let framing = cx.response.framing(self.method);
         self.note_head(cx.response.status, cx);
-        self.server_keep_alive &= cx.response.keep_alive;
+        // A server that answers without the 100 may take the content for the next request (RFC 9110 section 10.1.1 lets
+        // it say neither that it reads it nor that it closes).
+        self.server_keep_alive &= cx.response.keep_alive && !self.awaits_continue;
         let modern = self.version == Version::Http11;
         let trailers = self.trailers_wanted;
         let chunked = Outgoing::Chunked { trailers };
@@ -202,6 +205,10 @@ impl Exchange {
             || out_framing == OutFraming::UntilClose
             || !self.request_body.is_done()
             || (cx.draining && !cx.giving_back);
+        if out_framing == OutFraming::UntilClose {
+            // Should all processes die within it, the client must not take the end of the connection for its own.
+            client.socket.reset_on_close(true);
+        }
         self.response_body = Transfer::new(reader, outgoing);
         let context = ResponseContext {
             framing: out_framing,

@@ -6,6 +6,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use ipc::fault;
 use mio::event::Event;
@@ -50,6 +51,10 @@ pub struct Socket {
     /// The peer has sent urgent data: a read stops in front of it, so a short one is not the end, and `splice(2)`
     /// does not get past it at all.
     urgent: bool,
+    /// On a Unix socket a read ends where descriptors came along with the bytes: a short one is never the end.
+    unix: bool,
+    /// See [`Socket::reset_on_close`].
+    resets: bool,
     /// Both directions are closed, or an error is pending.
     gone: bool,
     /// The last byte read lies in the kernel's queue still: see [`Socket::recv_keeping`].
@@ -80,6 +85,8 @@ impl Socket {
             writable: true,
             read_closed: false,
             urgent: false,
+            unix: false,
+            resets: false,
             gone: false,
             kept: false,
             received_end: false,
@@ -92,11 +99,17 @@ impl Socket {
         }
     }
 
-    /// Wraps a socket on its way to its peer. It is about to be registered, so that whatever comes brings an event;
-    /// asking before that would be in vain.
+    /// The same for a Unix socket.
     #[must_use]
-    pub fn connecting(fd: OwnedFd) -> Socket {
-        Socket { readable: false, ..Socket::new(fd) }
+    pub fn unix(fd: OwnedFd) -> Socket {
+        Socket { unix: true, ..Socket::new(fd) }
+    }
+
+    /// The same for a socket on its way to its peer. It is about to be registered, so that whatever comes brings an
+    /// event; asking before that would be in vain.
+    #[must_use]
+    pub fn connecting(self) -> Socket {
+        Socket { readable: false, ..self }
     }
 
     /// Remembers what an event says.
@@ -181,7 +194,6 @@ impl Socket {
                 match taken {
                     Ok(taken) if taken == n - 1 => {
                         self.kept = true;
-                        self.readable = new == buffer.len() || self.read_closed;
                         self.bytes_in += new as u64;
                         Io::Moved(new)
                     }
@@ -236,7 +248,7 @@ impl Socket {
     fn took(&mut self, io: Io, more: impl Fn(usize, &Socket) -> bool) -> Io {
         match io {
             Io::Moved(n) => {
-                self.readable = self.read_closed || more(n, self);
+                self.readable = self.read_closed || self.unix || more(n, self);
                 self.bytes_in += n as u64;
             }
             Io::Blocked => self.readable = false,
@@ -357,6 +369,15 @@ impl Socket {
             }
             Io::Eof => Io::Blocked,
             Io::Broken(_) => io,
+        }
+    }
+
+    /// Whether the kernel is to reset the connection when its last holder closes or dies, rather than end it in order:
+    /// for while an end in order would say that nothing is missing. A Unix socket has no such thing.
+    pub fn reset_on_close(&mut self, reset: bool) {
+        if !self.unix && reset != self.resets {
+            self.resets = reset;
+            let _ = rustix::net::sockopt::set_socket_linger(&self.fd, reset.then_some(Duration::ZERO));
         }
     }
 
@@ -544,6 +565,27 @@ mod tests {
         assert!(b.is_over());
         assert_eq!(a.recv(&mut [0; 8]), Io::Eof);
         assert!(a.is_over());
+    }
+
+    #[test]
+    fn what_stands_behind_descriptors_on_a_unix_socket_is_read_too() {
+        use rustix::net::SendAncillaryMessage;
+        let (mut a, b) = pair();
+        let mut b = Socket::unix(b.into());
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        let own = [a.as_fd()];
+        assert!(rights.push(SendAncillaryMessage::ScmRights(&own)));
+        let part = [IoSlice::new(b"GET / ")];
+        assert_eq!(rustix::net::sendmsg(&a, &part, &mut rights, SendFlags::empty()), Ok(6));
+        assert_eq!(a.send(b"HTTP/1.1", b""), Io::Moved(8));
+        let mut buffer = [0; 64];
+        let (first, second) = (b.recv(&mut buffer), b.recv(&mut buffer[6..]));
+        // Whether the kernel ends the first read there is its own affair.
+        let Io::Moved(n) = first else { panic!("{first:?}") };
+        assert!(n == 14 || second == Io::Moved(14 - n), "{first:?} {second:?}");
+        assert_eq!(b.recv(&mut buffer), Io::Blocked);
+        assert!(!b.is_readable());
     }
 
     #[test]
