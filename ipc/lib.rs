@@ -5,6 +5,7 @@
 pub mod channel;
 pub mod control;
 pub mod descriptors;
+pub mod forward;
 pub mod handover;
 pub mod message;
 pub mod origin;

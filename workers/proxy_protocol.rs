@@ -118,7 +118,7 @@ impl Worker {
                 match (listener.mode, listener.to) {
                     (Mode::Http, _) => self.serve_client(key),
                     (Mode::Tcp, Some(group)) => self.begin_relay(key, group),
-                    (Mode::Tcp, None) => self.close_client(key),
+                    (Mode::Tcp, None) | (Mode::Forward, _) => self.close_client(key),
                 }
             }
             Look::Wait if self.cx.draining => self.leave(key),

@@ -327,7 +327,7 @@ impl Worker {
             (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
             (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
-            (_, Mode::Tcp, _) => {
+            (_, Mode::Tcp | Mode::Forward, _) => {
                 client.socket.reset();
                 self.close_client(key);
             }

@@ -2,6 +2,8 @@
 //!
 //! Reads back as the same snapshot. Host names of servers have become addresses, under their `name`.
 
+mod forward;
+
 use std::fmt::Write as _;
 
 use ipc::snapshot::{
@@ -72,6 +74,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
     for one in &snapshot.groups {
         group(&mut out, one);
     }
+    forward::tables(&mut out, snapshot, process);
     out.0
 }
 
@@ -101,8 +104,12 @@ fn listener(out: &mut Toml, listener: &Listener, snapshot: &Snapshot, process: &
         match listener.mode {
             Mode::Http => "http",
             Mode::Tcp => "tcp",
+            Mode::Forward => "forward",
         },
     );
+    if let Some(what) = &listener.forward {
+        forward::listener(out, what);
+    }
     if let Some(group) = listener.to.and_then(|id| snapshot.groups.get(usize::from(id))) {
         out.text("to", &group.name);
     }

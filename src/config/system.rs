@@ -4,10 +4,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 
+use super::check::USERS_FILE_MAX;
 use super::{OsGroup, OsUser};
 
 /// The machine, as far as the check asks it.
@@ -27,6 +28,8 @@ pub trait System {
     fn cores(&self) -> usize;
     /// Whether this is a directory.
     fn is_directory(&self, path: &Path) -> bool;
+    /// What is in the file of users at `path`.
+    fn read(&self, path: &Path) -> io::Result<String>;
 }
 
 /// The machine we run on.
@@ -53,6 +56,15 @@ impl System for ThisSystem {
 
     fn is_directory(&self, path: &Path) -> bool {
         path.is_dir()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        let mut text = String::new();
+        let length = std::fs::File::open(path)?.take(USERS_FILE_MAX + 1).read_to_string(&mut text)?;
+        if u64::try_from(length).unwrap_or(u64::MAX) > USERS_FILE_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
+        }
+        Ok(text)
     }
 }
 
@@ -113,5 +125,9 @@ impl System for Remembering<'_> {
 
     fn is_directory(&self, path: &Path) -> bool {
         self.system.is_directory(path)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        self.system.read(path)
     }
 }

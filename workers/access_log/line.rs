@@ -364,5 +364,6 @@ fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Http => "http",
         Mode::Tcp => "tcp",
+        Mode::Forward => "forward",
     }
 }

@@ -62,6 +62,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         timeouts,
         removed: false,
         proxy_protocol: ProxyProtocol::default(),
+        forward: None,
     };
     let group = Group {
         name: "group".to_owned(),
@@ -100,6 +101,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
             to: if load.logged { LogTarget::File(PathBuf::from("/dev/null")) } else { LogTarget::Off },
             format: LogFormat::Combined,
         },
+        users: Vec::new(),
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1000,
         on_removal: OnRemoval::Keep,
