@@ -122,7 +122,7 @@ fn serve(listener: &TcpListener, load: Load) {
                 // An HTTP request grows on its way, and ends with an empty line; relayed bytes come as they are.
                 let whole = match load.mode {
                     Mode::Http => buffer[..length].ends_with(b"\r\n\r\n"),
-                    Mode::Tcp => length == load.request.len(),
+                    Mode::Tcp | Mode::Forward => length == load.request.len(),
                 };
                 if whole {
                     length = 0;
