@@ -11,6 +11,7 @@ pub mod ctx;
 pub mod date;
 mod drain;
 pub mod exchange;
+pub mod forward;
 pub mod io;
 mod orphan;
 pub mod proto;

@@ -1,0 +1,6 @@
+//! Forward listeners: clients name their targets, and rules say which they may reach.
+//!
+//! [`special`] knows the addresses that nobody reaches by chance, [`rules`] decides about one address.
+
+pub mod rules;
+pub mod special;
