@@ -2,5 +2,6 @@
 //!
 //! [`special`] knows the addresses that nobody reaches by chance, [`rules`] decides about one address.
 
+pub mod auth;
 pub mod rules;
 pub mod special;
