@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub worker_timeout_ms: u32,
     /// How long workers whose master has died serve on and wait for another master.
     pub orphan_timeout_ms: u32,
+    /// How names are resolved.
+    pub dns: Dns,
 }
 
 /// Index into [`Snapshot::listeners`]. A listener keeps it through all reloads, and no other gets it while a
@@ -289,8 +291,11 @@ pub struct Group {
     pub name: String,
     /// How to choose.
     pub balance: Balance,
-    /// The servers; may be empty when no name resolved (answered 503).
+    /// The servers that are given by their address.
     pub servers: Vec<Server>,
+    /// The servers that are given by a name. While none of them has an address and `servers` is empty, requests are
+    /// answered with 503.
+    pub names: Vec<NamedServer>,
     /// Time limits of its own.
     pub timeouts: TimeoutOverrides,
     /// Servers tried for one request or connection, the first included; 1 to 16.
@@ -320,6 +325,99 @@ pub struct Server {
     pub weight: u16,
     /// Used only while no other server is available.
     pub backup: bool,
+}
+
+/// A name that stands for servers of a group: for as many as it has addresses, at the time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedServer {
+    /// As written in the configuration, for logs.
+    pub name: String,
+    /// What to ask for.
+    pub target: Target,
+    /// The share of each address, 1 to 1000. Of no meaning for [`Target::Service`], whose records have their own.
+    pub weight: u16,
+    /// Used only while no other server is available.
+    pub backup: bool,
+    /// What it stood for when the configuration was read: workers begin with this.
+    pub known: Vec<Endpoint>,
+}
+
+/// A name to be looked up, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Target {
+    /// A host's addresses, with a port.
+    Host {
+        /// The host.
+        name: String,
+        /// The port.
+        port: u16,
+    },
+    /// The hosts and ports of a service (SRV records, RFC 2782).
+    Service {
+        /// The service's name, such as `_http._tcp.app.internal`.
+        name: String,
+    },
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Host { name, port } => write!(f, "{name}:{port}"),
+            Target::Service { name } => f.write_str(name),
+        }
+    }
+}
+
+/// One of the addresses that a [`Target`] stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Its share as an SRV record gives it, 1 to 1000; `None` = as the configuration says.
+    pub weight: Option<u16>,
+    /// Of a priority after others: used only while none of those is available.
+    pub backup: bool,
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Name servers in the order in which they are asked, at most [`Dns::SERVERS_MAX`]. With none, only
+    /// `hosts` is known.
+    pub servers: Vec<SocketAddr>,
+    /// Suffixes tried for names with fewer dots than `ndots`, at most [`Dns::SEARCH_MAX`], in lower case.
+    pub search: Vec<String>,
+    /// Dots from which on a name is taken as it is, 0 to 15.
+    pub ndots: u8,
+    /// How long one server may take, 1 to 30,000.
+    pub timeout_ms: u32,
+    /// How often each server is asked, 1 to 5.
+    pub attempts: u8,
+    /// Begins with another server each time.
+    pub rotate: bool,
+    /// Names with addresses of their own, in lower case, sorted and each once; they are not asked for.
+    pub hosts: Vec<(String, Vec<IpAddr>)>,
+}
+
+impl Dns {
+    /// Name servers at most.
+    pub const SERVERS_MAX: usize = 8;
+    /// Search suffixes at most.
+    pub const SEARCH_MAX: usize = 16;
+}
+
+impl Default for Dns {
+    fn default() -> Dns {
+        Dns {
+            servers: Vec::new(),
+            search: Vec::new(),
+            ndots: 1,
+            timeout_ms: 2000,
+            attempts: 2,
+            rotate: false,
+            hosts: Vec::new(),
+        }
+    }
 }
 
 /// Idle connections to servers, kept by each worker.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipc::snapshot::{Address, Mode};
+use ipc::snapshot::{Address, Group, Mode};
 
 use crate::config::Loaded;
 use crate::listen::Socket;
@@ -20,7 +20,13 @@ pub fn print(sockets: &[Socket], pids: &[i32], config: &Loaded, demo: Option<&[S
     let listeners: Vec<(Address, Mode)> = sockets.iter().map(|socket| (socket.address.clone(), socket.mode)).collect();
     let servers: Vec<String> = match demo {
         Some(backends) => backends.iter().map(ToString::to_string).collect(),
-        None => config.snapshot.groups.iter().flat_map(|g| &g.servers).map(|server| server.name.clone()).collect(),
+        None => {
+            let names = |group: &Group| -> Vec<String> {
+                let names = group.names.iter().map(|named| named.name.clone());
+                group.servers.iter().map(|server| server.name.clone()).chain(names).collect()
+            };
+            config.snapshot.groups.iter().flat_map(names).collect()
+        }
     };
     // Nothing is lost when it cannot be shown.
     let _ = std::io::stdout().write_all(text(&listeners, pids, &servers, demo.is_some()).as_bytes());

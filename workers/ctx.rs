@@ -15,10 +15,12 @@ use mio::{Interest, Registry, Token, unix::SourceFd};
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::access_log::AccessLog;
+use crate::backend::names::{Names, Waiter};
 use crate::backend::pool::Pools;
 use crate::buffer::Buffers;
 use crate::client::Client;
 use crate::date::DateCache;
+use crate::dns::{Resolving, Wire};
 use crate::exchange::Exchange;
 use crate::io::socket::Socket;
 use crate::io::splice::{Pipe, Pipes};
@@ -135,6 +137,12 @@ pub struct Ctx {
     pub site: Rc<Site>,
     /// Server choice and kept connections, by group.
     pub pools: Pools,
+    /// What the names of servers stand for.
+    pub names: Names,
+    /// The resolver. Whoever looks something up waits as a [`Waiter`].
+    pub dns: Resolving<Waiter>,
+    /// The resolver's entry in the timer wheel.
+    pub dns_timer: Option<Armed>,
     /// Counters and connection records shared with the master.
     pub control: Control,
     /// Buffers for requests not yet answered, readable by the master after this process's death.
@@ -195,6 +203,9 @@ pub struct Ctx {
 const KIND_SHIFT: u32 = 62;
 const KIND_CLIENT: u64 = 0;
 const KIND_UPSTREAM: u64 = 1;
+const KIND_DNS: u64 = 2;
+/// No key is this: no slot has such an index.
+const TIMER: u64 = (1 << KIND_SHIFT) - 1;
 
 /// Whose event or timer it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +214,10 @@ pub enum Owner {
     Client(Key<Client>),
     /// A connection to a server.
     Upstream(Key<crate::backend::Upstream>),
+    /// A socket of the resolver.
+    Dns(Key<Wire>),
+    /// The resolver's timer.
+    DnsTimer,
 }
 
 impl Owner {
@@ -212,7 +227,16 @@ impl Owner {
         match self {
             Owner::Client(key) => key.to_bits() | KIND_CLIENT << KIND_SHIFT,
             Owner::Upstream(key) => key.to_bits() | KIND_UPSTREAM << KIND_SHIFT,
+            Owner::Dns(key) => key.to_bits() | KIND_DNS << KIND_SHIFT,
+            Owner::DnsTimer => TIMER | KIND_DNS << KIND_SHIFT,
         }
+    }
+
+    /// As epoll wants it.
+    #[must_use]
+    pub fn token(self) -> Token {
+        #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
+        Token(self.to_bits() as usize)
     }
 
     /// Back again; `None` for the numbers of other things.
@@ -222,6 +246,8 @@ impl Owner {
         match bits >> KIND_SHIFT {
             KIND_CLIENT => Some(Owner::Client(Key::from_bits(key))),
             KIND_UPSTREAM => Some(Owner::Upstream(Key::from_bits(key))),
+            KIND_DNS if key == TIMER => Some(Owner::DnsTimer),
+            KIND_DNS => Some(Owner::Dns(Key::from_bits(key))),
             _ => None,
         }
     }
@@ -237,10 +263,8 @@ impl Ctx {
         if socket.registered {
             return Ok(());
         }
-        #[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on every target with epoll we build for")]
-        let token = Token(owner.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), token, interest)?;
+        self.registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), owner.token(), interest)?;
         socket.registered = true;
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod client;
 pub mod ctx;
 pub mod date;
+pub mod dns;
 mod drain;
 pub mod exchange;
 pub mod forward;
@@ -77,12 +78,17 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     let pid = std::process::id();
     let seed = u64::from(pid).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(index);
     let site = Rc::new(Site::new(snapshot, layout.slot_bytes));
+    let names = backend::names::Names::new(&site.snapshot, None, index == 0);
+    let token = |key| ctx::Owner::Dns(key).token();
     let cx = Ctx {
         index,
         pid,
         seed,
         slot_bytes: layout.slot_bytes,
-        pools: backend::pool::Pools::new(&site, seed),
+        pools: backend::pool::Pools::new(&site, &names, seed),
+        names,
+        dns: dns::Resolving::new(site.snapshot.dns.clone(), poll.registry().try_clone()?, token),
+        dns_timer: None,
         control: Control::map(&region, &layout)?,
         arena: Arena::map(&region, &layout)?,
         channel,

@@ -14,6 +14,7 @@ use ipc::snapshot::{LogTarget, OnRemoval};
 use log::{debug, info};
 
 use crate::access_log::AccessLog;
+use crate::backend::names::Names;
 use crate::backend::pool::{Pools, Remap};
 use crate::backend::{Upstream, UpstreamState};
 use crate::ctx::Site;
@@ -37,20 +38,12 @@ impl Worker {
             ));
         }
         let site = Rc::new(Site::new(snapshot, self.cx.slot_bytes));
-        let old_pools = std::mem::replace(&mut self.cx.pools, Pools::new(&site, self.cx.seed));
+        self.cx.dns.resolver().reconfigure(&site.snapshot.dns, self.cx.clock.now_ms);
+        self.cx.names = Names::new(&site.snapshot, Some(&self.cx.names), self.cx.index == 0);
+        let old_pools = std::mem::replace(&mut self.cx.pools, Pools::new(&site, &self.cx.names, self.cx.seed));
         let former = std::mem::replace(&mut self.cx.site, site);
         let (remap, surplus) = self.cx.pools.inherit(old_pools);
-        for (_, upstream) in self.upstreams.iter_mut() {
-            upstream.place = upstream.place.and_then(|place| remap.place(place));
-        }
-        // Those that one client has to itself are in no pool.
-        let useless = |upstream: &Upstream| upstream.state == UpstreamState::Idle && upstream.place.is_none();
-        let useless = self.upstreams.iter().filter(|(_, upstream)| useless(upstream)).map(|(key, _)| key);
-        for key in useless.chain(surplus).collect::<Vec<_>>() {
-            self.close_upstream(key);
-        }
-        self.move_exchanges(&remap);
-        let removed = self.move_relays(&remap);
+        let removed = self.move_connections(&remap, surplus);
         self.switch_log(&former, log);
         if self.cx.site.snapshot.on_removal == OnRemoval::Cut {
             for key in removed {
@@ -61,6 +54,22 @@ impl Worker {
         self.acknowledge();
         info!("goes by configuration {generation}");
         Ok(())
+    }
+
+    /// Everything in progress finds its server where that is now; idle connections to servers that are gone, and the
+    /// `surplus`, are closed. Gives the relays whose listener or group is not configured any more.
+    pub(crate) fn move_connections(&mut self, remap: &Remap, surplus: Vec<Key<Upstream>>) -> Vec<Key<Relay>> {
+        for (_, upstream) in self.upstreams.iter_mut() {
+            upstream.place = upstream.place.and_then(|place| remap.place(place));
+        }
+        // Those that one client has to itself are in no pool.
+        let useless = |upstream: &Upstream| upstream.state == UpstreamState::Idle && upstream.place.is_none();
+        let useless = self.upstreams.iter().filter(|(_, upstream)| useless(upstream)).map(|(key, _)| key);
+        for key in useless.chain(surplus).collect::<Vec<_>>() {
+            self.close_upstream(key);
+        }
+        self.move_exchanges(remap);
+        self.move_relays(remap)
     }
 
     /// Requests in progress find their servers where they are now.

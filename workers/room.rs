@@ -73,7 +73,7 @@ impl Ctx {
     #[must_use]
     pub fn descriptors_left(&self) -> usize {
         let Descriptors { most, batch } = self.descriptors;
-        most.saturating_sub(batch + self.kept + self.sockets + self.pipes.descriptors())
+        most.saturating_sub(batch + self.kept + self.sockets + self.pipes.descriptors() + self.dns.descriptors())
     }
 
     /// Whether a message from the master can be received without losing what comes with it.
@@ -81,7 +81,8 @@ impl Ctx {
     pub fn can_receive(&self) -> bool {
         let Descriptors { most, batch } = self.descriptors;
         // Where the limit is so low that not even this fits, nothing is gained by waiting.
-        self.sockets == 0 || self.sockets + self.kept + self.pipes.descriptors() + batch <= most
+        self.sockets == 0
+            || self.sockets + self.kept + self.pipes.descriptors() + self.dns.descriptors() + batch <= most
     }
 
     /// Says how much has given way, once a second at most.

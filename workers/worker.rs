@@ -125,6 +125,7 @@ impl Worker {
         let mut due = Vec::new();
         // A message may have come before the channel was watched.
         let mut channel_ready = true;
+        self.serve_names();
         loop {
             let more = channel_ready && !self.succession.is_orphan() && self.cx.can_receive();
             self.wait(&mut events, more)?;
@@ -155,7 +156,8 @@ impl Worker {
                             self.on_upstream(key);
                         }
                     }
-                    (_, None) => {}
+                    (_, Some(Owner::Dns(key))) => self.cx.dns.on_event(key, self.cx.clock.now_ms),
+                    (_, Some(Owner::DnsTimer) | None) => {}
                 }
             }
             if channel_ready && !self.succession.is_orphan() && self.can_receive() {
@@ -186,6 +188,7 @@ impl Worker {
                 }
             }
             self.look_again();
+            self.serve_names();
             self.hand_over_relays();
             self.report();
             self.report_given_back();
@@ -387,7 +390,11 @@ impl Worker {
                     self.on_upstream_timeout(key);
                 }
             }
-            None => {}
+            Some(Owner::DnsTimer) if self.cx.dns_timer == Some(armed) => {
+                self.cx.dns_timer = None;
+                self.cx.dns.on_time(self.cx.clock.now_ms);
+            }
+            Some(Owner::Dns(_) | Owner::DnsTimer) | None => {}
         }
     }
 

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipc::forward::NameMatch;
-use ipc::snapshot::{Address, HostMatch, Network, PathMatch};
+use ipc::snapshot::{Address, HostMatch, Network, PathMatch, Target};
+use workers::dns::name::{self, Host};
 
 use super::report::{Fault, quoted};
 
@@ -23,8 +24,8 @@ const PATH_MAX: usize = 4096;
 pub enum ServerAddress {
     /// Known from the text alone.
     Literal(Address),
-    /// A host name and a port, to be resolved.
-    Name(String),
+    /// A name, to be looked up again and again.
+    Name(Target),
 }
 
 /// Reads the address of a listener. The port may be 0: the kernel chooses.
@@ -59,12 +60,34 @@ pub fn parse_server(text: &str) -> Result<ServerAddress, Fault> {
     let (address, port) = match parse_endpoint(text, "80")? {
         Endpoint::Unix(path) => return Ok(ServerAddress::Literal(Address::Unix(path))),
         Endpoint::Inet(addr) => (ServerAddress::Literal(Address::Inet(addr)), addr.port()),
-        Endpoint::Name(_, port) => (ServerAddress::Name(text.to_owned()), port),
+        Endpoint::Name(host, port) => (ServerAddress::Name(Target::Host { name: parse_name(host)?, port }), port),
     };
     if port == 0 {
         return Err(Fault::new("a server cannot have port 0").help("write the port it listens on, 1 to 65535"));
     }
     Ok(address)
+}
+
+/// Reads the name of a service (RFC 2782), into lower case.
+///
+/// # Errors
+/// Says what is wrong with the text, and how to write it.
+pub fn parse_service(text: &str) -> Result<Target, Fault> {
+    if text.contains(':') {
+        return Err(
+            Fault::new(format!("{} has a port", quoted(text))).help("leave the port out: SRV records say which it is")
+        );
+    }
+    parse_name(text).map(|name| Target::Service { name })
+}
+
+/// Reads a name that can be looked up.
+fn parse_name(text: &str) -> Result<String, Fault> {
+    match name::read(text) {
+        Ok(Host::Name { text, .. }) => Ok(text),
+        Ok(Host::Address(_)) => Err(Fault::new(format!("{} is an address, not a name", quoted(text)))),
+        Err(why) => Err(Fault::new(format!("{} cannot be looked up: {why}", quoted(text)))),
+    }
 }
 
 enum Endpoint<'t> {
@@ -379,7 +402,14 @@ mod tests {
 
     #[test]
     fn servers_may_be_named() {
-        assert_eq!(parse_server("db.internal:5432").unwrap(), ServerAddress::Name("db.internal:5432".to_owned()));
+        let target = Target::Host { name: "db.internal".to_owned(), port: 5432 };
+        assert_eq!(parse_server("DB.internal:5432").unwrap(), ServerAddress::Name(target));
+        for text in ["0x7f000001:80", "db.0x7f:80", "db.1:80"] {
+            assert!(parse_server(text).unwrap_err().what.contains("does not end with a number"), "{text}");
+        }
+        let target = Target::Service { name: "_http._tcp.db.internal".to_owned() };
+        assert_eq!(parse_service("_http._tcp.DB.internal").unwrap(), target);
+        assert!(parse_service("_http._tcp.db:80").is_err() && parse_service("127.0.0.1").is_err());
         assert!(matches!(parse_server("[::1]:9001").unwrap(), ServerAddress::Literal(Address::Inet(_))));
         assert!(matches!(parse_server("unix:/a").unwrap(), ServerAddress::Literal(Address::Unix(_))));
         for text in ["db", "db:0", "127.0.0.1:0", "db_1 :80", "dé:80", "a..b:80", "-"] {

@@ -4,25 +4,24 @@
 
 mod forward;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ipc::forward::RuleSet;
 use ipc::snapshot::{
-    AccessLog, Address, Dispatch, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat, LogTarget,
-    Mode, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
+    AccessLog, Address, Dispatch, Dns, Endpoint, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener,
+    LogFormat, LogTarget, Mode, NamedServer, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot,
+    Target, TimeoutOverrides, Timeouts,
 };
 
 use super::address::{ServerAddress, conflict, first_of};
-use super::parse::SERVERS_MAX;
 use super::report::{Diagnostic, Report, quoted};
+use super::resolver::{HOSTS_MAX, read_hosts, read_resolv_conf};
 use super::suggest::nearest;
 use super::syntax::{self, At, File, Given, ProxySource, Span};
 use super::system::System;
 use super::units::format_duration;
 use super::{Control, Loaded, ProcessSettings, Workers};
-
-pub use forward::USERS_FILE_MAX;
 
 /// The address listened on when none is configured.
 pub const DEFAULT_BIND: std::net::SocketAddr =
@@ -68,7 +67,7 @@ const DEFAULT_LIMITS: Limits = Limits {
 pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: Report) -> Result<Loaded, Report> {
     let names = file.groups.iter().zip(0..).map(|(group, id)| (group.name.value.clone(), id)).collect();
     let connect_set = file.timeouts.common.connect_ms.is_some();
-    let mut check = Check { report, system, names, rules: HashMap::new(), connect_set };
+    let mut check = Check { report, system, names, resolved: HashMap::new(), rules: HashMap::new(), connect_set };
     let mut process = ProcessSettings { source, ..ProcessSettings::default() };
     check.accounts(&file, &mut process);
     process.control = check.control(&file);
@@ -81,6 +80,8 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
     let listeners = check.listeners(&file.listen, routed, &global, &mut process.unix_permissions);
     let routes = check.routes(&file.routes);
     check.usage(&file);
+    let dns = check.dns(&file, &mut process);
+    check.resolve(&file, &dns);
     let mut groups: Vec<Group> = file.groups.iter().map(|group| check.group(group)).collect();
     for (server, number) in groups.iter_mut().flat_map(|group| &mut group.servers).zip(0..) {
         server.number = number;
@@ -108,6 +109,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
         on_removal: file.on_removal.unwrap_or(OnRemoval::Keep),
         worker_timeout_ms: file.worker_timeout_ms.unwrap_or(DEFAULT_WORKER_TIMEOUT_MS),
         orphan_timeout_ms: file.orphan_timeout_ms.unwrap_or(DEFAULT_ORPHAN_TIMEOUT_MS),
+        dns,
     };
     let mut report = check.report;
     report.sort();
@@ -122,6 +124,8 @@ struct Check<'s> {
     rules: HashMap<String, RuleSet>,
     /// Whether a time limit for connecting is set for all.
     connect_set: bool,
+    /// What the servers' names stand for, or why they stand for nothing.
+    resolved: HashMap<Target, Result<Vec<Endpoint>, String>>,
 }
 
 impl Check<'_> {
@@ -388,37 +392,51 @@ impl Check<'_> {
 
     fn group(&mut self, group: &syntax::Group) -> Group {
         let mut servers: Vec<Server> = Vec::new();
+        let mut names: Vec<NamedServer> = Vec::new();
         let mut places: HashMap<Address, Span> = HashMap::new();
+        let mut targets: HashMap<&Target, Span> = HashMap::new();
         for server in &group.servers {
-            for (address, literal) in self.addresses(server) {
-                let span = server.address.span.clone();
-                if let Some(first) = places.get(&address) {
-                    self.report.push(same_server(&address, literal, span, first.clone()));
+            let span = server.address.span.clone();
+            let (weight, backup) = (server.weight.unwrap_or(1), server.backup.unwrap_or(false));
+            let target = match &server.address.value {
+                ServerAddress::Literal(address) => {
+                    if let Some(first) = places.get(address) {
+                        self.report.push(same_server(&address.to_string(), true, span, first.clone()));
+                        continue;
+                    }
+                    places.insert(address.clone(), span);
+                    let (name, address) = (server.name.clone(), address.clone());
+                    servers.push(Server { number: 0, name, address, weight, backup });
                     continue;
                 }
-                places.insert(address.clone(), span);
-                servers.push(Server {
-                    number: 0,
-                    name: server.name.clone(),
-                    address,
-                    weight: server.weight.unwrap_or(1),
-                    backup: server.backup.unwrap_or(false),
-                });
+                ServerAddress::Name(target) => target,
+            };
+            if let Some(first) = targets.insert(target, span.clone()) {
+                self.report.push(same_server(&target.to_string(), true, span, first));
+                continue;
             }
+            let known = self.known(target, server);
+            for endpoint in &known {
+                let address = Address::Inet(endpoint.address);
+                if let Some(first) = places.get(&address) {
+                    self.report.push(same_server(&address.to_string(), false, span.clone(), first.clone()));
+                } else {
+                    places.insert(address, span.clone());
+                }
+            }
+            let (name, target) = (server.name.clone(), target.clone());
+            names.push(NamedServer { name, target, weight, backup, known });
         }
         let warning = |text: String| Diagnostic::warning(text);
         if let Some(span) = &group.no_servers {
             let text = format!("the backend group {} has no servers", quoted(&group.name.value));
             self.report.push(warning(text).at(span.clone(), "").help("requests to it are answered with 503"));
-        } else if servers.len() > SERVERS_MAX {
-            let text = format!("the names in {} stand for {} servers", quoted(&group.name.value), servers.len());
-            let help = format!("there may be {SERVERS_MAX} at most");
-            self.report.push(Diagnostic::error(text).at(group.name.span.clone(), "").help(help));
         }
         Group {
             name: group.name.value.clone(),
             balance: group.balance.unwrap_or(ipc::snapshot::Balance::RoundRobin),
             servers,
+            names,
             timeouts: group.timeouts,
             tries: group.tries.unwrap_or(DEFAULT_TRIES),
             keepalive: KeepAlive {
@@ -433,29 +451,92 @@ impl Check<'_> {
         }
     }
 
-    /// The addresses a server stands for, and whether they were written as such.
-    fn addresses(&mut self, server: &syntax::Server) -> Vec<(Address, bool)> {
-        let name = match &server.address.value {
-            ServerAddress::Literal(address) => return vec![(address.clone(), true)],
-            ServerAddress::Name(name) => name,
+    /// Looks up all names of servers, together.
+    fn resolve(&mut self, file: &File, dns: &Dns) {
+        let servers = file.groups.iter().flat_map(|group| &group.servers);
+        let targets: BTreeSet<Target> = servers
+            .filter_map(|server| match &server.address.value {
+                ServerAddress::Literal(_) => None,
+                ServerAddress::Name(target) => Some(target.clone()),
+            })
+            .collect();
+        let targets: Vec<Target> = targets.into_iter().collect();
+        if !targets.is_empty() {
+            let results = self.system.resolve(dns, &targets);
+            self.resolved = targets.into_iter().zip(results).collect();
+        }
+    }
+
+    /// What a server's name stands for at the time.
+    fn known(&mut self, target: &Target, server: &syntax::Server) -> Vec<Endpoint> {
+        let why = match self.resolved.get(target) {
+            Some(Ok(endpoints)) if !endpoints.is_empty() => return endpoints.clone(),
+            Some(Ok(_)) | None => "it has no addresses".to_owned(),
+            Some(Err(error)) => error.clone(),
         };
-        let why = match self.system.resolve(name) {
-            Ok(addresses) if addresses.is_empty() => "it has no addresses".to_owned(),
-            Ok(addresses) => return addresses.into_iter().map(|address| (Address::Inet(address), false)).collect(),
-            Err(error) => error.to_string(),
-        };
-        let former = self.system.former(name);
+        let former = self.system.former(target);
         let help = if former.is_empty() {
-            "it is left out; names are resolved when the configuration is read"
+            "it is looked up again and again; without another server the group answers with 503 until it resolves"
         } else {
             "the addresses it had before are used"
         };
+        let name = quoted(&target.to_string());
         self.report.push(
-            Diagnostic::warning(format!("the name of the server {} does not resolve: {why}", quoted(name)))
+            Diagnostic::warning(format!("the name of the server {name} does not resolve: {why}"))
                 .at(server.address.span.clone(), "")
                 .help(help),
         );
-        former.into_iter().map(|address| (Address::Inet(address), false)).collect()
+        former
+    }
+
+    /// How names are resolved: what the file says, above what the system's files say.
+    fn dns(&mut self, file: &File, process: &mut ProcessSettings) -> Dns {
+        let syntax::Dns { servers, resolv_conf, hosts, search, ndots, timeout_ms, attempts, rotate } = &file.dns;
+        let base = self.system_file(resolv_conf.as_ref(), "/etc/resolv.conf").map(|(text, _)| {
+            let interface = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+            read_resolv_conf(&text, &interface)
+        });
+        let base = base.unwrap_or_default();
+        let mut dns = Dns {
+            servers: servers.clone().unwrap_or(base.servers),
+            search: search.clone().unwrap_or(base.search),
+            ndots: ndots.unwrap_or(base.ndots),
+            timeout_ms: timeout_ms.unwrap_or(base.timeout_ms),
+            attempts: attempts.unwrap_or(base.attempts),
+            rotate: rotate.unwrap_or(base.rotate),
+            hosts: Vec::new(),
+        };
+        if let Some((text, path)) = self.system_file(hosts.as_ref(), "/etc/hosts") {
+            let (known, too_many) = read_hosts(&text);
+            if too_many {
+                let text = format!("{} has more than {HOSTS_MAX} names; the others are looked up", path.display());
+                self.report.push(Diagnostic::warning(text));
+            }
+            dns.hosts = known;
+            process.hosts = Some(path);
+        }
+        dns
+    }
+
+    /// The text of one of the system's files. One that is not there is as good as empty, unless it was asked for.
+    fn system_file(&mut self, given: Option<&At<Option<PathBuf>>>, usual: &str) -> Option<(String, PathBuf)> {
+        let path = match given {
+            Some(At { value: None, .. }) => return None,
+            Some(At { value: Some(path), .. }) => path.clone(),
+            None => PathBuf::from(usual),
+        };
+        match (self.system.read(&path), given) {
+            (Ok(text), _) => Some((text, path)),
+            (Err(error), None) if error.kind() == std::io::ErrorKind::NotFound => Some((String::new(), path)),
+            (Err(error), given) => {
+                let text = format!("cannot read {}: {error}", path.display());
+                self.report.push(match given {
+                    Some(At { span, .. }) => Diagnostic::error(text).at(span.clone(), ""),
+                    None => Diagnostic::warning(text),
+                });
+                None
+            }
+        }
     }
 
     fn health(&mut self, health: &syntax::Health) -> Health {
@@ -552,8 +633,8 @@ impl Check<'_> {
     }
 }
 
-fn same_server(address: &Address, literal: bool, span: Span, first: Span) -> Diagnostic {
-    let shown = quoted(&address.to_string());
+fn same_server(address: &str, literal: bool, span: Span, first: Span) -> Diagnostic {
+    let shown = quoted(address);
     if literal {
         return Diagnostic::error(format!("the server {shown} is in the group twice"))
             .at(span, "")

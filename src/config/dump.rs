@@ -1,14 +1,14 @@
 //! A snapshot as TOML: the effective configuration, every default written out.
 //!
-//! Reads back as the same snapshot. Host names of servers have become addresses, under their `name`.
+//! Reads back as the same snapshot. What names of servers stand for at the time is said in comments.
 
 mod forward;
 
 use std::fmt::Write as _;
 
 use ipc::snapshot::{
-    Balance, Dispatch, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, Network, OnRemoval, ProxyVersion, Route,
-    Snapshot, TimeoutOverrides, Timeouts,
+    Balance, Dispatch, Dns, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, NamedServer, Network, OnRemoval,
+    ProxyVersion, Route, Snapshot, Target, TimeoutOverrides, Timeouts,
 };
 
 use super::check::{host_text, path_text};
@@ -52,6 +52,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
     let proxies = snapshot.trusted_proxies.iter().map(network);
     out.plain("trusted_proxies", format_args!("[{}]", proxies.collect::<Vec<_>>().join(", ")));
     limits(&mut out, snapshot);
+    dns(&mut out, snapshot, process);
     out.head("[access_log]");
     match &snapshot.access_log.to {
         LogTarget::Off => out.text("to", "off"),
@@ -94,6 +95,21 @@ fn limits(out: &mut Toml, snapshot: &Snapshot) {
     out.count_or("connections", limits.connections, "auto");
     out.count_or("connections_per_address", limits.connections_per_address, "none");
     out.size("min_rate", limits.min_rate_bytes.into());
+}
+
+fn dns(out: &mut Toml, snapshot: &Snapshot, process: &ProcessSettings) {
+    let Dns { servers, search, ndots, timeout_ms, attempts, rotate, hosts: _ } = &snapshot.dns;
+    let list = |texts: Vec<String>| format!("[{}]", texts.join(", "));
+    out.head("[dns]");
+    out.plain("servers", list(servers.iter().map(|server| quote(&server.to_string())).collect()));
+    // All that it says is here.
+    out.text("resolv_conf", "off");
+    out.text("hosts", &process.hosts.as_ref().map_or("off".into(), |path| path.to_string_lossy()));
+    out.plain("search", list(search.iter().map(|suffix| quote(suffix)).collect()));
+    out.plain("ndots", ndots);
+    out.duration("timeout", *timeout_ms);
+    out.plain("attempts", attempts);
+    out.plain("rotate", rotate);
 }
 
 fn listener(out: &mut Toml, listener: &Listener, snapshot: &Snapshot, process: &ProcessSettings) {
@@ -171,7 +187,19 @@ fn group(out: &mut Toml, group: &Group) {
         // Writing to a string cannot fail.
         let _ = write!(servers, "\n    {{ {name}address = {address}, weight = {weight}, backup = {backup} }},");
     }
-    servers.push_str(if group.servers.is_empty() { "]" } else { "\n]" });
+    for NamedServer { name, target, weight, backup, known } in &group.names {
+        let (key, weight) = match target {
+            Target::Host { .. } => ("address", format!("weight = {weight}, ")),
+            Target::Service { .. } => ("srv", String::new()),
+        };
+        let target = target.to_string();
+        let name = if *name == target { String::new() } else { format!("name = {}, ", quote(name)) };
+        let target = quote(&target);
+        let _ = write!(servers, "\n    {{ {name}{key} = {target}, {weight}backup = {backup} }},");
+        let now: Vec<String> = known.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        let _ = write!(servers, " # {}", if now.is_empty() { "does not resolve".to_owned() } else { now.join(" ") });
+    }
+    servers.push_str(if group.servers.is_empty() && group.names.is_empty() { "]" } else { "\n]" });
     out.plain("servers", servers);
     out.plain("tries", group.tries);
     out.plain("worker_header", group.worker_header);

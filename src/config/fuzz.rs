@@ -1,8 +1,9 @@
 //! The way in for the fuzz target: any text, on a machine that knows no names. Not in ordinary builds.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
+
+use ipc::snapshot::{Dns, Endpoint, Target};
 
 use super::system::System;
 use super::{OsGroup, OsUser, check_text, dump};
@@ -10,8 +11,12 @@ use super::{OsGroup, OsUser, check_text, dump};
 struct Nowhere;
 
 impl System for Nowhere {
-    fn resolve(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
-        Err(io::Error::other("no names here"))
+    fn resolve(&self, _: &Dns, targets: &[Target]) -> Vec<Result<Vec<Endpoint>, String>> {
+        targets.iter().map(|_| Err("no names here".to_owned())).collect()
+    }
+
+    fn read(&self, _: &Path) -> io::Result<String> {
+        Err(io::ErrorKind::NotFound.into())
     }
 
     fn user(&self, _: &str) -> io::Result<Option<OsUser>> {
@@ -28,10 +33,6 @@ impl System for Nowhere {
 
     fn is_directory(&self, _: &Path) -> bool {
         true
-    }
-
-    fn read(&self, _: &Path) -> io::Result<String> {
-        Ok(String::new())
     }
 }
 

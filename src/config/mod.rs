@@ -15,6 +15,7 @@ mod parse;
 mod property;
 mod read;
 mod report;
+mod resolver;
 mod suggest;
 mod syntax;
 mod system;
@@ -65,6 +66,8 @@ pub struct ProcessSettings {
     pub unix_permissions: BTreeMap<PathBuf, u32>,
     /// Where the users of forward listeners are written.
     pub users_file: Option<PathBuf>,
+    /// The hosts file; `None` = none is read.
+    pub hosts: Option<PathBuf>,
 }
 
 /// The master's control socket.

@@ -13,11 +13,12 @@ use ipc::snapshot::{
 };
 use toml::de::{DeTable, DeValue};
 
-use super::address::{parse_bind, parse_host, parse_network, parse_path, parse_server};
+use super::address::{ServerAddress, parse_bind, parse_host, parse_network, parse_path, parse_server, parse_service};
 use super::read::{Schema, Section, Value, entries, type_of};
 use super::report::{Diagnostic, Fault, Report, Source, quoted};
+use super::resolver::{ATTEMPTS_MAX, NDOTS_MAX, TIMEOUT_MAX_MS, read_server, read_suffix};
 use super::syntax::{
-    At, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
+    At, Dns, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
 };
 use super::{Control, Workers};
 
@@ -47,6 +48,7 @@ static TOP: Schema = Schema {
         "trusted_proxies",
         "timeouts",
         "limits",
+        "dns",
         "access_log",
         "listen",
         "route",
@@ -71,7 +73,7 @@ static GROUP: Schema = Schema {
 static SERVER: Schema = Schema {
     name: "an entry of `servers`",
     home: "an entry of `servers`, such as `{ address = \"127.0.0.1:9001\", weight = 2 }`",
-    keys: &["address", "name", "weight", "backup"],
+    keys: &["address", "srv", "name", "weight", "backup"],
 };
 static TIMEOUTS: Schema = Schema {
     name: "`timeouts`",
@@ -88,6 +90,11 @@ static LIMITS: Schema = Schema {
     home: "`[limits]`",
     keys: &["head", "fields", "body", "connections", "connections_per_address", "min_rate"],
 };
+static DNS: Schema = Schema {
+    name: "`[dns]`",
+    home: "`[dns]`",
+    keys: &["servers", "resolv_conf", "hosts", "search", "ndots", "timeout", "attempts", "rotate"],
+};
 static ACCESS_LOG: Schema = Schema { name: "`[access_log]`", home: "`[access_log]`", keys: &["to", "format"] };
 static KEEPALIVE: Schema = Schema {
     name: "`[backends.NAME.keepalive]`",
@@ -99,7 +106,7 @@ static HEALTH: Schema = Schema {
     home: "`[backends.NAME.health]`",
     keys: &["failures", "eject", "eject_max"],
 };
-static ALL: [&Schema; 16] = [
+static ALL: [&Schema; 17] = [
     &TOP,
     &LISTEN,
     &PROXY_PROTOCOL,
@@ -108,6 +115,7 @@ static ALL: [&Schema; 16] = [
     &SERVER,
     &TIMEOUTS,
     &LIMITS,
+    &DNS,
     &ACCESS_LOG,
     &KEEPALIVE,
     &HEALTH,
@@ -201,6 +209,7 @@ impl Parser {
         let trusted_proxies = self.networks(&top);
         let timeouts = self.timeouts(&top, "[timeouts]");
         let limits = self.limits(&top);
+        let dns = self.dns(&top);
         let (log_to, log_format) = self.access_log(&top);
         let listen = top.tables("listen", "`listen`", &mut self.report);
         self.bounded(listen.len(), LISTENERS_MAX, "listeners", listen.last().map(|(_, span)| span.clone()));
@@ -225,6 +234,7 @@ impl Parser {
             trusted_proxies,
             timeouts,
             limits,
+            dns,
             log_to,
             log_format,
             listen,
@@ -239,7 +249,41 @@ impl Parser {
         let array = top.array("trusted_proxies", "[\"10.0.0.0/8\"]", &mut self.report);
         let Some(At { value: values, span }) = array.at() else { return Vec::new() };
         self.bounded(values.len(), NETWORKS_MAX, "networks", Some(span));
-        self.each(values, parse_network)
+        self.each(values, "a network", parse_network)
+    }
+
+    fn dns(&mut self, top: &Section<'_>) -> Dns {
+        let Some(section) = self.inner(top, "dns", "[dns]", &DNS) else { return Dns::default() };
+        let interface = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+        let servers = self.strings(&section, "servers", "[\"10.0.0.2\"]", ipc::snapshot::Dns::SERVERS_MAX, |text| {
+            read_server(text, &interface)
+        });
+        let search = self.strings(&section, "search", "[\"internal\"]", ipc::snapshot::Dns::SEARCH_MAX, read_suffix);
+        let report = &mut self.report;
+        Dns {
+            servers,
+            resolv_conf: section.parsed("resolv_conf", "\"/etc/resolv.conf\"", report, read_file_or_off).at(),
+            hosts: section.parsed("hosts", "\"/etc/hosts\"", report, read_file_or_off).at(),
+            search,
+            ndots: section.integer("ndots", 0..=NDOTS_MAX, report).value(),
+            timeout_ms: section.read_dns_timeout(report),
+            attempts: section.integer("attempts", 1..=ATTEMPTS_MAX, report).value(),
+            rotate: section.boolean("rotate", report).value(),
+        }
+    }
+
+    /// An array of strings, of `most` at most; `None` when it is not written.
+    fn strings<T>(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        example: &str,
+        most: usize,
+        parse: impl Fn(&str) -> Result<T, Fault>,
+    ) -> Option<Vec<T>> {
+        let At { value: values, span } = section.array(key, example, &mut self.report).at()?;
+        self.bounded(values.len(), most, key, Some(span));
+        Some(self.each(values, &format!("an entry of `{key}`"), parse).into_iter().map(|at| at.value).collect())
     }
 
     fn timeouts(&mut self, outer: &Section<'_>, shown: &str) -> Timeouts {
@@ -337,19 +381,19 @@ impl Parser {
             self.report.push(fault.help(format!("write the proxies in front, as in `from = {EXAMPLE}`")).at(span));
             return Vec::new();
         }
-        self.each(values, |text| match text {
+        self.each(values, "a network", |text| match text {
             "unix" => Ok(ProxySource::Unix),
             _ => parse_network(text).map(ProxySource::Network),
         })
     }
 
-    /// Reads strings that stand for networks.
-    fn each<T>(&mut self, values: Vec<Value<'_>>, parse: impl Fn(&str) -> Result<T, Fault>) -> Vec<At<T>> {
+    /// Reads strings, each of which stands for `what`.
+    fn each<T>(&mut self, values: Vec<Value<'_>>, what: &str, parse: impl Fn(&str) -> Result<T, Fault>) -> Vec<At<T>> {
         let mut read = Vec::new();
         for value in values {
             let parsed = match value.get_ref().as_str() {
                 Some(text) => parse(text),
-                None => Err(Fault::new(format!("a network must be a string, found {}", type_of(value)))),
+                None => Err(Fault::new(format!("{what} must be a string, found {}", type_of(value)))),
             };
             match parsed {
                 Ok(parsed) => read.push(At { value: parsed, span: value.span() }),
@@ -461,12 +505,30 @@ impl Parser {
                 let report = &mut self.report;
                 let example = "\"127.0.0.1:9001\"";
                 let address = section.parsed("address", example, report, |t| Ok((parse_server(t)?, t.to_owned())));
-                if address == Given::Absent {
-                    section.missing("address", example, report);
-                }
+                let service = section.parsed("srv", "\"_http._tcp.app.internal\"", report, |t| {
+                    Ok((ServerAddress::Name(parse_service(t)?), t.to_owned()))
+                });
+                let is_service = service.as_ref().is_some();
+                let address = match (address, service) {
+                    (Given::Is(_), Given::Is(At { span, .. })) => {
+                        let fault = Fault::new("a server has either an `address` or an `srv` name");
+                        report.push(fault.help("remove one of them").at(span));
+                        return None;
+                    }
+                    (Given::Absent, Given::Absent) => {
+                        section.missing("address", example, report);
+                        Given::Absent
+                    }
+                    (Given::Absent, service) => service,
+                    (address, _) => address,
+                };
                 let name = section.parsed("name", "\"web-1\"", report, |t| check_server_name(t).map(|()| t.to_owned()));
                 let weight = section.integer("weight", 1..=1000, report).value();
                 let backup = section.boolean("backup", report).value();
+                if is_service && weight.is_some() {
+                    let fault = Fault::new("`weight` has no meaning beside `srv`");
+                    report.push(fault.help("leave it out: SRV records have weights of their own").at(value.span()));
+                }
                 let At { value: (address, written), span } = address.at()?;
                 let name = name.value().unwrap_or(written);
                 Some(Server { address: At { value: address, span }, name, weight, backup })
@@ -507,7 +569,25 @@ impl Parser {
     }
 }
 
+fn read_file_or_off(text: &str) -> Result<Option<PathBuf>, Fault> {
+    match text {
+        "off" => Ok(None),
+        _ if text.starts_with('/') && !text.ends_with('/') && !text.contains('\0') => Ok(Some(PathBuf::from(text))),
+        _ => Err(Fault::new(format!("{} is not the path of a file", quoted(text)))
+            .help("write it from the root, such as \"/etc/hosts\", or \"off\"")),
+    }
+}
+
 impl Section<'_> {
+    fn read_dns_timeout(&self, report: &mut Report) -> Option<u32> {
+        let At { value, span } = self.duration("timeout", report).at()?;
+        if value > TIMEOUT_MAX_MS {
+            let fault = Fault::new("a name server is not waited for so long");
+            report.push(fault.help("write 30s or less").at(span));
+        }
+        Some(value)
+    }
+
     fn read_bind(&self, report: &mut Report) -> Option<At<ipc::snapshot::Address>> {
         let bind = self.parsed("bind", "\"127.0.0.1:8080\"", report, parse_bind);
         if bind == Given::Absent {

@@ -94,12 +94,52 @@ fn group() -> impl Strategy<Value = Group> {
     });
     let send_proxy = prop_oneof![Just(None), Just(Some(ProxyVersion::V1)), Just(Some(ProxyVersion::V2))];
     let upstream = (overrides(), 1..=16u8, keepalive, health, any::<bool>(), send_proxy);
-    let parts = ("[a-zA-Z0-9._-]{1,12}", balance, vec(server(), 0..5), upstream);
-    parts.prop_map(|(name, balance, mut servers, upstream)| {
+    let parts = ("[a-zA-Z0-9._-]{1,12}", balance, vec(server(), 0..5), vec(named(), 0..3), upstream);
+    parts.prop_map(|(name, balance, mut servers, mut names, upstream)| {
         let (timeouts, tries, keepalive, health, worker_header, send_proxy) = upstream;
         let mut seen = std::collections::HashSet::new();
         servers.retain(|server| seen.insert(server.address.clone()));
-        Group { name, balance, servers, timeouts, tries, keepalive, health, worker_header, send_proxy, removed: false }
+        let mut seen = std::collections::HashSet::new();
+        names.retain(|named| seen.insert(named.target.clone()));
+        Group {
+            name,
+            balance,
+            servers,
+            names,
+            timeouts,
+            tries,
+            keepalive,
+            health,
+            worker_header,
+            send_proxy,
+            removed: false,
+        }
+    })
+}
+
+/// Names that the test's system knows, or not.
+fn named() -> impl Strategy<Value = NamedServer> {
+    let known = |port| Endpoint { address: ([10, 0, 0, 1], port).into(), weight: None, backup: false };
+    let service = Endpoint { address: ([10, 0, 0, 7], 77).into(), weight: None, backup: false };
+    let target = prop_oneof![
+        ("one[.][a-z_-]{0,5}[a-z]", 1..=u16::MAX)
+            .prop_map(move |(name, port)| (Target::Host { name, port }, vec![known(port)])),
+        ("[a-z_-]{0,5}x[.][a-z]", 1..=u16::MAX).prop_map(|(name, port)| (Target::Host { name, port }, Vec::new())),
+        "_[a-z]{1,3}[.]_tcp[.][a-z]{1,5}".prop_map(move |name| (Target::Service { name }, vec![service])),
+    ];
+    (target, "[!-~]{1,12}", 1..=1000u16, any::<bool>()).prop_map(|((target, known), name, weight, backup)| {
+        let weight = if matches!(target, Target::Service { .. }) { 1 } else { weight };
+        NamedServer { name, target, weight, backup, known }
+    })
+}
+
+fn dns() -> impl Strategy<Value = Dns> {
+    let servers = vec((any::<IpAddr>(), 1..=u16::MAX), 0..=Dns::SERVERS_MAX);
+    let search = vec("[a-z]{1,5}([.][a-z]{1,5}){0,2}", 0..=Dns::SEARCH_MAX);
+    let numbers = (0..=15u8, 1..=30_000u32, 1..=5u8, any::<bool>());
+    (servers, search, numbers).prop_map(|(servers, search, (ndots, timeout_ms, attempts, rotate))| {
+        let servers = servers.into_iter().filter(|(ip, _)| !ip.is_unspecified()).map(SocketAddr::from).collect();
+        Dns { servers, search, ndots, timeout_ms, attempts, rotate, hosts: Vec::new() }
     })
 }
 
@@ -220,9 +260,9 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         let routes = vec(route(count), 1..5);
         let removal = prop_oneof![Just(OnRemoval::Keep), Just(OnRemoval::Cut)];
         let ends = (duration(), removal, duration(), duration());
-        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), ends);
+        let rest = (1..=1024u16, dispatch, limits(), access_log(), vec(network(), 0..3), ends, dns());
         (Just(groups), listeners, routes, rest).prop_map(|(groups, listeners, mut routes, rest)| {
-            let (workers, dispatch, limits, access_log, trusted_proxies, ends) = rest;
+            let (workers, dispatch, limits, access_log, trusted_proxies, ends, dns) = rest;
             let (shutdown_timeout_ms, on_removal, worker_timeout_ms, orphan_timeout_ms) = ends;
             let mut kept: Vec<Listener> = Vec::new();
             for listener in listeners {
@@ -252,6 +292,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 on_removal,
                 worker_timeout_ms,
                 orphan_timeout_ms,
+                dns,
             }
         })
     })
@@ -273,6 +314,7 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         upgrade_timeout_ms: 1 + bits,
         unix_permissions,
         users_file: Some("/run/users".into()),
+        hosts: None,
     }
 }
 

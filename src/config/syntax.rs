@@ -2,6 +2,7 @@
 //!
 //! Spans are byte ranges of the source text. No defaults here.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -76,6 +77,7 @@ pub struct File {
     pub trusted_proxies: Vec<At<Network>>,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    pub dns: Dns,
     pub log_to: Option<At<LogTarget>>,
     pub log_format: Option<LogFormat>,
     pub listen: Vec<Listen>,
@@ -103,6 +105,19 @@ pub struct Limits {
     pub connections: Option<Option<u32>>,
     pub connections_per_address: Option<Option<u32>>,
     pub min_rate_bytes: Option<u32>,
+}
+
+/// `[dns]`. The inner option of the files is "off".
+#[derive(Debug, Default)]
+pub struct Dns {
+    pub servers: Option<Vec<SocketAddr>>,
+    pub resolv_conf: Option<At<Option<PathBuf>>>,
+    pub hosts: Option<At<Option<PathBuf>>>,
+    pub search: Option<Vec<String>>,
+    pub ndots: Option<u8>,
+    pub timeout_ms: Option<u32>,
+    pub attempts: Option<u8>,
+    pub rotate: Option<bool>,
 }
 
 /// One `[[listen]]`.

@@ -4,22 +4,26 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::{self, Read as _};
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::io;
+use std::io::Read as _;
 use std::path::Path;
+use std::time::Duration;
 
-use super::check::USERS_FILE_MAX;
+use ipc::snapshot::{Dns, Endpoint, Target};
+
 use super::{OsGroup, OsUser};
 
 /// The machine, as far as the check asks it.
 pub trait System {
-    /// The addresses behind `host:port`.
-    fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>>;
-    /// The addresses that `host:port` had when the configuration was last read; none = not known.
-    fn former(&self, name: &str) -> Vec<SocketAddr> {
-        let _ = name;
+    /// What each of `targets` stands for, or why it stands for nothing.
+    fn resolve(&self, dns: &Dns, targets: &[Target]) -> Vec<Result<Vec<Endpoint>, String>>;
+    /// What `target` stood for when the configuration was last read; none = not known.
+    fn former(&self, target: &Target) -> Vec<Endpoint> {
+        let _ = target;
         Vec::new()
     }
+    /// The text of a file of the system.
+    fn read(&self, path: &Path) -> io::Result<String>;
     /// The user of this name, if there is one.
     fn user(&self, name: &str) -> io::Result<Option<OsUser>>;
     /// The group of this name, if there is one.
@@ -28,16 +32,30 @@ pub trait System {
     fn cores(&self) -> usize;
     /// Whether this is a directory.
     fn is_directory(&self, path: &Path) -> bool;
-    /// What is in the file of users at `path`.
-    fn read(&self, path: &Path) -> io::Result<String>;
 }
+
+/// How long all names of a configuration together may take to be looked up when it is read. What is not known by
+/// then is left to the workers.
+const RESOLVE_TIME: Duration = Duration::from_secs(10);
+/// The longest file that is read, in bytes.
+const FILE_MAX: u64 = 16 << 20;
 
 /// The machine we run on.
 pub struct ThisSystem;
 
 impl System for ThisSystem {
-    fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
-        Ok(name.to_socket_addrs()?.collect())
+    fn resolve(&self, dns: &Dns, targets: &[Target]) -> Vec<Result<Vec<Endpoint>, String>> {
+        let found = workers::dns::once::discover(dns, targets, RESOLVE_TIME);
+        found.into_iter().map(|one| one.map(|one| one.endpoints).map_err(|error| error.to_string())).collect()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(io::Error::other("it has more than 16 MiB"));
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     fn user(&self, name: &str) -> io::Result<Option<OsUser>> {
@@ -57,26 +75,17 @@ impl System for ThisSystem {
     fn is_directory(&self, path: &Path) -> bool {
         path.is_dir()
     }
-
-    fn read(&self, path: &Path) -> io::Result<String> {
-        let mut text = String::new();
-        let length = std::fs::File::open(path)?.take(USERS_FILE_MAX + 1).read_to_string(&mut text)?;
-        if u64::try_from(length).unwrap_or(u64::MAX) > USERS_FILE_MAX {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
-        }
-        Ok(text)
-    }
 }
 
 /// What the names of servers stood for when the configuration was last read: as many as that had.
 #[derive(Debug, Clone, Default)]
-pub struct Names(HashMap<String, Vec<SocketAddr>>);
+pub struct Names(HashMap<Target, Vec<Endpoint>>);
 
 /// A machine, by someone who has asked it before.
 pub(super) struct Remembering<'n> {
     system: &'n dyn System,
-    former: &'n HashMap<String, Vec<SocketAddr>>,
-    now: RefCell<HashMap<String, Vec<SocketAddr>>>,
+    former: &'n HashMap<Target, Vec<Endpoint>>,
+    now: RefCell<HashMap<Target, Vec<Endpoint>>>,
 }
 
 impl Names {
@@ -91,24 +100,32 @@ impl Remembering<'_> {
         Names(self.now.into_inner())
     }
 
-    fn note(&self, name: &str, addresses: &[SocketAddr]) {
-        if !addresses.is_empty() {
-            self.now.borrow_mut().insert(name.to_owned(), addresses.to_vec());
+    fn note(&self, target: &Target, endpoints: &[Endpoint]) {
+        if !endpoints.is_empty() {
+            self.now.borrow_mut().insert(target.clone(), endpoints.to_vec());
         }
     }
 }
 
 impl System for Remembering<'_> {
-    fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
-        let addresses = self.system.resolve(name)?;
-        self.note(name, &addresses);
-        Ok(addresses)
+    fn resolve(&self, dns: &Dns, targets: &[Target]) -> Vec<Result<Vec<Endpoint>, String>> {
+        let results = self.system.resolve(dns, targets);
+        for (target, result) in targets.iter().zip(&results) {
+            if let Ok(endpoints) = result {
+                self.note(target, endpoints);
+            }
+        }
+        results
     }
 
-    fn former(&self, name: &str) -> Vec<SocketAddr> {
-        let addresses = self.former.get(name).cloned().unwrap_or_default();
-        self.note(name, &addresses);
-        addresses
+    fn former(&self, target: &Target) -> Vec<Endpoint> {
+        let endpoints = self.former.get(target).cloned().unwrap_or_default();
+        self.note(target, &endpoints);
+        endpoints
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        self.system.read(path)
     }
 
     fn user(&self, name: &str) -> io::Result<Option<OsUser>> {
@@ -125,9 +142,5 @@ impl System for Remembering<'_> {
 
     fn is_directory(&self, path: &Path) -> bool {
         self.system.is_directory(path)
-    }
-
-    fn read(&self, path: &Path) -> io::Result<String> {
-        self.system.read(path)
     }
 }

@@ -2,7 +2,9 @@
 
 pub mod connect;
 pub mod health;
+pub mod names;
 pub mod pool;
+mod renew;
 pub mod upstream;
 
 pub use upstream::{Upstream, UpstreamState};

@@ -12,6 +12,7 @@ use ipc::snapshot::{self, Group, GroupId};
 use log::{info, warn};
 
 use crate::backend::Upstream;
+use crate::backend::names::Names;
 use crate::balance::{GroupState, ServerId};
 use crate::ctx::Site;
 use crate::slab::Key;
@@ -55,6 +56,8 @@ struct Server {
 
 #[derive(Debug)]
 struct GroupPool {
+    /// As configured, with all addresses of its names among the servers.
+    settings: Group,
     balance: GroupState,
     servers: Vec<Server>,
     idle_per_server: usize,
@@ -71,24 +74,45 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Empty pools for every group of `site`. `seed` differs between workers, so that they do not all begin
-    /// with the same server.
+    /// Empty pools for every group of `site`, with what `names` stand for. `seed` differs between workers, so that
+    /// they do not all begin with the same server.
     #[must_use]
-    pub fn new(site: &Rc<Site>, seed: u64) -> Pools {
-        let group = |group: &Group| GroupPool {
-            balance: GroupState::new(group, seed),
-            servers: group.servers.iter().map(|_| Server::default()).collect(),
-            idle_per_server: group.keepalive.idle_per_server as usize,
-            max_per_server: group.keepalive.max_per_server.unwrap_or(u32::MAX),
-        };
-        let groups = &site.snapshot.groups;
+    pub fn new(site: &Rc<Site>, names: &Names, seed: u64) -> Pools {
+        let groups = site.snapshot.groups.iter().map(|group| GroupPool::new(group, names, seed)).collect();
+        let mut pools = Pools { groups, site: Rc::clone(site), numbers: Vec::new() };
+        pools.number();
+        pools
+    }
+
+    /// Makes the list of all servers by their numbers.
+    fn number(&mut self) {
         let place = |group, server| Place { group: PoolId(group), server };
-        let mut numbers: Vec<(u64, Place)> = (0..)
-            .zip(groups)
-            .flat_map(|(id, group)| (0..).zip(&group.servers).map(move |(at, server)| (server.number, place(id, at))))
-            .collect();
-        numbers.sort_unstable_by_key(|(number, _)| *number);
-        Pools { groups: groups.iter().map(group).collect(), site: Rc::clone(site), numbers }
+        self.numbers.clear();
+        for (id, group) in (0..).zip(&self.groups) {
+            let servers = (0..).zip(&group.settings.servers);
+            self.numbers.extend(servers.map(|(at, server)| (server.number, place(id, at))));
+        }
+        self.numbers.sort_unstable_by_key(|(number, _)| *number);
+    }
+
+    /// Takes in what the names of one group stand for now: what is known of servers that stay is kept, as by
+    /// [`Pools::inherit`]. `None` when nothing has changed.
+    pub fn renew(&mut self, group: GroupId, names: &Names, seed: u64) -> Option<(Remap, Vec<Key<Upstream>>)> {
+        let configured = self.site.snapshot.groups.get(usize::from(group))?;
+        let pool = self.groups.get_mut(usize::from(group))?;
+        if names.servers(configured) == pool.settings.servers {
+            return None;
+        }
+        let new = GroupPool::new(configured, names, seed);
+        let old = std::mem::replace(pool, new);
+        let numbers = &pool.settings.servers;
+        let numbers: HashMap<u64, ServerId> = (0..).zip(numbers).map(|(at, server)| (server.number, at)).collect();
+        let servers = old.settings.servers.iter().map(|server| numbers.get(&server.number).copied()).collect();
+        let mut surplus = Vec::new();
+        let former = Former { group: Some(PoolId(group)), servers, settings: old.settings.clone() };
+        pool.inherit(old, &former.servers, &mut surplus);
+        self.number();
+        Some((Remap::One(PoolId(group), former), surplus))
     }
 
     /// The pools of a group that `site` names so; `None` when `site` is not the present configuration.
@@ -104,10 +128,10 @@ impl Pools {
         Some(self.numbers[at].1)
     }
 
-    /// A group's settings.
+    /// A group's settings, with all addresses of its names among the servers.
     #[must_use]
     pub fn settings(&self, group: PoolId) -> &Group {
-        &self.site.snapshot.groups[usize::from(group.0)]
+        &self.groups[usize::from(group.0)].settings
     }
 
     /// A server's settings.
@@ -214,7 +238,8 @@ impl Pools {
         let mut groups = Vec::with_capacity(old.groups.len());
         let names: HashMap<&str, GroupId> =
             (0..).zip(&self.site.snapshot.groups).map(|(id, group)| (group.name.as_str(), id)).collect();
-        for (group, settings) in old.groups.into_iter().zip(&old.site.snapshot.groups) {
+        for group in old.groups {
+            let settings = group.settings.clone();
             let successor = names.get(settings.name.as_str()).copied();
             let map: Vec<Option<ServerId>> = settings
                 .servers
@@ -225,47 +250,83 @@ impl Pools {
                     (Some(place.group.0) == successor).then_some(place.server)
                 })
                 .collect();
-            let mut new = successor.and_then(|id| self.groups.get_mut(usize::from(id)));
-            if let Some(new) = &mut new {
-                new.balance.inherit(&group.balance, &map);
+            match successor.and_then(|id| self.groups.get_mut(usize::from(id))) {
+                Some(new) => new.inherit(group, &map, &mut surplus),
+                None => surplus.extend(group.servers.into_iter().flat_map(|server| server.idle)),
             }
-            for (mut connections, at) in group.servers.into_iter().zip(&map) {
-                let Some((new, at)) = new.as_mut().zip(*at) else {
-                    surplus.append(&mut connections.idle);
-                    continue;
-                };
-                let kept = new.idle_per_server.min(connections.idle.len());
-                // The ones that would time out first.
-                surplus.extend(connections.idle.drain(..connections.idle.len() - kept));
-                new.servers[usize::from(at)] = connections;
-            }
-            groups.push((successor.map(PoolId), map));
+            groups.push(Former { group: successor.map(PoolId), servers: map, settings });
         }
-        (Remap { site: old.site, groups }, surplus)
+        (Remap::All(groups), surplus)
     }
 }
 
-/// Where the groups and servers of one configuration are in the next one.
+impl GroupPool {
+    fn new(group: &Group, names: &Names, seed: u64) -> GroupPool {
+        let settings = Group { servers: names.servers(group), ..group.clone() };
+        GroupPool {
+            balance: GroupState::new(&settings, seed),
+            servers: settings.servers.iter().map(|_| Server::default()).collect(),
+            idle_per_server: settings.keepalive.idle_per_server as usize,
+            max_per_server: settings.keepalive.max_per_server.unwrap_or(u32::MAX),
+            settings,
+        }
+    }
+
+    /// Takes over from `old`; `map` says for each of its servers which one it is here. Idle connections that are not
+    /// kept become `surplus`.
+    fn inherit(&mut self, old: GroupPool, map: &[Option<ServerId>], surplus: &mut Vec<Key<Upstream>>) {
+        self.balance.inherit(&old.balance, map);
+        for (mut connections, at) in old.servers.into_iter().zip(map) {
+            let Some(at) = *at else {
+                surplus.append(&mut connections.idle);
+                continue;
+            };
+            let kept = self.idle_per_server.min(connections.idle.len());
+            // The ones that would time out first.
+            surplus.extend(connections.idle.drain(..connections.idle.len() - kept));
+            self.servers[usize::from(at)] = connections;
+        }
+    }
+}
+
+/// One group before a change, and where it and its servers are afterwards.
 #[derive(Debug)]
-pub struct Remap {
-    /// The former configuration.
-    site: Rc<Site>,
-    groups: Vec<(Option<PoolId>, Vec<Option<ServerId>>)>,
+pub struct Former {
+    group: Option<PoolId>,
+    servers: Vec<Option<ServerId>>,
+    settings: Group,
+}
+
+/// Where groups and servers are after a change.
+#[derive(Debug)]
+pub enum Remap {
+    /// There is another configuration: all groups as they were, by their ids.
+    All(Vec<Former>),
+    /// One group has other servers; the others are as they were.
+    One(PoolId, Former),
 }
 
 impl Remap {
+    /// What became of a group; `None` when nothing did.
+    fn former(&self, old: PoolId) -> Option<&Former> {
+        match self {
+            Remap::All(groups) => groups.get(usize::from(old.0)),
+            Remap::One(id, former) => (*id == old).then_some(former),
+        }
+    }
+
     /// The group; `None` when it is gone.
     #[must_use]
     pub fn group(&self, old: PoolId) -> Option<PoolId> {
-        self.groups.get(usize::from(old.0))?.0
+        self.former(old).map_or(Some(old), |former| former.group)
     }
 
     /// The server; `None` when it is gone.
     #[must_use]
     pub fn place(&self, old: Place) -> Option<Place> {
-        let (group, servers) = self.groups.get(usize::from(old.group.0))?;
-        let server = servers.get(usize::from(old.server)).copied().flatten()?;
-        Some(Place { group: (*group)?, server })
+        let Some(former) = self.former(old.group) else { return Some(old) };
+        let server = former.servers.get(usize::from(old.server)).copied().flatten()?;
+        Some(Place { group: former.group?, server })
     }
 
     /// The server in use, and its name if it is gone; `name` is what was known of one already gone.
@@ -275,8 +336,8 @@ impl Remap {
         match self.place(old) {
             Some(place) => (Some(place), None),
             None => {
-                let server = &self.site.snapshot.groups[usize::from(old.group.0)].servers[usize::from(old.server)];
-                (None, Some(server.name.as_str().into()))
+                let server = self.former(old.group).and_then(|it| it.settings.servers.get(usize::from(old.server)));
+                (None, server.map(|server| server.name.as_str().into()))
             }
         }
     }

@@ -22,6 +22,7 @@ fn group(balance: Balance, servers: &[(u16, u16)]) -> Group {
         name: "test".into(),
         balance,
         servers: servers.iter().map(server).collect(),
+        names: Vec::new(),
         timeouts: TimeoutOverrides::default(),
         tries: 3,
         keepalive: KeepAlive { idle_per_server: 8, idle_timeout_ms: 1000, max_per_server: None },

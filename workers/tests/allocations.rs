@@ -74,6 +74,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
             weight: 1,
             backup: false,
         }],
+        names: Vec::new(),
         timeouts: TimeoutOverrides::default(),
         tries: 2,
         keepalive: KeepAlive { idle_per_server: 64, idle_timeout_ms: 60_000, max_per_server: None },
@@ -107,6 +108,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         on_removal: OnRemoval::Keep,
         worker_timeout_ms: 60_000,
         orphan_timeout_ms: 60_000,
+        dns: Dns::default(),
     }
 }
 

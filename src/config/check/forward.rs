@@ -12,8 +12,6 @@ use super::super::syntax::{self, At, File, Given};
 use super::super::users;
 use super::Check;
 
-/// The largest file of users that is read, in bytes.
-pub const USERS_FILE_MAX: u64 = 16 << 20;
 /// Faults in it that are shown at most.
 const FAULTS_SHOWN: usize = 20;
 

@@ -61,6 +61,7 @@ impl Small {
                         backup: false,
                     })
                     .collect(),
+                names: Vec::new(),
                 timeouts: TimeoutOverrides::default(),
                 tries: 1,
                 keepalive: KeepAlive { idle_per_server: 1, idle_timeout_ms: 1, max_per_server: None },
@@ -105,6 +106,7 @@ impl Small {
             shutdown_timeout_ms: 1,
             worker_timeout_ms: 1,
             orphan_timeout_ms: 60_000,
+            dns: Dns::default(),
             on_removal: OnRemoval::Keep,
         }
     }

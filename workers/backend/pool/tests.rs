@@ -28,6 +28,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         name: format!("group-{name}"),
         balance,
         servers: servers.iter().map(server).collect(),
+        names: Vec::new(),
         timeouts: TIMEOUTS,
         tries: 3,
         keepalive: KeepAlive { idle_per_server, idle_timeout_ms: 1, max_per_server: None },
@@ -58,9 +59,14 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         shutdown_timeout_ms: 1,
         worker_timeout_ms: 1,
         orphan_timeout_ms: 60_000,
+        dns: Dns::default(),
         on_removal: OnRemoval::Keep,
     };
     Rc::new(Site::new(snapshot, 32768))
+}
+
+fn fresh(site: &Rc<Site>, seed: u64) -> Pools {
+    Pools::new(site, &Names::new(&site.snapshot, None, false), seed)
 }
 
 fn balance() -> impl Strategy<Value = Balance> {
@@ -107,7 +113,7 @@ proptest! {
         uses in prop::collection::vec((any::<prop::sample::Index>(), 0..3u32, 0..4usize, any::<bool>()), 0..12),
     ) {
         let mut slab: Slab<u8> = Slab::new();
-        let mut pools = Pools::new(&site(policy, 8, &first), 7);
+        let mut pools = fresh(&site(policy, 8, &first), 7);
         let all = places(&pools);
         // What is held: a place, a name, and what was counted there.
         let mut held: Vec<(Option<Place>, Identity)> = Vec::new();
@@ -136,10 +142,10 @@ proptest! {
         }
         for (groups, policy, most) in next {
             let present = site(policy, most, &groups);
-            let mut new = Pools::new(&present, 7);
+            let mut new = fresh(&present, 7);
             let before = places(&pools);
             let names: Vec<_> = before.iter().map(|&place| identity(&pools, place)).collect();
-            let (remap, surplus) = new.inherit(std::mem::replace(&mut pools, Pools::new(&present, 7)));
+            let (remap, surplus) = new.inherit(std::mem::replace(&mut pools, fresh(&present, 7)));
             pools = new;
             let mut expected_surplus = Vec::new();
             for (&old, name) in before.iter().zip(&names) {
@@ -202,14 +208,14 @@ proptest! {
     ) {
         let groups = vec![(0u8, servers.into_iter().collect::<Vec<_>>())];
         let (one, other) = (site(policy, 8, &groups), site(policy, 8, &groups));
-        let (mut undisturbed, mut reloaded) = (Pools::new(&one, 3), Pools::new(&one, 3));
+        let (mut undisturbed, mut reloaded) = (fresh(&one, 3), fresh(&one, 3));
         let pick = |pools: &mut Pools, site: &Rc<Site>, n: usize| -> Vec<ServerId> {
             let pool = pools.id(site, 0).unwrap();
             (0..n).map(|i| pools.pick(pool, i as u64, 0, &[]).unwrap().server()).collect()
         };
         prop_assert_eq!(pick(&mut undisturbed, &one, turns), pick(&mut reloaded, &one, turns));
         // Another seed, so that it is not by chance the same.
-        let mut after = Pools::new(&other, 99);
+        let mut after = fresh(&other, 99);
         let _ = after.inherit(reloaded);
         prop_assert_eq!(pick(&mut undisturbed, &one, 20), pick(&mut after, &other, 20));
     }
@@ -219,7 +225,7 @@ proptest! {
 fn a_group_of_another_configuration_has_no_pools_here() {
     let groups = vec![(0, vec![(1, 1)])];
     let (one, other) = (site(Balance::RoundRobin, 1, &groups), site(Balance::RoundRobin, 1, &groups));
-    let pools = Pools::new(&one, 1);
+    let pools = fresh(&one, 1);
     assert!(pools.id(&one, 0).is_some());
     assert!(pools.id(&one, 1).is_none());
     assert!(pools.id(&other, 0).is_none());
