@@ -12,6 +12,7 @@ use ipc::state::{Image, Phase};
 use crate::backend::Upstream;
 use crate::ctx::Ctx;
 use crate::exchange::Exchange;
+use crate::forward::opening::Opening;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::slab::Key;
@@ -23,6 +24,8 @@ pub enum ClientState {
     Header,
     /// Between requests, or within a request head.
     Idle,
+    /// It says, in another protocol than HTTP, where it wants to go.
+    Opening(Key<Opening>),
     /// A request is being served.
     Exchange(Key<Exchange>),
     /// Bytes are being relayed.
@@ -61,6 +64,8 @@ pub struct Client {
     pub kept: Option<Key<Upstream>>,
     /// Bytes read and not yet answered; `None` while there are none.
     pub input: Option<Input>,
+    /// It is known to speak HTTP; on forward listeners only the first byte tells.
+    pub is_http: bool,
     /// When the first byte of the present request head came; 0 = none has.
     pub head_since_ms: u64,
     /// The socket's count of bytes sent when the present request began.
@@ -80,6 +85,7 @@ impl Client {
             state: ClientState::Idle,
             kept: None,
             input: None,
+            is_http: false,
             head_since_ms: 0,
             written_before: 0,
         }

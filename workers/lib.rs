@@ -86,6 +86,7 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         seed,
         slot_bytes: layout.slot_bytes,
         pools: backend::pool::Pools::new(&site, &names, seed),
+        origins: forward::origins::Origins::default(),
         names,
         dns: dns::Resolving::new(site.snapshot.dns.clone(), poll.registry().try_clone()?, token),
         dns_timer: None,

@@ -67,7 +67,15 @@ const DEFAULT_LIMITS: Limits = Limits {
 pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: Report) -> Result<Loaded, Report> {
     let names = file.groups.iter().zip(0..).map(|(group, id)| (group.name.value.clone(), id)).collect();
     let connect_set = file.timeouts.common.connect_ms.is_some();
-    let mut check = Check { report, system, names, resolved: HashMap::new(), rules: HashMap::new(), connect_set };
+    let mut check = Check {
+        report,
+        system,
+        names,
+        resolved: HashMap::new(),
+        rules: HashMap::new(),
+        users_whole: false,
+        connect_set,
+    };
     let mut process = ProcessSettings { source, ..ProcessSettings::default() };
     check.accounts(&file, &mut process);
     process.control = check.control(&file);
@@ -122,6 +130,8 @@ struct Check<'s> {
     names: HashMap<String, GroupId>,
     /// The sets of rules by their names.
     rules: HashMap<String, RuleSet>,
+    /// Whether all of the file of users could be read.
+    users_whole: bool,
     /// Whether a time limit for connecting is set for all.
     connect_set: bool,
     /// What the servers' names stand for, or why they stand for nothing.

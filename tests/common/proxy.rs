@@ -128,6 +128,11 @@ impl Launch {
         launch
     }
 
+    /// The test's own directory.
+    pub fn dir(&self) -> &TempDir {
+        &self.dir
+    }
+
     /// Started from this file, and not from where it was built.
     pub fn binary(mut self, binary: PathBuf) -> Launch {
         self.binary = binary;

@@ -11,6 +11,7 @@ mod common;
 mod balance;
 mod cli;
 mod continuity;
+mod forward;
 mod hostile;
 mod http_basic;
 mod http_errors;

@@ -18,6 +18,8 @@ use crate::balance::ServerId;
 use crate::dns::discover::{Discovered, Discovery, Progress};
 use crate::dns::resolver::Resolver;
 use crate::dns::{Answer, DnsError};
+use crate::forward::dial::Dial;
+use crate::slab::Key;
 
 /// Names asked for at the same time.
 const ASKED_MAX: usize = 32;
@@ -35,6 +37,8 @@ const NUMBER_OF_NAME: u64 = 1 << 63;
 pub enum Waiter {
     /// The name of a server.
     Server(Question),
+    /// The way to a target that a client has named.
+    Dial(Key<Dial>),
 }
 
 /// A question about a name of a server.

@@ -108,6 +108,14 @@ fn is_number(label: &str) -> bool {
 }
 
 impl Endpoint {
+    /// Reads a port.
+    ///
+    /// # Errors
+    /// When it is not a number from 1 to 65535.
+    pub fn parse_port(text: &[u8]) -> Result<u16, EndpointError> {
+        parse_port(text)
+    }
+
     /// Reads `HOST:PORT`. An IPv6 address stands within brackets.
     ///
     /// # Errors

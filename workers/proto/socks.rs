@@ -272,8 +272,11 @@ pub fn request4(bytes: &[u8]) -> Result<Event<'_>, SocksError> {
     Ok(Event::Connect { used: bytes.len() - rest.len(), target: endpoint(host, [high, low])?, user })
 }
 
+/// A part of the input, and what follows it.
+type Split<'a> = (&'a [u8], &'a [u8]);
+
 /// What stands before a NUL, and what behind it; `None` when none has come.
-fn terminated(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, SocksError> {
+fn terminated(bytes: &[u8]) -> Result<Option<Split<'_>>, SocksError> {
     match memchr::memchr(0, &bytes[..bytes.len().min(TEXT4_MAX + 1)]) {
         Some(at) => Ok(Some((&bytes[..at], &bytes[at + 1..]))),
         None if bytes.len() > TEXT4_MAX => Err(SocksError::TooLong),

@@ -32,6 +32,7 @@ impl Check<'_> {
             }
         };
         let (users, faults) = users::parse(&text);
+        self.users_whole = faults.is_empty();
         let more = faults.len().saturating_sub(FAULTS_SHOWN);
         for (number, fault) in faults.into_iter().take(FAULTS_SHOWN) {
             let title = format!("{} line {number}: {}", quoted(&shown), fault.what);
@@ -112,6 +113,9 @@ impl Check<'_> {
         }
         for At { value: user, span } in &rule.users {
             let Some(known) = known.filter(|known| !known.contains_key(user.as_str())) else { continue };
+            if !self.users_whole {
+                continue;
+            }
             let diagnostic = Diagnostic::error(format!("there is no user {}", quoted(user))).at(span.clone(), "");
             self.report.push(diagnostic.help(match nearest(user, known.keys().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
