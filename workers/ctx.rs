@@ -25,6 +25,7 @@ use crate::dns::{Resolving, Wire};
 use crate::exchange::Exchange;
 use crate::exchange::rewrite::VIA_NAME;
 use crate::forward::auth::Users;
+use crate::forward::delivery::Delivery;
 use crate::forward::origins::Origins;
 use crate::forward::special::Own;
 use crate::io::socket::Socket;
@@ -102,6 +103,8 @@ pub enum Work {
     Exchange(Key<Exchange>),
     /// It used up its share of a turn.
     Relay(Key<Relay>),
+    /// It used up its share of a turn.
+    Delivery(Key<Delivery>),
 }
 
 /// The worker's clock, read once per turn of the loop.

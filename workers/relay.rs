@@ -7,7 +7,7 @@
 //! The master gets a copy of the server's connection before the first byte moves. From then on everything a
 //! successor needs lies in the kernel: both sockets, and the pipes with the bytes under way.
 
-mod flow;
+pub(crate) mod flow;
 mod start;
 
 use ipc::message::{Relaying, Task, ToMaster};

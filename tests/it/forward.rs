@@ -191,7 +191,7 @@ fn what_the_rules_do_not_open_stays_closed_whatever_it_is_called() {
         let response = client.ask(format!("GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"));
         assert_eq!(response.status, 400, "{host}");
     }
-    let lines = log(&proxy, 44);
+    let lines = log(&proxy, 43);
     assert_eq!(
         (lines[0]["rule"].as_str(), lines[0]["backend"].as_str()),
         (Some("t:loopback"), Some(format!("127.0.0.1:{port}").as_str()))
@@ -515,7 +515,6 @@ fn connections_of_a_user_are_bounded() {
     let target = backend.addr;
     let mut third = || clients[2].ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{right}\r\n")).status;
     assert_eq!(third(), 429);
-    drop(third);
     clients.remove(0);
     wait_until("the first relay is over", || backend.open() == 1);
     wait_until("there is room again", || connect(&mut clients[1], backend.addr, right).status == 200);
@@ -719,4 +718,96 @@ fn curl_speaks_tls_through_connect() {
     let _ = server.wait();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("Ciphers"), "{output:?}");
+}
+
+/// A listener for one reply, and what it received once its sender was done.
+fn reply_listener() -> (SocketAddr, std::thread::JoinHandle<Result<Vec<u8>, std::io::ErrorKind>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).map(|_| received).map_err(|error| error.kind())
+    });
+    (address, receiver)
+}
+
+/// Opens an exchange with `reply_to`, sends `data`, half-closes, and gives the outcome.
+fn exchange(proxy: &Proxy, target: SocketAddr, reply_to: SocketAddr, data: &[u8]) -> serde_json::Value {
+    let mut client = stream(proxy);
+    client.write_all(format!("{{\"target\":\"{target}\",\"reply_to\":\"{reply_to}\"}}\n").as_bytes()).unwrap();
+    // It may be refused before all of it is there.
+    let _ = client.write_all(data);
+    let _ = client.shutdown(Shutdown::Write);
+    let outcome = serde_json::from_str(&read_line(&mut client)).unwrap();
+    assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+    outcome
+}
+
+#[test]
+fn an_answer_is_delivered_where_the_client_listens() {
+    let backend = Backend::tcp_echo();
+    let proxy = open().start();
+    for length in [0, 5, 3_000_000] {
+        let data = pattern_bytes(length);
+        let (reply_to, receiver) = reply_listener();
+        let outcome = exchange(&proxy, backend.addr, reply_to, &data);
+        assert_eq!(outcome["ok"], true, "{outcome}");
+        assert_eq!(
+            (outcome["sent"].as_u64(), outcome["delivered"].as_u64()),
+            (Some(length as u64), Some(length as u64))
+        );
+        assert!(receiver.join().unwrap().unwrap() == data);
+    }
+    let lines = log(&proxy, 3);
+    let whole = |line: &serde_json::Value| line["method"] == "DYNAMIC" && line["bytes_out"] == 3_000_000;
+    assert!(lines.iter().any(whole), "{lines:?}");
+    wait_until("nothing is left", || backend.open() == 0);
+}
+
+#[test]
+fn an_answer_goes_to_nobody_else() {
+    let backend = Backend::tcp_echo();
+    let proxy = open().start();
+    let error = |reply_to: &str| exchange(&proxy, backend.addr, reply_to.parse().unwrap(), b"x")["error"].clone();
+    assert_eq!(error("127.0.0.2:9000"), "reply-denied", "another address");
+    assert_eq!(error("10.0.0.1:9000"), "reply-denied");
+    assert_eq!(error("127.0.0.1:22"), "reply-denied", "a port of the system");
+    assert_eq!(error(&proxy.addr().to_string()), "reply-denied", "the proxy itself");
+    assert_eq!(backend.connections(), 0);
+    // A rule about replies allows more.
+    let replies = "{ action = \"allow\", about = \"replies\", networks = [\"127.0.0.2/32\"] }";
+    let proxy = launch(&format!("list = [{LOOPBACK}, {replies}]"), "").start();
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let reply_to = listener.local_addr().unwrap();
+    let receiver = std::thread::spawn(move || {
+        let mut received = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut received).unwrap();
+        received
+    });
+    assert_eq!(exchange(&proxy, backend.addr, reply_to, b"hello")["ok"], true);
+    assert_eq!(receiver.join().unwrap(), b"hello");
+}
+
+#[test]
+fn what_fails_in_a_delivery_has_an_error_of_its_own() {
+    let (refusing, unanswering, echo) = (Refusing::new(), Unanswering::new(), Backend::tcp_echo());
+    let proxy = launch(&format!("list = [{LOOPBACK}]"), "timeouts.connect = \"300ms\"").start();
+    let error = |target: SocketAddr, reply_to: SocketAddr| exchange(&proxy, target, reply_to, b"x")["error"].clone();
+    assert_eq!(error(echo.addr, refusing.addr), "reply-failed");
+    assert_eq!(error(echo.addr, unanswering.addr), "reply-failed");
+    assert_eq!(error(refusing.addr, echo.addr), "unreachable");
+    assert_eq!(error(unanswering.addr, echo.addr), "timeout");
+    // A target that breaks off: whoever gets the answer sees that it is not whole.
+    let broken = Backend::serve(|conn| {
+        let _ = conn.wire.stream.write_all(b"half");
+        let mut byte = [0];
+        let _ = conn.wire.stream.read(&mut byte);
+        conn.reset();
+    });
+    let (reply_to, receiver) = reply_listener();
+    assert_eq!(exchange(&proxy, broken.addr, reply_to, b"x")["error"], "broken");
+    assert_eq!(receiver.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+    wait_until("nothing is left", || echo.open() == 0);
 }

@@ -68,6 +68,8 @@ pub struct Want {
     pub user: Option<Box<str>>,
     /// A kept connection will do.
     pub kept: bool,
+    /// Where the answer is to go, if not back: it must be allowed, too.
+    pub reply_to: Option<SocketAddr>,
 }
 
 /// A connection to a target.
@@ -202,6 +204,12 @@ impl Worker {
         let asker = dial.asker(client);
         if let Some(verdict) = rules::refused_unresolved(set, &asker, &dial.want.target.host, dial.want.target.port) {
             return Some(Err(dial.refused(Refusal::Denied(verdict.by), None, None)));
+        }
+        if let Some(reply_to) = dial.want.reply_to {
+            let verdict = rules::decide_reply(set, &dial.site.own, &asker, reply_to);
+            if !verdict.allowed {
+                return Some(Err(dial.refused(Refusal::ReplyDenied(verdict.by), None, Some(reply_to))));
+            }
         }
         if dial.want.kept {
             // The rules are asked about the address that the kept connection goes to.

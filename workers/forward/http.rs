@@ -209,6 +209,7 @@ impl Worker {
             user: None,
             // What must not be sent twice is not risked on a connection that may be over.
             kept: !forwarding.tunnel && !fresh_only && method.is_idempotent(),
+            reply_to: None,
         };
         match self.dial(client, Purpose::Exchange(key), want) {
             Ok(dialed) => self.take_dialed(key, dialed),

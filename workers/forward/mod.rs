@@ -4,9 +4,10 @@
 //! the beginnings of the other protocols; both have [`dial`] find the way to the target: [`auth`] proves who asks,
 //! [`rules`] decides about each address, with [`special`] for those that nobody reaches by chance, [`race`] says which
 //! is tried when, and [`uses`] what everybody may use. What has been connected becomes a relay like any other.
-//! [`origins`] keeps connections for further requests.
+//! [`delivery`] sends answers elsewhere, and [`origins`] keeps connections for further requests.
 
 pub mod auth;
+pub mod delivery;
 pub mod dial;
 pub mod http;
 pub mod opening;
@@ -25,6 +26,7 @@ use ipc::snapshot::Mode;
 use crate::client::ClientState;
 use crate::ctx::Work;
 use crate::forward::auth::Auth;
+use crate::forward::delivery::Delivery;
 use crate::forward::dial::{Dial, Waiter};
 use crate::forward::opening::{Opening, Protocol};
 use crate::forward::uses::{Lease, Uses};
@@ -66,7 +68,9 @@ pub struct Forwarder {
     pub dials: Slab<Dial>,
     /// Connections whose target is not known yet.
     pub openings: Slab<Opening>,
-    /// Those who have used up their allowance.
+    /// Exchanges whose answers go elsewhere.
+    pub deliveries: Slab<Delivery>,
+    /// Those who have used up their allowance, and those to be looked at again soon.
     throttled: Vec<Work>,
     throttled_since_ms: u64,
 }
@@ -82,12 +86,17 @@ impl Forwarder {
     pub fn allowance(&mut self, lease: Lease, work: Work, now_ms: u64) -> usize {
         let allowance = self.uses.allowance(lease, now_ms);
         if allowance == 0 {
-            if self.throttled.is_empty() {
-                self.throttled_since_ms = now_ms;
-            }
-            self.throttled.push(work);
+            self.later(work, now_ms);
         }
         allowance
+    }
+
+    /// Has `work` taken up again soon.
+    pub fn later(&mut self, work: Work, now_ms: u64) {
+        if self.throttled.is_empty() {
+            self.throttled_since_ms = now_ms;
+        }
+        self.throttled.push(work);
     }
 }
 

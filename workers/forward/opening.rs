@@ -3,6 +3,8 @@
 //! The bytes stay in the client's slot until the relay begins, so that a successor begins anew with all of them. Once
 //! an answer has been sent within the negotiation (SOCKS5) that is no longer possible, and the record says so.
 
+use std::net::SocketAddr;
+
 use ipc::snapshot::Mode;
 use ipc::state::Phase;
 
@@ -61,6 +63,8 @@ pub struct Opening {
     /// The name that is being proved.
     claimed: Option<Box<str>>,
     target: Option<Endpoint>,
+    /// Where the answer is to go, if not back.
+    reply_to: Option<SocketAddr>,
     dial: Option<Key<Dial>>,
 }
 
@@ -80,6 +84,7 @@ enum Found {
         used: usize,
         target: Endpoint,
         credentials: Option<(String, Vec<u8>)>,
+        reply_to: Option<SocketAddr>,
     },
     /// What the client is told, and what the log.
     Wrong {
@@ -109,14 +114,10 @@ impl Opening {
             },
             Protocol::Dynamic => match dynamic::parse(bytes) {
                 Ok(None) => Found::More,
-                Ok(Some((request, _))) if request.reply_to.is_some() => {
-                    let reason = "`reply_to` is not served here";
-                    Found::Wrong { farewell: failure(ErrorCode::ReplyDenied, reason), reason: reason.to_owned() }
-                }
                 Ok(Some((request, used))) => {
                     let credentials =
                         request.user.zip(request.password).map(|(user, password)| (user, password.into_bytes()));
-                    Found::Target { used, target: request.target, credentials }
+                    Found::Target { used, target: request.target, credentials, reply_to: request.reply_to }
                 }
                 Err(error) => {
                     let reason = error.to_string();
@@ -138,7 +139,7 @@ impl Opening {
     }
 
     /// What the client is told of a connection.
-    fn welcome(&self, pass: &Pass, bound: Option<std::net::SocketAddr>) -> Vec<u8> {
+    fn welcome(&self, pass: &Pass, bound: Option<SocketAddr>) -> Vec<u8> {
         let mut out = Vec::new();
         match (&self.protocol, pass.address) {
             (Protocol::Socks5(_), _) => socks::reply5(Outcome::Succeeded, bound, &mut out),
@@ -159,7 +160,7 @@ fn found(event: Event<'_>) -> Found {
             Found::Credentials { used, user: user.to_vec(), password: password.to_vec() }
         }
         // The name in version 4 is nobody's proof.
-        Event::Connect { used, target, .. } => Found::Target { used, target, credentials: None },
+        Event::Connect { used, target, .. } => Found::Target { used, target, credentials: None, reply_to: None },
     }
 }
 
@@ -171,14 +172,15 @@ fn failure(error: ErrorCode, message: &str) -> Vec<u8> {
 
 /// Sends a few bytes to a client that has taken all others: far less than the kernel holds for it. False when it does
 /// not take them.
-fn tell(client: &mut Client, bytes: &[u8]) -> bool {
+pub(crate) fn tell(client: &mut Client, bytes: &[u8]) -> bool {
     client.socket.send(bytes, &[]) == Io::Moved(bytes.len())
 }
 
 impl Worker {
     /// Begins with a client whose first bytes are in its slot.
     pub(crate) fn begin_opening(&mut self, client: Key<Client>, protocol: Protocol) {
-        let opening = Opening { client, protocol, used: 0, user: None, claimed: None, target: None, dial: None };
+        let opening =
+            Opening { client, protocol, used: 0, user: None, claimed: None, target: None, reply_to: None, dial: None };
         let Ok(key) = self.forward.openings.insert(opening) else { return self.close_client(client) };
         let Some(connection) = self.clients.get_mut(client) else { return };
         connection.state = ClientState::Opening(key);
@@ -224,12 +226,13 @@ impl Worker {
                     opening.used += used;
                     self.check_credentials(key, &user, &password);
                 }
-                Found::Target { used, target, credentials } => {
+                Found::Target { used, target, credentials, reply_to } => {
                     opening.used += used;
+                    opening.reply_to = reply_to;
                     opening.target = Some(target.clone());
                     let user = opening.user.clone();
                     let (protocol, client) = (opening.protocol.name(), opening.client);
-                    let want = Want { protocol, target, way: Way::Plain, credentials, user, kept: false };
+                    let want = Want { protocol, target, way: Way::Plain, credentials, user, kept: false, reply_to };
                     return match self.dial(client, Purpose::Opening(key), want) {
                         Ok(dialed) => self.opening_dialed(key, dialed),
                         Err(dial) => self.opening_waits(key, dial),
@@ -311,6 +314,9 @@ impl Worker {
         let Some(opening) = self.forward.openings.remove(key) else { return };
         let Some(client) = self.clients.get_mut(opening.client) else { return };
         let end = client.input.as_ref().map_or(0, |input| input.start) + opening.used;
+        if let Some(reply_to) = opening.reply_to {
+            return self.begin_delivery(opening.client, upstream, reply_to, end, pass);
+        }
         let tunnel_ms = self.cx.site.snapshot.listeners[usize::from(client.listener)].timeouts.tunnel_ms;
         let mut to_client = Pending::default();
         to_client.push(&welcome, &mut self.cx.buffers);

@@ -154,7 +154,7 @@ pub enum Answer<'a> {
         address: SocketAddr,
         /// Bytes that the target got.
         sent: u64,
-        /// Bytes of the answer, all of which the address for the reply got.
+        /// Bytes of the answer, all of which went to the address for the reply.
         delivered: u64,
     },
     /// Nothing comes of it.

@@ -8,7 +8,7 @@ use crate::io::socket::{Io, Socket};
 use crate::io::splice::Pipe;
 
 /// Bytes moved in one direction in one turn at most.
-pub(super) const TURN_BYTES: usize = 1024 * 1024;
+pub(crate) const TURN_BYTES: usize = 1024 * 1024;
 /// Bytes moved into the pipe at a time; the pipe takes less.
 const FILL_BYTES: usize = 1024 * 1024;
 
