@@ -9,16 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::handover::Bound;
 use crate::origin::Origin;
-use crate::snapshot::ListenerId;
+use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
 
 /// Bytes of unanswered requests carried by one message at most, all its connections together.
 pub const MAX_CARRIED_BYTES: usize = 64 * 1024;
+
+/// Addresses that one name of servers stands for at most.
+pub const MAX_ENDPOINTS: usize = 256;
 
 /// From the master to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +89,13 @@ pub enum ToMaster {
     /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
     /// order. With copies of both the master can have the relay gone on with elsewhere.
     Relaying(Vec<Relaying>),
+    /// A name of servers stands for something else now. Workers that are started from now on begin with it.
+    Resolved {
+        /// The name.
+        target: Target,
+        /// Its addresses, at most [`MAX_ENDPOINTS`].
+        endpoints: Vec<Endpoint>,
+    },
     /// Pipe `number` is in use from now on. Descriptor: its reading end, which replaces the former one.
     Pipe {
         /// Below [`crate::state::MAX_PIPES`].

@@ -39,6 +39,7 @@ use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
+mod names;
 mod passing;
 mod reconfigure;
 mod shortage;

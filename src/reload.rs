@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use ipc::control::Reloaded;
+use ipc::snapshot::{Endpoint, Target};
 use mio::Waker;
 
 use crate::config::{self, Loaded, Names, Options, Report};
@@ -140,6 +141,11 @@ impl Reload {
     /// Where the configuration comes from.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// What a name of servers stands for now: should it not resolve when the configuration is read again, it is this.
+    pub fn learn(&mut self, target: &Target, endpoints: Vec<Endpoint>) {
+        self.names.learn(target, endpoints);
     }
 
     /// Begins to read the configuration, or to read it once more after the reading under way. `who` wants to know

@@ -50,6 +50,8 @@ impl Worker {
                 self.end_relay(key, Some(Reason::Text("its listener or backend group was removed")));
             }
         }
+        // What is known without asking anybody holds before the next connection is taken up.
+        self.serve_names();
         self.cx.reloaded = Some(generation);
         self.acknowledge();
         info!("goes by configuration {generation}");

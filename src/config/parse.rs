@@ -16,17 +16,18 @@ use toml::de::{DeTable, DeValue};
 use super::address::{ServerAddress, parse_bind, parse_host, parse_network, parse_path, parse_server, parse_service};
 use super::read::{Schema, Section, Value, entries, type_of};
 use super::report::{Diagnostic, Fault, Report, Source, quoted};
-use super::resolver::{ATTEMPTS_MAX, NDOTS_MAX, TIMEOUT_MAX_MS, read_server, read_suffix};
 use super::syntax::{
-    At, Dns, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
+    At, File, Given, Group, Health, KeepAlive, Limits, Listen, ProxySource, Route, Server, Span, Timeouts,
 };
 use super::{Control, Workers};
+
+mod dns;
 
 /// Bounds on how much may be configured.
 const LISTENERS_MAX: usize = 1000;
 const ROUTES_MAX: usize = 100_000;
 const GROUPS_MAX: usize = 20_000;
-pub const SERVERS_MAX: usize = 1000;
+const SERVERS_MAX: usize = 1000;
 const NETWORKS_MAX: usize = 1000;
 /// The longest name of a group or server, in characters.
 const NAME_MAX: usize = 255;
@@ -90,11 +91,6 @@ static LIMITS: Schema = Schema {
     home: "`[limits]`",
     keys: &["head", "fields", "body", "connections", "connections_per_address", "min_rate"],
 };
-static DNS: Schema = Schema {
-    name: "`[dns]`",
-    home: "`[dns]`",
-    keys: &["servers", "resolv_conf", "hosts", "search", "ndots", "timeout", "attempts", "rotate"],
-};
 static ACCESS_LOG: Schema = Schema { name: "`[access_log]`", home: "`[access_log]`", keys: &["to", "format"] };
 static KEEPALIVE: Schema = Schema {
     name: "`[backends.NAME.keepalive]`",
@@ -115,7 +111,7 @@ static ALL: [&Schema; 17] = [
     &SERVER,
     &TIMEOUTS,
     &LIMITS,
-    &DNS,
+    &dns::DNS,
     &ACCESS_LOG,
     &KEEPALIVE,
     &HEALTH,
@@ -250,40 +246,6 @@ impl Parser {
         let Some(At { value: values, span }) = array.at() else { return Vec::new() };
         self.bounded(values.len(), NETWORKS_MAX, "networks", Some(span));
         self.each(values, "a network", parse_network)
-    }
-
-    fn dns(&mut self, top: &Section<'_>) -> Dns {
-        let Some(section) = self.inner(top, "dns", "[dns]", &DNS) else { return Dns::default() };
-        let interface = |name: &str| nix::net::if_::if_nametoindex(name).ok();
-        let servers = self.strings(&section, "servers", "[\"10.0.0.2\"]", ipc::snapshot::Dns::SERVERS_MAX, |text| {
-            read_server(text, &interface)
-        });
-        let search = self.strings(&section, "search", "[\"internal\"]", ipc::snapshot::Dns::SEARCH_MAX, read_suffix);
-        let report = &mut self.report;
-        Dns {
-            servers,
-            resolv_conf: section.parsed("resolv_conf", "\"/etc/resolv.conf\"", report, read_file_or_off).at(),
-            hosts: section.parsed("hosts", "\"/etc/hosts\"", report, read_file_or_off).at(),
-            search,
-            ndots: section.integer("ndots", 0..=NDOTS_MAX, report).value(),
-            timeout_ms: section.read_dns_timeout(report),
-            attempts: section.integer("attempts", 1..=ATTEMPTS_MAX, report).value(),
-            rotate: section.boolean("rotate", report).value(),
-        }
-    }
-
-    /// An array of strings, of `most` at most; `None` when it is not written.
-    fn strings<T>(
-        &mut self,
-        section: &Section<'_>,
-        key: &str,
-        example: &str,
-        most: usize,
-        parse: impl Fn(&str) -> Result<T, Fault>,
-    ) -> Option<Vec<T>> {
-        let At { value: values, span } = section.array(key, example, &mut self.report).at()?;
-        self.bounded(values.len(), most, key, Some(span));
-        Some(self.each(values, &format!("an entry of `{key}`"), parse).into_iter().map(|at| at.value).collect())
     }
 
     fn timeouts(&mut self, outer: &Section<'_>, shown: &str) -> Timeouts {
@@ -569,25 +531,7 @@ impl Parser {
     }
 }
 
-fn read_file_or_off(text: &str) -> Result<Option<PathBuf>, Fault> {
-    match text {
-        "off" => Ok(None),
-        _ if text.starts_with('/') && !text.ends_with('/') && !text.contains('\0') => Ok(Some(PathBuf::from(text))),
-        _ => Err(Fault::new(format!("{} is not the path of a file", quoted(text)))
-            .help("write it from the root, such as \"/etc/hosts\", or \"off\"")),
-    }
-}
-
 impl Section<'_> {
-    fn read_dns_timeout(&self, report: &mut Report) -> Option<u32> {
-        let At { value, span } = self.duration("timeout", report).at()?;
-        if value > TIMEOUT_MAX_MS {
-            let fault = Fault::new("a name server is not waited for so long");
-            report.push(fault.help("write 30s or less").at(span));
-        }
-        Some(value)
-    }
-
     fn read_bind(&self, report: &mut Report) -> Option<At<ipc::snapshot::Address>> {
         let bind = self.parsed("bind", "\"127.0.0.1:8080\"", report, parse_bind);
         if bind == Given::Absent {

@@ -89,6 +89,17 @@ pub(super) struct Remembering<'n> {
 }
 
 impl Names {
+    /// A name of the configuration stands for these now.
+    pub fn learn(&mut self, target: &Target, endpoints: Vec<Endpoint>) {
+        if endpoints.is_empty() {
+            self.0.remove(target);
+        } else if let Some(known) = self.0.get_mut(target) {
+            *known = endpoints;
+        } else {
+            self.0.insert(target.clone(), endpoints);
+        }
+    }
+
     pub(super) fn begin<'n>(&'n self, system: &'n dyn System) -> Remembering<'n> {
         Remembering { system, former: &self.0, now: RefCell::default() }
     }

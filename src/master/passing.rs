@@ -13,6 +13,7 @@ use ipc::state::{Direction, Image, Phase, Record};
 use ipc::tcp_info;
 use log::{debug, error, info, warn};
 
+use super::names::Resolved;
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
 use crate::keeper::{Addresses, Connection, Relay};
@@ -122,16 +123,19 @@ impl Master {
     /// Receives what workers have to say.
     pub(super) fn hear_workers(&mut self, now: Instant) {
         let mut became_ready = false;
+        let mut resolved = Resolved::new();
         for seat in &mut self.seats {
             let Some(worker) = seat.worker.as_mut().filter(|worker| worker.readable) else { continue };
             let before = worker.table.live();
             let mut returned = Vec::new();
-            became_ready |= hear(worker, seat.index, &mut self.addresses, &mut returned, now, HEARD_PER_TURN);
+            became_ready |=
+                hear(worker, seat.index, &mut self.addresses, &mut returned, &mut resolved, now, HEARD_PER_TURN);
             self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();
             }
         }
+        self.learn(resolved);
         if became_ready {
             self.announce();
         }
@@ -146,9 +150,11 @@ impl Master {
         worker.stage = Stage::Dying { deadline: now };
         worker.readable = true;
         let mut returned = Vec::new();
+        let mut resolved = Resolved::new();
         while worker.readable {
-            hear(worker, index, &mut self.addresses, &mut returned, now, HEARD_PER_TURN);
+            hear(worker, index, &mut self.addresses, &mut returned, &mut resolved, now, HEARD_PER_TURN);
         }
+        self.learn(resolved);
         let mut tally = Tally::default();
         for connection in returned {
             self.settle(Verdict::Pass(connection), &mut tally);
@@ -375,12 +381,13 @@ fn resume_relay(connection: &mut Connection, id: u32, left: &mut Leftovers) -> R
 }
 
 /// Receives up to `most` messages; whether the worker has become ready. Connections given back are appended to
-/// `returned`.
+/// `returned`, what names stand for now to `resolved`.
 fn hear(
     worker: &mut Worker,
     index: u16,
     addresses: &mut Addresses,
     returned: &mut Vec<Connection>,
+    resolved: &mut Resolved,
     now: Instant,
     most: usize,
 ) -> bool {
@@ -431,6 +438,7 @@ fn hear(
                     }
                 }
             }
+            Ok(ToMaster::Resolved { target, endpoints }) => resolved.push((target, endpoints)),
             Ok(ToMaster::Pipe { number }) => {
                 if let Some(end) = fds.pop() {
                     worker.pipes.put(number, end);

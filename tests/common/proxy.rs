@@ -128,9 +128,10 @@ impl Launch {
         launch
     }
 
-    /// The test's own directory.
-    pub fn dir(&self) -> &TempDir {
-        &self.dir
+    /// With this file in the test's own directory.
+    pub fn file(self, name: &str, text: &str) -> Launch {
+        self.dir.write(name, text);
+        self
     }
 
     /// Started from this file, and not from where it was built.

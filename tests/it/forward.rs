@@ -24,10 +24,9 @@ fn launch(rules: &str, more: &str) -> Launch {
          [dns]\nresolv_conf = \"{{dir}}/resolv.conf\"\nhosts = \"{{dir}}/hosts\"\n\
          [rules.t]\n{rules}\n"
     );
-    let launch = Launch::config(&text);
-    launch.dir().write("resolv.conf", "");
-    launch.dir().write("hosts", "127.0.0.1 origin.test\n127.0.0.2 second.test\n127.0.0.1 rebind.test\n");
-    launch
+    Launch::config(&text)
+        .file("resolv.conf", "")
+        .file("hosts", "127.0.0.1 origin.test\n127.0.0.2 second.test\n127.0.0.1 rebind.test\n")
 }
 
 fn open() -> Launch {
@@ -45,9 +44,8 @@ fn hash(password: &str) -> String {
 fn guarded(more: &str) -> Launch {
     let rules =
         format!("auth = \"required\"\n{more}\nlist = [{{ users = [\"ann\"], {}]", LOOPBACK.trim_start_matches("{ "));
-    let launch = launch(&rules, "[users]\nfile = \"{dir}/users\"");
-    launch.dir().write("users", &format!("# staff\nann:{}\nbob:{}\n", hash("secret"), hash("pw")));
-    launch
+    launch(&rules, "[users]\nfile = \"{dir}/users\"")
+        .file("users", &format!("# staff\nann:{}\nbob:{}\n", hash("secret"), hash("pw")))
 }
 
 /// The lines of the access log, once there are `count`.

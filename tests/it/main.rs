@@ -11,6 +11,7 @@ mod common;
 mod balance;
 mod cli;
 mod continuity;
+mod dns;
 mod forward;
 mod hostile;
 mod http_basic;

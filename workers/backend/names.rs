@@ -15,7 +15,7 @@ use ipc::snapshot::{Address, Endpoint, Group, GroupId, Server, Snapshot, Target}
 use log::{info, warn};
 
 use crate::balance::ServerId;
-use crate::dns::discover::{Discovered, Discovery, Progress};
+use crate::dns::discover::{Discovered, Discovery, ENDPOINTS_MAX, Progress};
 use crate::dns::resolver::Resolver;
 use crate::dns::{Answer, DnsError};
 use crate::forward::dial::Dial;
@@ -76,35 +76,44 @@ pub struct Names {
     asked: usize,
     /// Groups whose servers have changed.
     changed: BTreeSet<GroupId>,
+    /// Names that stand for something else than the master knows.
+    news: BTreeSet<usize>,
     /// Whether changes are logged here: one worker is enough.
     speaks: bool,
 }
 
 impl Names {
-    /// The names in `snapshot`. Each stands for what it did in `former`, or else for what the master found. All are
+    /// The names in `snapshot`. Each stands for what the master found, or else for what it did in `former`. All are
     /// due at once.
     #[must_use]
     pub fn new(snapshot: &Snapshot, former: Option<&Names>, speaks: bool) -> Names {
+        Names { generation: snapshot.generation, ..Names::of(&snapshot.groups, former, speaks) }
+    }
+
+    fn of(groups: &[Group], former: Option<&Names>, speaks: bool) -> Names {
         let mut names = Names {
-            generation: snapshot.generation,
+            generation: 0,
             entries: Vec::new(),
             by_target: HashMap::new(),
             due: BTreeSet::new(),
             asked: 0,
             changed: BTreeSet::new(),
+            news: BTreeSet::new(),
             speaks,
         };
-        for (id, group) in (0..).zip(&snapshot.groups) {
+        for (id, group) in (0..).zip(groups) {
             for named in &group.names {
                 let next = names.entries.len();
                 let at = *names.by_target.entry(named.target.clone()).or_insert(next);
                 if at == next {
                     let old = former.and_then(|old| Some(&old.entries[*old.by_target.get(&named.target)?]));
-                    let old = old.filter(|old| !old.endpoints.is_empty());
                     names.entries.push(Entry {
                         target: named.target.clone(),
                         groups: Vec::new(),
-                        endpoints: old.map_or(&named.known, |old| &old.endpoints).clone(),
+                        endpoints: match old {
+                            Some(old) if named.known.is_empty() => old.endpoints.clone(),
+                            Some(_) | None => named.known.clone(),
+                        },
                         discovery: None,
                         trouble: old.and_then(|old| old.trouble),
                         pause_ms: AGAIN_MIN_MS,
@@ -187,6 +196,18 @@ impl Names {
         self.changed.pop_first()
     }
 
+    /// A name that stands for something else than the master knows, until [`Names::told`].
+    #[must_use]
+    pub fn news(&self) -> Option<(&Target, &[Endpoint])> {
+        let entry = self.entries.get(*self.news.first()?)?;
+        Some((&entry.target, &entry.endpoints))
+    }
+
+    /// The master has been told of what [`Names::news`] gave.
+    pub fn told(&mut self) {
+        self.news.pop_first();
+    }
+
     fn take(&mut self, at: usize, progress: Progress, now_ms: u64) {
         let Some(result) = progress else { return };
         self.asked -= 1;
@@ -215,6 +236,7 @@ impl Names {
         if let Some(new) = changed {
             entry.endpoints = new;
             self.changed.extend(&entry.groups);
+            self.news.insert(at);
         }
         if self.speaks {
             entry.log(before, is_changed);
@@ -262,7 +284,8 @@ fn with_former(found: Discovered, former: &[Endpoint]) -> Vec<Endpoint> {
     let mut endpoints = found.endpoints;
     for old in former {
         let unknown = if old.address.is_ipv4() { lacks.v4 } else { lacks.v6 };
-        if unknown && endpoints.iter().all(|new| new.address != old.address) {
+        let room = endpoints.len() < ENDPOINTS_MAX;
+        if unknown && room && endpoints.iter().all(|new| new.address != old.address) {
             endpoints.push(*old);
         }
     }
@@ -281,6 +304,12 @@ fn inet(server: &Server) -> Option<SocketAddr> {
     }
 }
 
+/// Whether a server is one of the addresses of a name.
+#[must_use]
+pub fn is_of_name(server: &Server) -> bool {
+    server.number & NUMBER_OF_NAME != 0
+}
+
 /// The number of a server given by name: the same in every worker for the same address in a group of the same name,
 /// without anybody handing them out. Two servers may have the same one with a probability of 2^-63; then relays are
 /// counted for the wrong one.
@@ -291,4 +320,4 @@ fn number_of(group: &str, address: &SocketAddr) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

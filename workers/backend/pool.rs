@@ -12,7 +12,7 @@ use ipc::snapshot::{self, Group, GroupId};
 use log::{info, warn};
 
 use crate::backend::Upstream;
-use crate::backend::names::Names;
+use crate::backend::names::{self, Names};
 use crate::balance::{GroupState, ServerId};
 use crate::ctx::Site;
 use crate::slab::Key;
@@ -140,6 +140,12 @@ impl Pools {
         &self.settings(place.group).servers[usize::from(place.server)]
     }
 
+    /// What the log calls a server: with its address, where its name stands for several.
+    fn shown(&self, place: Place) -> String {
+        let server = self.server(place);
+        if names::is_of_name(server) { format!("{} ({})", server.name, server.address) } else { server.name.clone() }
+    }
+
     /// The server for a request or connection of `source`; `None` when every one is in `tried` or has no room.
     pub fn pick(&mut self, group: PoolId, source: u64, now_ms: u64, tried: &[ServerId]) -> Option<Place> {
         let GroupPool { balance, servers, max_per_server, .. } = self.groups.get_mut(usize::from(group.0))?;
@@ -162,7 +168,7 @@ impl Pools {
     /// A server did what it should.
     pub fn succeeded(&mut self, place: Place) {
         if self.balance(place).succeeded(place.server) {
-            info!("backends.{}: {} answers again", self.settings(place.group).name, self.server(place).name);
+            info!("backends.{}: {} answers again", self.settings(place.group).name, self.shown(place));
         }
     }
 
@@ -173,7 +179,7 @@ impl Pools {
                 "backends.{}: {} failed {} times in a row, the last time because: {why}; it is passed over for {} ms while \
                  others are there",
                 self.settings(place.group).name,
-                self.server(place).name,
+                self.shown(place),
                 ejected.failures,
                 ejected.for_ms
             );

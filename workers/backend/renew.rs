@@ -3,10 +3,12 @@
 //! Part of the worker's loop. It also gives out what the resolver has finished, and keeps its one entry in the timer
 //! wheel.
 
+use ipc::channel::SendError;
+use ipc::message::ToMaster;
 use log::{debug, info, warn};
 
 use crate::backend::names::Waiter;
-use crate::ctx::Owner;
+use crate::ctx::{Ctx, Owner};
 use crate::dns::servers::Change;
 use crate::worker::Worker;
 
@@ -41,6 +43,7 @@ impl Worker {
         if let Some(due_ms) = due_ms {
             cx.dns_timer = Some(cx.timers.rearm(Owner::DnsTimer.to_bits(), cx.dns_timer, due_ms));
         }
+        self.tell_names();
         while let Some(group) = self.cx.names.take_changed() {
             let names = &self.cx.names;
             if let Some((remap, surplus)) = self.cx.pools.renew(group, names, self.cx.seed) {
@@ -49,6 +52,24 @@ impl Worker {
         }
         for (dial, result) in dials {
             self.on_name(dial, result);
+        }
+    }
+
+    /// Tells the master what names stand for now, so that a worker that takes this one's place knows.
+    fn tell_names(&mut self) {
+        let Ctx { names, channel, .. } = &mut self.cx;
+        while let Some((target, endpoints)) = names.news() {
+            let message = ToMaster::Resolved { target: target.clone(), endpoints: endpoints.to_vec() };
+            match channel.send(&message, &[]) {
+                Ok(()) => names.told(),
+                // Once there is room.
+                Err(SendError::Full) => return,
+                // The next master's workers ask for themselves.
+                Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
+                    debug!("cannot report: {error}");
+                    names.told();
+                }
+            }
         }
     }
 }

@@ -4,8 +4,8 @@
 
 use std::net::IpAddr;
 
+use crate::dns::lookup::DnsError;
 use crate::dns::message::{Data, Outcome, Record, Reply, Service};
-use crate::dns::resolver::DnsError;
 
 /// Aliases followed for one name, over all answers.
 pub const CHAIN_MAX: u8 = 8;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use crate::dns::resolver::{Answer, DnsError, Subject};
+use crate::dns::lookup::{Answer, DnsError, Subject};
 
 /// Entries kept.
 pub const ENTRIES_MAX: usize = 4096;
@@ -72,7 +72,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dns::resolver::Wanted;
+    use crate::dns::lookup::Wanted;
 
     fn subject(n: usize) -> Subject {
         Subject { name: format!("n{n}"), absolute: true, wanted: Wanted::Host }

@@ -8,11 +8,12 @@ use ipc::snapshot::{Endpoint, Target};
 use std::net::SocketAddr;
 
 use crate::dns::answer;
+use crate::dns::lookup::{Answer, DnsError, Lacks, Lookup};
 use crate::dns::message::Service;
-use crate::dns::resolver::{Answer, DnsError, Lacks, Lookup, Resolver};
+use crate::dns::resolver::Resolver;
 
 /// Addresses that one name of a server may stand for.
-pub const ENDPOINTS_MAX: usize = 256;
+pub const ENDPOINTS_MAX: usize = ipc::message::MAX_ENDPOINTS;
 /// The largest share that a server can have.
 const WEIGHT_MAX: u32 = 1000;
 
@@ -27,12 +28,15 @@ pub struct Discovered {
     pub lacks: Lacks,
 }
 
+/// A host of a service, and its addresses once they are known.
+type Hosted = (Service, Option<Result<Rc<Answer>, DnsError>>);
+
 /// A name on its way to its addresses.
 #[derive(Debug)]
 pub struct Discovery {
     target: Target,
     service: Option<Rc<Answer>>,
-    hosts: Vec<(Service, Option<Result<Rc<Answer>, DnsError>>)>,
+    hosts: Vec<Hosted>,
 }
 
 /// What came of a step: nothing yet, or the end.
@@ -115,10 +119,7 @@ fn of_host(answer: &Answer, port: u16) -> Discovered {
 }
 
 /// Hosts of the lowest priority are used first, all others are backups; shares are those of the records.
-fn of_service(
-    service: &Answer,
-    hosts: &[(Service, Option<Result<Rc<Answer>, DnsError>>)],
-) -> Result<Discovered, DnsError> {
+fn of_service(service: &Answer, hosts: &[Hosted]) -> Result<Discovered, DnsError> {
     let first = hosts.iter().map(|(service, _)| service.priority).min().unwrap_or(0);
     let most = hosts.iter().map(|(service, _)| u32::from(service.weight)).max().unwrap_or(0);
     let mut found: Vec<Endpoint> = Vec::new();
@@ -156,5 +157,76 @@ fn of_service(
         None if found.is_empty() => Err(DnsError::NoAddress),
         Some(_) => Ok(Discovered { endpoints: found, expires_ms, lacks: Lacks { v4: true, v6: true } }),
         None => Ok(Discovered { endpoints: found, expires_ms, lacks }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipc::snapshot::Dns;
+
+    use super::*;
+
+    fn service(priority: u16, weight: u16, port: u16, host: &str) -> Service {
+        Service { priority, weight, port, host: host.to_owned() }
+    }
+
+    fn services(services: &[Service]) -> Rc<Answer> {
+        let lacks = Lacks::default();
+        Rc::new(Answer { addresses: Vec::new(), services: services.to_vec(), expires_ms: 5000, lacks })
+    }
+
+    /// What a service comes to whose hosts are known, or asked for, as these say.
+    fn discover(records: &[Service], hosts: &[(&str, Result<&str, DnsError>)]) -> Progress {
+        let known = hosts.iter().filter_map(|(name, ip)| Some((*name, (*ip).ok()?)));
+        let mut table: Vec<_> = known.map(|(name, ip)| (name.to_owned(), vec![ip.parse().unwrap()])).collect();
+        table.sort();
+        let server = "127.0.0.1:53".parse().unwrap();
+        let mut resolver: Resolver<u16> = Resolver::new(Dns { hosts: table, servers: vec![server], ..Dns::default() });
+        let target = Target::Service { name: "_x._tcp.test".to_owned() };
+        let (mut discovery, progress) = Discovery::begin(&target, &mut resolver, &|part| part, 0);
+        assert_eq!(progress, None);
+        let mut progress = discovery.answer(0, Ok(services(records)), &mut resolver, &|part| part, 0);
+        let mut sorted = records.to_vec();
+        sorted.sort();
+        for (number, record) in (1..).zip(sorted.iter().filter(|record| !record.host.is_empty())) {
+            if let Some((_, Err(error))) = hosts.iter().find(|(name, _)| *name == record.host) {
+                assert_eq!(progress, None, "there is a question left");
+                progress = discovery.answer(number, Err(*error), &mut resolver, &|part| part, 0);
+            }
+        }
+        progress
+    }
+
+    #[test]
+    fn the_lowest_priority_comes_first_and_shares_are_scaled() {
+        let records = [service(9, 5, 81, "b.x"), service(1, 60_000, 80, "a.x"), service(1, 0, 80, "c.x")];
+        let found = discover(&records, &[("a.x", Ok("10.0.0.1")), ("b.x", Ok("10.0.0.2")), ("c.x", Ok("10.0.0.3"))]);
+        let endpoint = |address: &str, weight, backup| Endpoint { address: address.parse().unwrap(), weight, backup };
+        let endpoints = vec![
+            endpoint("10.0.0.3:80", Some(1), false),
+            endpoint("10.0.0.1:80", Some(1000), false),
+            endpoint("10.0.0.2:81", Some(1), true),
+        ];
+        assert_eq!(found, Some(Ok(Discovered { endpoints, expires_ms: 5000, lacks: Lacks::default() })));
+    }
+
+    #[test]
+    fn a_host_that_is_not_there_is_left_out_and_one_nobody_could_tell_of_is_said_to_lack() {
+        let records = [service(1, 1, 80, "a.x"), service(1, 1, 80, "b.x")];
+        let lacks = |error| match discover(&records, &[("a.x", Ok("10.0.0.1")), ("b.x", Err(error))]) {
+            Some(Ok(found)) => (found.endpoints.len(), found.lacks),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(lacks(DnsError::NoSuchName), (1, Lacks::default()));
+        assert_eq!(lacks(DnsError::ServerFailure(2)), (1, Lacks { v4: true, v6: true }));
+    }
+
+    #[test]
+    fn a_service_without_hosts_has_no_addresses() {
+        assert_eq!(discover(&[service(0, 0, 0, "")], &[]), Some(Err(DnsError::NoAddress)));
+        let records = [service(1, 1, 80, "a.x")];
+        let failed = DnsError::ServerFailure(2);
+        assert_eq!(discover(&records, &[("a.x", Err(failed))]), Some(Err(failed)));
+        assert_eq!(discover(&records, &[("a.x", Err(DnsError::NoSuchName))]), Some(Err(DnsError::NoAddress)));
     }
 }

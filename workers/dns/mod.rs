@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod cache;
 pub mod discover;
+pub mod lookup;
 pub mod message;
 pub mod name;
 pub mod once;
@@ -16,5 +17,5 @@ pub mod resolver;
 pub mod servers;
 pub mod sockets;
 
-pub use resolver::{Answer, DnsError, Lookup};
+pub use lookup::{Answer, DnsError, Lookup};
 pub use sockets::{Resolving, Wire};

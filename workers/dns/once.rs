@@ -7,7 +7,7 @@ use ipc::snapshot::{Dns, Target};
 use mio::{Events, Poll, Token};
 
 use crate::dns::discover::{Discovered, Discovery};
-use crate::dns::resolver::DnsError;
+use crate::dns::lookup::DnsError;
 use crate::dns::sockets::{Resolving, Wire};
 use crate::slab::Key;
 

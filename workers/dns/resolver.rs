@@ -9,7 +9,6 @@
 //! aliases, [`WRONG_MAX`] messages that are no answer before a server is given up for a question.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
@@ -17,7 +16,8 @@ use ipc::snapshot::Dns;
 
 use crate::dns::answer::{self, Found, Meaning, Part};
 use crate::dns::cache::Cache;
-use crate::dns::message::{self, Kind, Outcome, Question, Service};
+use crate::dns::lookup::{Answer, DnsError, Lacks, Lookup, Subject, Wanted};
+use crate::dns::message::{self, Kind, Outcome, Question};
 use crate::dns::name::{self, Host};
 use crate::dns::random::Ids;
 use crate::dns::servers::{Change, Servers, Trouble};
@@ -35,124 +35,6 @@ pub const WRONG_MAX: u8 = 32;
 pub const RESOLUTION_DELAY_MS: u64 = 50;
 /// How long an answer given before the other family's had come is used.
 const PARTIAL_MS: u64 = 1000;
-
-/// What a name stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// Its addresses, in the order in which they are to be tried (RFC 8305 section 4).
-    pub addresses: Vec<IpAddr>,
-    /// Where a service is, when that was asked for; in no particular order.
-    pub services: Vec<Service>,
-    /// Until when this holds, by the worker's clock; [`u64::MAX`] = for good.
-    pub expires_ms: u64,
-    /// Families of which nothing is known, since no server said whether there are any.
-    pub lacks: Lacks,
-}
-
-/// See [`Answer::lacks`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Lacks {
-    /// IPv4.
-    pub v4: bool,
-    /// IPv6.
-    pub v6: bool,
-}
-
-impl Answer {
-    fn fixed(addresses: Vec<IpAddr>) -> Rc<Answer> {
-        Rc::new(Answer { addresses, services: Vec::new(), expires_ms: u64::MAX, lacks: Lacks::default() })
-    }
-}
-
-/// Why there is no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DnsError {
-    /// The text is neither a name nor an address.
-    NotAName(&'static str),
-    /// Too many names are being looked up.
-    Busy,
-    /// No name server is configured.
-    NoServers,
-    /// There is no such name (NXDOMAIN).
-    NoSuchName,
-    /// The name has no addresses, or the service no servers.
-    NoAddress,
-    /// Every server failed; the last one with this RCODE.
-    ServerFailure(u8),
-    /// Every server failed, the last one so.
-    Trouble(Trouble),
-    /// An alias of an alias, and so on, beyond the bound, or in a circle.
-    AliasesTooLong,
-    /// It took too long altogether.
-    TooLong,
-}
-
-impl DnsError {
-    /// Whether this is how things are, rather than that nobody could say.
-    #[must_use]
-    pub fn is_definite(self) -> bool {
-        match self {
-            DnsError::NotAName(_) | DnsError::NoSuchName | DnsError::NoAddress => true,
-            DnsError::Busy
-            | DnsError::NoServers
-            | DnsError::ServerFailure(_)
-            | DnsError::Trouble(_)
-            | DnsError::AliasesTooLong
-            | DnsError::TooLong => false,
-        }
-    }
-}
-
-impl fmt::Display for DnsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DnsError::NotAName(why) => f.write_str(why),
-            DnsError::Busy => write!(f, "{LOOKUPS_MAX} names are being looked up already"),
-            DnsError::NoServers => f.write_str("no name server is configured"),
-            DnsError::NoSuchName => f.write_str("there is no such name"),
-            DnsError::NoAddress => f.write_str("it has no addresses"),
-            DnsError::ServerFailure(2) => f.write_str("the name servers fail (SERVFAIL)"),
-            DnsError::ServerFailure(5) => f.write_str("the name servers refuse (REFUSED)"),
-            DnsError::ServerFailure(code) => write!(f, "the name servers fail (RCODE {code})"),
-            DnsError::Trouble(Trouble::Silent) => f.write_str("no name server answers"),
-            DnsError::Trouble(Trouble::Unreachable) => f.write_str("no name server can be reached"),
-            DnsError::Trouble(Trouble::Nonsense) => f.write_str("what the name servers send is no answer"),
-            DnsError::AliasesTooLong => write!(f, "it is an alias {} times over, or in a circle", answer::CHAIN_MAX),
-            DnsError::TooLong => f.write_str("looking it up took too long"),
-        }
-    }
-}
-
-/// What a lookup came to at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lookup {
-    /// The answer was there.
-    Ready(Rc<Answer>),
-    /// It will be among [`Resolver::next_finished`].
-    Pending,
-    /// There is none; nobody is asked.
-    Refused(DnsError),
-}
-
-/// What of a name is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wanted {
-    /// Its addresses.
-    Host,
-    /// Where the service is.
-    Service,
-}
-
-/// What is looked up.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Subject {
-    /// The name, in lower case.
-    pub name: String,
-    /// No search suffix is tried.
-    pub absolute: bool,
-    /// What of it.
-    pub wanted: Wanted,
-}
 
 /// What is to be done with sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,6 +69,8 @@ pub struct Query {
     tcp: bool,
     edns: bool,
     wrong: u8,
+    /// For want of a socket it has not been sent: that is not the server's fault.
+    unsent: bool,
     due_ms: u64,
 }
 
@@ -443,6 +327,13 @@ impl<W> Resolver<W> {
         self.trouble(key, Trouble::Unreachable, now_ms);
     }
 
+    /// There was no socket for `query`: it is as if its message had been lost on the way.
+    pub fn on_unsent(&mut self, key: Key<Query>) {
+        if let Some(query) = self.queries.get_mut(key) {
+            query.unsent = true;
+        }
+    }
+
     /// Begins to ask for the present one of a lookup's names.
     fn begin(&mut self, key: Key<Flight>, now_ms: u64) {
         let Some(flight) = self.flights.get(key) else { return };
@@ -464,6 +355,7 @@ impl<W> Resolver<W> {
                 tcp: false,
                 edns: true,
                 wrong: 0,
+                unsent: false,
                 due_ms: u64::MAX,
             };
             let Ok(query) = self.queries.insert(query) else { continue };
@@ -489,7 +381,7 @@ impl<W> Resolver<W> {
             return self.end_query(key, Part { found: Err(DnsError::Busy), ttl: None }, now_ms);
         };
         query.question.id = id;
-        query.wrong = 0;
+        (query.wrong, query.unsent) = (0, false);
         let Some(message) = message::write(&query.question, query.edns) else {
             let why = "it cannot be asked for";
             return self.end_query(key, Part { found: Err(DnsError::NotAName(why)), ttl: None }, now_ms);
@@ -502,7 +394,9 @@ impl<W> Resolver<W> {
 
     fn trouble(&mut self, key: Key<Query>, why: Trouble, now_ms: u64) {
         let Some(query) = self.queries.get(key) else { return };
-        if let Some(&server) = query.order.get(query.tries % query.order.len().max(1)) {
+        if let Some(&server) = query.order.get(query.tries % query.order.len().max(1))
+            && !query.unsent
+        {
             self.servers.failed(server, why, now_ms);
         }
         self.next_server(key, DnsError::Trouble(why), now_ms);

@@ -11,9 +11,12 @@ use std::rc::Rc;
 use ipc::snapshot::Dns;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
 
-use crate::dns::resolver::{Answer, Command, DnsError, Lookup, Query, Resolver};
+use crate::dns::lookup::{Answer, DnsError, Lookup};
+use crate::dns::resolver::{Command, Query, Resolver};
 use crate::dns::servers::Change;
+use crate::room::is_shortage;
 use crate::slab::{Key, Slab};
 
 /// Longer datagrams than we say we take are cut off, and then are no answers.
@@ -105,8 +108,12 @@ impl<W> Resolving<W> {
                 Command::Close(query) => self.close(query),
                 Command::Send { query, server, tcp, message } => {
                     self.close(query);
-                    if self.send(query, server, tcp, &message).is_err() {
-                        self.resolver.on_failed(query, now_ms);
+                    match self.send(query, server, tcp, &message) {
+                        Ok(()) => {}
+                        Err(error) if Errno::from_io_error(&error).is_some_and(is_shortage) => {
+                            self.resolver.on_unsent(query);
+                        }
+                        Err(_) => self.resolver.on_failed(query, now_ms),
                     }
                 }
             }

@@ -17,8 +17,8 @@ use ipc::channel::{Channel, RecvError};
 use ipc::message::{Layout, Passed, Task, ToMaster, ToWorker, VERSION};
 use ipc::origin::Origin;
 use ipc::snapshot::{
-    AccessLog, Address, Balance, Dispatch, Group, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat, LogTarget,
-    Mode, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
+    AccessLog, Address, Balance, Dispatch, Dns, Group, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat,
+    LogTarget, Mode, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
 };
 
 /// Clients at a time.

@@ -4,6 +4,7 @@ use ipc::snapshot::*;
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::names::tests::{group as named_group, known_names, named};
 use crate::slab::Slab;
 
 const TIMEOUTS: TimeoutOverrides = TimeoutOverrides {
@@ -229,4 +230,53 @@ fn a_group_of_another_configuration_has_no_pools_here() {
     assert!(pools.id(&one, 0).is_some());
     assert!(pools.id(&one, 1).is_none());
     assert!(pools.id(&other, 0).is_none());
+}
+
+/// A change of a name's addresses is to the servers that stay as if nothing had happened.
+#[test]
+fn renewed_names_keep_health_counts_and_connections_of_what_stays() {
+    let addresses = |known: &[&str]| vec![named_group("g", &["10.0.0.9:80"], vec![named("a", known)]), other()];
+    fn other() -> Group {
+        named_group("other", &["10.0.0.8:80"], Vec::new())
+    }
+    let before = addresses(&["10.0.0.1:80", "10.0.0.2:80"]);
+    let mut snapshot = site(Balance::RoundRobin, 8, &[]).snapshot.clone();
+    snapshot.groups.clone_from(&before);
+    let site = Rc::new(Site::new(snapshot, 32768));
+    let mut pools = Pools::new(&site, &known_names(&before), 1);
+    let find = |pools: &Pools, group: usize, address: &str| {
+        let id = pools.id(&site, GroupId::try_from(group).unwrap()).unwrap();
+        let at = pools.settings(id).servers.iter().position(|server| server.address.to_string() == address)?;
+        pools.find(pools.settings(id).servers[at].number)
+    };
+    let (gone, stays) = (find(&pools, 0, "10.0.0.1:80").unwrap(), find(&pools, 0, "10.0.0.2:80").unwrap());
+    let elsewhere = find(&pools, 1, "10.0.0.8:80");
+    let mut keys = Slab::new();
+    let mut idle = |pools: &mut Pools, place| {
+        let key = keys.insert(()).unwrap();
+        let key = Key::from_bits(key.to_bits());
+        pools.opened(place);
+        assert!(pools.put_idle(place, key));
+        key
+    };
+    let (closed, kept) = (idle(&mut pools, gone), idle(&mut pools, stays));
+    pools.began(stays);
+    assert!(pools.renew(0, &known_names(&before), 1).is_none(), "nothing has changed");
+    let (remap, surplus) = pools.renew(0, &known_names(&addresses(&["10.0.0.2:80", "10.0.0.3:80"])), 1).unwrap();
+    assert_eq!(surplus, [closed]);
+    assert_eq!(remap.place(gone), None);
+    assert_eq!(remap.server(Some(gone), None).1.as_deref(), Some("a"));
+    let moved = remap.place(stays).unwrap();
+    assert_ne!(moved, stays, "it is another's place now");
+    assert_eq!(Some(moved), find(&pools, 0, "10.0.0.2:80"));
+    assert_eq!((pools.balance(moved).active(moved.server()), pools.connections(moved).open), (1, 1));
+    assert_eq!(pools.take_idle(moved), Some(kept));
+    // Nobody else is touched.
+    assert_eq!(
+        (elsewhere.and_then(|place| remap.place(place)), find(&pools, 1, "10.0.0.8:80")),
+        (elsewhere, elsewhere)
+    );
+    let mut tried = [gone.server(), stays.server()];
+    remap.tried(Some(gone.group()), &mut tried);
+    assert_eq!(tried, [GONE, moved.server()]);
 }

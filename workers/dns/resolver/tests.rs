@@ -6,6 +6,7 @@ use domain::rdata::{A, Aaaa, Cname, Soa, Srv};
 use proptest::prelude::*;
 
 use super::*;
+use crate::dns::message::Service;
 
 fn server(n: u8) -> SocketAddr {
     ([127, 0, 0, n], 53).into()
@@ -252,6 +253,22 @@ fn a_server_that_fails_or_is_unreachable_is_followed_by_the_next() {
     // The one that cannot be reached comes last from now on.
     let _ = resolver.lookup("b.x", 1, 0);
     assert!(sent(&mut resolver).iter().all(|one| one.server == server(2)));
+}
+
+#[test]
+fn for_want_of_a_socket_no_server_is_blamed() {
+    let mut resolver = resolver(1);
+    for n in 0..3u64 {
+        let _ = resolver.lookup(&format!("n{n}.x"), 1, n * 10_000);
+        while let Some(due_ms) = resolver.next_deadline() {
+            for one in sent(&mut resolver) {
+                resolver.on_unsent(one.query);
+            }
+            resolver.on_time(due_ms);
+        }
+    }
+    assert_eq!(resolver.next_change(), None);
+    assert!(finished(&mut resolver).iter().all(|(_, result)| *result == Err(DnsError::Trouble(Trouble::Silent))));
 }
 
 #[test]
