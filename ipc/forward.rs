@@ -49,6 +49,8 @@ pub struct RuleSet {
     pub name: String,
     /// Whether clients must say who they are, and prove it.
     pub auth: bool,
+    /// How long a tunnel may last, however much moves on it; `None` = no bound.
+    pub lifetime_ms: Option<u32>,
     /// In the order in which they are asked.
     pub rules: Vec<Rule>,
     /// Bounds for each user.

@@ -211,7 +211,8 @@ impl Worker {
         let after = relay.to_server.moved + relay.to_client.moved;
         self.forward.uses.moved(lease, after - before);
         if after != before || client.socket.deadline.due_ms == u64::MAX {
-            let due_ms = self.cx.clock.now_ms + u64::from(relay.tunnel_ms);
+            let ends_ms = relay.pass.as_ref().map_or(u64::MAX, |pass| pass.ends_ms());
+            let due_ms = (self.cx.clock.now_ms + u64::from(relay.tunnel_ms)).min(ends_ms);
             self.cx.arm(&mut client.socket, Owner::Client(relay.client), due_ms);
         }
         if std::mem::take(&mut relay.to_server.presumed) | std::mem::take(&mut relay.to_client.presumed)
@@ -240,6 +241,15 @@ impl Worker {
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
         }
+    }
+
+    /// The client's time limit has passed.
+    pub(crate) fn on_relay_timeout(&mut self, key: Key<Relay>) {
+        let now_ms = self.cx.clock.now_ms;
+        let pass = self.relays.get(key).and_then(|relay| relay.pass.as_ref());
+        let reason =
+            pass.map_or("nothing moved for longer than the tunnel timeout", |pass| pass.timeout_reason(now_ms));
+        self.end_relay(key, Some(Reason::Text(reason)));
     }
 
     /// When relays that were taken for drained are to be looked at again; `None` = there are none.

@@ -429,9 +429,7 @@ impl Worker {
                 let step = exchange.on_client_timeout(client, &mut self.cx);
                 self.carry_out(exchange_key, step);
             }
-            ClientState::Relay(relay) => {
-                self.end_relay(relay, Some(Reason::Text("nothing moved for longer than the tunnel timeout")))
-            }
+            ClientState::Relay(relay) => self.on_relay_timeout(relay),
         }
     }
 

@@ -182,13 +182,14 @@ fn use_limits() -> impl Strategy<Value = UseLimits> {
 
 /// One set of rules for all listeners that have some: two of the same name must be the same.
 fn rule_set() -> impl Strategy<Value = RuleSet> {
-    let parts = ("[a-zA-Z0-9._-]{1,12}", any::<bool>(), vec(rule(), 0..4), use_limits(), use_limits());
-    parts.prop_map(|(name, auth, mut rules, per_user, per_address)| {
+    let parts =
+        ("[a-zA-Z0-9._-]{1,12}", any::<bool>(), option::of(duration()), vec(rule(), 0..4), use_limits(), use_limits());
+    parts.prop_map(|(name, auth, lifetime_ms, mut rules, per_user, per_address)| {
         if !auth {
             rules.iter_mut().for_each(|rule| rule.users.clear());
         }
         let per_user = if auth { per_user } else { UseLimits::default() };
-        RuleSet { name, auth, rules, per_user, per_address }
+        RuleSet { name, auth, lifetime_ms, rules, per_user, per_address }
     })
 }
 

@@ -144,6 +144,8 @@ pub struct Listen {
 pub struct RuleSet {
     pub name: At<String>,
     pub auth: Option<At<bool>>,
+    /// The inner option is "none".
+    pub lifetime_ms: Option<Option<u32>>,
     pub rules: Vec<Rule>,
     pub per_user: Option<At<UseLimits>>,
     pub per_address: Option<At<UseLimits>>,

@@ -809,3 +809,23 @@ fn what_fails_in_a_delivery_has_an_error_of_its_own() {
     assert_eq!(receiver.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
     wait_until("nothing is left", || echo.open() == 0);
 }
+
+#[test]
+fn a_tunnel_lasts_no_longer_than_the_rules_let_it() {
+    let backend = Backend::tcp_echo();
+    let proxy = launch(&format!("lifetime = \"400ms\"\nlist = [{LOOPBACK}]"), "").start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    // It is never idle, and ends all the same.
+    wait_until("the tunnel ends", || {
+        client.send("x");
+        client.wire.begin();
+        client.wire.take(1).is_err()
+    });
+    assert_eq!(log(&proxy, 1)[0]["reason"], "it has lasted as long as the rules let it");
+    let idle = launch(&format!("list = [{LOOPBACK}]"), "timeouts.tunnel = \"200ms\"").start();
+    let mut client = Client::connect(idle.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    assert_eq!(client.end(), End::Reset);
+    assert_eq!(log(&idle, 1)[0]["reason"], "nothing moved for longer than the tunnel timeout");
+}

@@ -146,7 +146,7 @@ impl Worker {
         };
         let after = delivery.to_target.moved + delivery.to_reply.moved;
         if after != before || client.socket.deadline.due_ms == u64::MAX {
-            let due_ms = self.cx.clock.now_ms + u64::from(delivery.idle_ms);
+            let due_ms = (self.cx.clock.now_ms + u64::from(delivery.idle_ms)).min(delivery.pass.ends_ms());
             self.cx.arm(&mut client.socket, Owner::Client(delivery.client), due_ms);
         }
         let presumed =
@@ -194,7 +194,9 @@ impl Worker {
 
     /// Nothing has moved for too long.
     pub(crate) fn on_delivery_timeout(&mut self, key: Key<Delivery>) {
-        self.end_delivery(key, Err((ErrorCode::Timeout, "nothing moved for longer than the tunnel timeout")));
+        let Some(delivery) = self.forward.deliveries.get(key) else { return };
+        let reason = delivery.pass.timeout_reason(self.cx.clock.now_ms);
+        self.end_delivery(key, Err((ErrorCode::Timeout, reason)));
     }
 
     /// Ends an exchange and tells the client what came of it. When it failed both other connections are reset, so that

@@ -352,6 +352,7 @@ impl Worker {
             lease: std::mem::take(&mut dial.lease),
             began_us: dial.began_us,
             connected_us: self.cx.clock.now_us,
+            lifetime_ms: dial.rules().and_then(|set| set.lifetime_ms),
         };
         Some(Reached { upstream, pass: Box::new(pass) })
     }

@@ -55,6 +55,26 @@ pub struct Pass {
     pub began_us: u64,
     /// When it stood.
     pub connected_us: u64,
+    /// How long it may last from then on; `None` = no bound.
+    pub lifetime_ms: Option<u32>,
+}
+
+impl Pass {
+    /// When it must be over, by the worker's clock.
+    #[must_use]
+    pub fn ends_ms(&self) -> u64 {
+        self.lifetime_ms.map_or(u64::MAX, |ms| self.connected_us / 1000 + u64::from(ms))
+    }
+
+    /// Why it is over, when nothing moves or it has lasted for too long.
+    #[must_use]
+    pub fn timeout_reason(&self, now_ms: u64) -> &'static str {
+        if now_ms >= self.ends_ms() {
+            "it has lasted as long as the rules let it"
+        } else {
+            "nothing moved for longer than the tunnel timeout"
+        }
+    }
 }
 
 /// What forward listeners need of a worker.

@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     fn set(per_user: UseLimits, per_address: UseLimits) -> RuleSet {
-        RuleSet { name: "o".to_owned(), auth: true, rules: vec![], per_user, per_address }
+        RuleSet { name: "o".to_owned(), auth: true, lifetime_ms: None, rules: vec![], per_user, per_address }
     }
 
     const NONE: UseLimits = UseLimits { connections: None, connections_per_second: None, rate_bytes: None };

@@ -116,6 +116,8 @@ impl Worker {
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
         (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
         let forwarded = listener.forward.is_some();
+        let rules = listener.forward.as_ref().and_then(|forward| forward.rules.as_ref());
+        let lifetime_ms = rules.and_then(|rules| rules.lifetime_ms);
         (relay.begun, relay.handed_over) = (true, true);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
@@ -123,7 +125,13 @@ impl Worker {
             // Who asked for it, and by which rule, its former worker knew.
             let now_us = self.cx.clock.now_us;
             let address = socket.peer_addr();
-            relay.pass = Some(Box::new(Pass { address, began_us: now_us, connected_us: now_us, ..Pass::default() }));
+            relay.pass = Some(Box::new(Pass {
+                address,
+                began_us: now_us,
+                connected_us: now_us,
+                lifetime_ms,
+                ..Pass::default()
+            }));
         }
         for (flow, fd) in
             [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)

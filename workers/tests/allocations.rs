@@ -108,7 +108,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         on_removal: OnRemoval::Keep,
         worker_timeout_ms: 60_000,
         orphan_timeout_ms: 60_000,
-        dns: ipc::snapshot::Dns::default(),
+        dns: Dns::default(),
     }
 }
 

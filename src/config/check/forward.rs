@@ -94,6 +94,7 @@ impl Check<'_> {
         RuleSet {
             name: set.name.value.clone(),
             auth,
+            lifetime_ms: set.lifetime_ms.flatten(),
             rules,
             per_user: limits(&set.per_user),
             per_address: limits(&set.per_address),

@@ -37,6 +37,10 @@ fn rule_set(out: &mut Toml, set: &RuleSet) {
     let key = format!("rules.{}", key(&set.name));
     out.head(&format!("[{key}]"));
     out.text("auth", if set.auth { "required" } else { "off" });
+    match set.lifetime_ms {
+        Some(ms) => out.duration("lifetime", ms),
+        None => out.text("lifetime", "none"),
+    }
     let rules: String = set.rules.iter().map(|one| format!("\n    {},", rule(one))).collect();
     out.plain("list", format_args!("[{rules}{}]", if set.rules.is_empty() { "" } else { "\n" }));
     if set.per_user.is_none() && set.per_address.is_none() {

@@ -12,6 +12,7 @@ use super::super::read::{Schema, Section, Value, entries, integer, type_of};
 use super::super::report::{Fault, quoted};
 use super::super::suggest::nearest;
 use super::super::syntax::{At, Given, Rule, RuleSet, Span, UseLimits};
+use super::super::units::parse_duration;
 use super::{Parser, check_name};
 
 /// Rule sets, and rules in one of them.
@@ -23,7 +24,7 @@ const ENTRIES_MAX: usize = 10_000;
 const RATE: RangeInclusive<u64> = 1024..=1 << 40;
 
 pub(super) static RULES: Schema =
-    Schema { name: "`[rules.NAME]`", home: "`[rules.NAME]`", keys: &["auth", "limits", "list"] };
+    Schema { name: "`[rules.NAME]`", home: "`[rules.NAME]`", keys: &["auth", "lifetime", "limits", "list"] };
 pub(super) static RULE: Schema = Schema {
     name: "an entry of `list`",
     home: "an entry of `list` in `[rules.NAME]`, such as `{ action = \"allow\", names = [\"example.com\"] }`",
@@ -110,6 +111,10 @@ impl Parser {
         }
         let section = self.section(table, span, &RULES);
         let auth = section.choice("auth", &[("off", false), ("required", true)], &mut self.report).at();
+        let lifetime = section.parsed("lifetime", "\"24h\"", &mut self.report, |text| match text {
+            "none" => Ok(None),
+            text => parse_duration(text).map(Some),
+        });
         let (per_user, per_address) = match self.inner(&section, "limits", "[rules.NAME.limits]", &RULES_LIMITS) {
             Some(limits) => (self.use_limits(&limits, "user"), self.use_limits(&limits, "address")),
             None => (None, None),
@@ -117,7 +122,7 @@ impl Parser {
         let list = section.tables("list", "`list`", &mut self.report);
         self.bounded(list.len(), RULES_MAX, "rules", list.last().map(|(_, span)| span.clone()));
         let rules = list.into_iter().map(|(table, span)| self.rule(table, span)).collect();
-        RuleSet { name, auth, rules, per_user, per_address }
+        RuleSet { name, auth, lifetime_ms: lifetime.value(), rules, per_user, per_address }
     }
 
     fn use_limits(&mut self, limits: &Section<'_>, key: &'static str) -> Option<At<UseLimits>> {

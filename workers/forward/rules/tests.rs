@@ -42,7 +42,7 @@ fn ports(first: u16, last: u16) -> Vec<PortRange> {
 
 fn set(rules: Vec<Rule>) -> RuleSet {
     let none = UseLimits::default();
-    RuleSet { name: "test".to_owned(), auth: false, rules, per_user: none, per_address: none }
+    RuleSet { name: "test".to_owned(), auth: false, lifetime_ms: None, rules, per_user: none, per_address: none }
 }
 
 const ANYBODY: Asker<'static> = Asker { client: None, user: None, here: None, way: Way::Connect };
