@@ -1,5 +1,9 @@
 //! Forward listeners: CONNECT, SOCKS, the dynamic address exchange, and who gets where.
 
+#[allow(dead_code, reason = "it is a program of its own, of which a test needs parts")]
+#[path = "../../examples/dynamic_client.rs"]
+mod dynamic_client;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -828,4 +832,18 @@ fn a_tunnel_lasts_no_longer_than_the_rules_let_it() {
     assert_eq!(connect(&mut client, backend.addr, "").status, 200);
     assert_eq!(client.end(), End::Reset);
     assert_eq!(log(&idle, 1)[0]["reason"], "nothing moved for longer than the tunnel timeout");
+}
+
+#[test]
+fn the_example_client_speaks_both_forms() {
+    let backend = Backend::tcp_echo();
+    let proxy = open().start();
+    let (through, target) = (proxy.addr().to_string(), backend.addr.to_string());
+    let mut relay = dynamic_client::relay(&through, &target).unwrap();
+    relay.write_all(b"hello").unwrap();
+    assert_eq!(read_exactly(&mut relay, 5), b"hello");
+    let own = "127.0.0.1".parse().unwrap();
+    assert_eq!(dynamic_client::deliver(&through, &target, own, b"hello").unwrap(), b"hello");
+    let refused = dynamic_client::relay(&through, "10.0.0.1:80").unwrap_err();
+    assert_eq!(refused.to_string(), "denied: the rules do not allow the target");
 }

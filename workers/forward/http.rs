@@ -29,6 +29,8 @@ pub struct Forwarding {
     target: Endpoint,
     /// It is CONNECT.
     tunnel: bool,
+    /// It says who the client is in a way that holds for the connection: no other client's request may follow on it.
+    private: bool,
     /// Who asks and how that is to be proved.
     credentials: Option<(String, Vec<u8>)>,
     /// The way that is being found.
@@ -141,6 +143,16 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// Whether a request has credentials of a scheme that servers take for all that follows on the connection.
+fn is_of_connection(head: &RequestHead, bytes: &[u8]) -> bool {
+    let is = |name: &[u8]| name.eq_ignore_ascii_case(b"authorization");
+    let scheme = |value: &[u8]| {
+        let scheme = value.split(|&byte| byte == b' ').next().unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
+    };
+    head.fields.iter().any(|field| is(field.name.of(bytes)) && scheme(field.value.of(bytes)))
+}
+
 /// Whether a request has come through this proxy before, by its Via (RFC 9110 section 7.6.3).
 fn is_loop(head: &RequestHead, bytes: &[u8], via: &[u8]) -> bool {
     let fields = head.fields.iter().filter(|field| field.kind == FieldName::Via);
@@ -182,7 +194,8 @@ impl Exchange {
         }
         self.check_announced(head)?;
         let tunnel = self.method == Method::Connect;
-        let forwarding = Forwarding { target, tunnel, credentials, dial: None, pass: None, refused: None };
+        let private = is_of_connection(head, bytes);
+        let forwarding = Forwarding { target, tunnel, private, credentials, dial: None, pass: None, refused: None };
         self.forward = Some(Box::new(forwarding));
         Ok(())
     }
@@ -208,7 +221,7 @@ impl Worker {
             credentials: forwarding.credentials.clone(),
             user: None,
             // What must not be sent twice is not risked on a connection that may be over.
-            kept: !forwarding.tunnel && !fresh_only && method.is_idempotent(),
+            kept: !forwarding.tunnel && !forwarding.private && !fresh_only && method.is_idempotent(),
             reply_to: None,
         };
         match self.dial(client, Purpose::Exchange(key), want) {
@@ -295,7 +308,7 @@ impl Worker {
         let clean = !connection.socket.is_gone()
             && !connection.socket.is_read_closed()
             && (!connection.socket.is_readable() || !connection.socket.has_input());
-        if !clean || !self.cx.origins.put(&forwarding.target, upstream, address) {
+        if !clean || forwarding.private || !self.cx.origins.put(&forwarding.target, upstream, address) {
             return false;
         }
         connection.state = crate::backend::UpstreamState::Idle;
@@ -387,6 +400,16 @@ mod tests {
         assert_eq!(credentials("Proxy-Authorization: Basic %%%%\r\n"), Err(400));
         let twice = "Proxy-Authorization: Basic YW5uOnNlOmNyZXQ=\r\n".repeat(2);
         assert_eq!(credentials(&twice), Err(400));
+    }
+
+    #[test]
+    fn schemes_that_hold_for_the_connection_are_known() {
+        let private = |field: &str| {
+            let (head, bytes) = parsed(&format!("GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n{field}\r\n"));
+            is_of_connection(&head, &bytes)
+        };
+        assert!(private("Authorization: NTLM TlRM\r\n") && private("authorization: negotiate YII=\r\n"));
+        assert!(!private("") && !private("Authorization: Basic YTpi\r\n") && !private("X-Authorization: NTLM x\r\n"));
     }
 
     #[test]

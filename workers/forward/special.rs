@@ -129,7 +129,8 @@ impl Own {
         let wildcard = |bind: &&SocketAddr| bind.port() == target.port() && bind.ip().is_unspecified();
         here.is_some_and(same)
             || self.binds.iter().copied().any(same)
-            || self.binds.iter().any(|bind| wildcard(&bind)) && is_local(target.ip())
+            || (self.binds.iter().any(|bind| wildcard(&bind)) || here.is_some_and(|here| here.port() == target.port()))
+                && is_local(target.ip())
     }
 }
 
@@ -270,5 +271,6 @@ mod tests {
         assert!(own.is(addr("127.0.0.1:3128"), None));
         assert!(!own.is(addr("127.0.0.1:3129"), None));
         assert!(own.is(addr("127.0.0.1:4000"), Some(addr("127.0.0.1:4000"))));
+        assert!(own.is(addr("127.0.0.2:4000"), Some(addr("127.0.0.1:4000"))), "perhaps bound to all");
     }
 }
