@@ -14,6 +14,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 
 use crate::common::backend::{Backend, Refusing, Unanswering, response};
 use crate::common::client::{Client, End};
+use crate::common::dns::{Manner, NameServer};
 use crate::common::proxy::{Launch, Proxy, kill_all};
 use crate::common::{DEADLINE, need_packages, pattern_bytes, run, wait_for, wait_until};
 
@@ -849,4 +850,92 @@ fn the_example_client_speaks_both_forms() {
     assert_eq!(dynamic_client::deliver(&through, &target, own, b"hello").unwrap(), b"hello");
     let refused = dynamic_client::relay(&through, "10.0.0.1:80").unwrap_err();
     assert_eq!(refused.to_string(), "denied: the rules do not allow the target");
+}
+
+/// A forward proxy that asks this name server, and allows 127.0.0.1 alone.
+fn asking(dns: &NameServer) -> Proxy {
+    let rules = "list = [{ action = \"allow\", networks = [\"127.0.0.1/32\"], ports = [\"1-65535\"] }]";
+    let listen = "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"";
+    Launch::config(&format!("{listen}\n{}[rules.t]\n{rules}", NameServer::table(&[dns.addr]))).start()
+}
+
+#[test]
+fn of_what_a_name_server_says_only_what_is_allowed_is_tried() {
+    let (good, bad) = (Backend::tcp_echo(), TcpListener::bind("127.0.0.2:0").unwrap());
+    let dns = NameServer::start();
+    // A private address, the proxy's own machine by another name, a mapped one, and the right one in between.
+    let port = good.addr.port();
+    dns.set(
+        "mixed.test",
+        &["A 60 127.0.0.2", "A 60 10.0.0.1", "A 60 127.0.0.1", "AAAA 60 ::1", "AAAA 60 ::ffff:127.0.0.2"],
+    );
+    dns.set("inside.test", &["A 60 127.0.0.2", "AAAA 60 ::1"]);
+    let proxy = asking(&dns);
+    for _ in 0..5 {
+        let mut client = Client::connect(proxy.addr());
+        assert_eq!(connect(&mut client, format!("mixed.test:{port}"), "").status, 200);
+        echo(&mut client, "the right one");
+    }
+    let mut client = Client::connect(proxy.addr());
+    let inside = format!("inside.test:{}", bad.local_addr().unwrap().port());
+    assert_eq!(client.ask(format!("CONNECT {inside} HTTP/1.1\r\nHost: {inside}\r\n\r\n")).status, 403);
+    bad.set_nonblocking(true).unwrap();
+    assert_eq!(bad.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came");
+}
+
+#[test]
+fn a_name_that_points_elsewhere_with_each_answer_gains_nothing() {
+    let good = Backend::answering(|_| response("good"));
+    let port = good.addr.port();
+    let bad = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let dns = NameServer::start();
+    let proxy = asking(&dns);
+    let mut client = Client::connect(proxy.addr());
+    for round in 0..20 {
+        let (address, status) = if round % 2 == 0 { ("A 0 127.0.0.1", 200) } else { ("A 0 127.0.0.2", 403) };
+        // Another name each time: nothing is remembered, and no connection is kept.
+        dns.set(&format!("n{round}.test"), &[address]);
+        let host = format!("n{round}.test:{port}");
+        assert_eq!(client.ask(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n")).status, status, "{host}");
+    }
+    dns.set("flips.test", &["A 0 127.0.0.1"]);
+    let host = format!("flips.test:{port}");
+    let ask = |client: &mut Client| {
+        client.ask(format!("POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n"))
+    };
+    assert_eq!(ask(&mut client).status, 200);
+    dns.set("flips.test", &["A 0 127.0.0.2"]);
+    wait_until("the new address is seen, and refused", || ask(&mut client).status == 403);
+    bad.set_nonblocking(true).unwrap();
+    assert_eq!(bad.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came");
+}
+
+#[test]
+fn name_servers_that_fail_are_told_as_such() {
+    let dns = NameServer::start();
+    dns.set("empty.test", &[]);
+    let proxy = asking(&dns);
+    let mut client = Client::connect(proxy.addr());
+    let mut status = |host: &str| client.ask(format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n")).status;
+
+    assert_eq!((status("missing.test"), status("empty.test")), (502, 502));
+    dns.behave(Manner::Silent);
+    assert_eq!(status("other.test"), 504);
+    assert_eq!(client.ask("CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n\r\n").status, 403);
+}
+
+#[test]
+fn tunnels_outlive_reloads_and_upgrades() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = open().start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    echo(&mut client, "before");
+    proxy.upgrade();
+    echo(&mut client, "after the upgrade");
+    let text = std::fs::read_to_string(proxy.dir.join("pointsman.toml")).unwrap();
+    let text = text.split_once('\n').unwrap().1.replace("rules = \"t\"", "rules = \"t\"\nprotocols = [\"socks5\"]");
+    proxy.reload(2, &text);
+    echo(&mut client, "after the reload");
+    assert_eq!(backend.connections(), 1);
 }
