@@ -134,22 +134,14 @@ impl Own {
     }
 }
 
-/// Whether an address is one of this machine's. The kernel says so without a packet being sent: it is where a
-/// connection to that address would come from.
+/// Whether an address is one of this machine's: only to those can a socket be bound.
 fn is_local(ip: IpAddr) -> bool {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, getsockname, socket_with};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
     let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let source = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).and_then(|socket| {
-        connect(&socket, &SocketAddr::new(ip, 9))?;
-        getsockname(&socket)
-    });
-    match source {
-        Ok(source) => SocketAddr::try_from(source).is_ok_and(|source| source.ip() == ip),
-        // Without a route there is no connection either.
-        Err(rustix::io::Errno::NETUNREACH | rustix::io::Errno::HOSTUNREACH) => false,
-        // Nobody can tell: as if it were.
-        Err(_) => true,
-    }
+    let bound = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .and_then(|socket| bind(&socket, &SocketAddr::new(ip, 0)));
+    // Where nobody can tell, it counts as such.
+    !matches!(bound, Err(rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 #[cfg(test)]
@@ -270,6 +262,7 @@ mod tests {
         // Every address of 127.0.0.0/8 is the machine's, whichever are configured.
         assert!(own.is(addr("127.0.0.1:3128"), None));
         assert!(!own.is(addr("127.0.0.1:3129"), None));
+        assert!(!own.is(addr("192.0.2.9:3128"), None), "another machine's");
         assert!(own.is(addr("127.0.0.1:4000"), Some(addr("127.0.0.1:4000"))));
         assert!(own.is(addr("127.0.0.2:4000"), Some(addr("127.0.0.1:4000"))), "perhaps bound to all");
     }
