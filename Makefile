@@ -44,7 +44,7 @@ bench: build ## Compare with nginx and HAProxy (about 15 minutes); writes docs/b
 	@command -v perf >/dev/null || command -v strace >/dev/null || sh tests/packages.sh linux-perf || sh tests/packages.sh strace || true
 	@exec python3 benches/compare.py
 
-soak: tools ## All traffic at once with kills, reloads and more and fewer workers, for SECONDS=60
+soak: tools ## All traffic at once with kills, reloads, upgrades, masters killed, for SECONDS=60
 	SOAK_SECONDS=$(SECONDS) cargo test $(SOAK_PROFILE) $(CARGO_FLAGS) --test it -- --ignored --exact --nocapture soak::soak
 
 continuity: build ## Compare what kills and reloads cost with nginx and HAProxy (about 6 minutes); writes docs/continuity.md

@@ -14,6 +14,7 @@ use rustix::net::{
 use sendfd::SendWithFd;
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::fault;
 use crate::message::MAX_FDS;
 
 /// The longest record, in bytes; [`Channel::send`] refuses longer ones.
@@ -126,7 +127,10 @@ impl Channel {
         }
         self.raw_fds.clear();
         self.raw_fds.extend(fds.iter().map(AsRawFd::as_raw_fd));
-        match self.socket.send_with_fd(&self.outgoing, &self.raw_fds) {
+        fault::instant();
+        let sent = self.socket.send_with_fd(&self.outgoing, &self.raw_fds);
+        fault::instant();
+        match sent {
             Ok(_) => Ok(()),
             Err(error) => Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
                 Some(rustix::io::Errno::AGAIN | rustix::io::Errno::NOBUFS | rustix::io::Errno::TOOMANYREFS) => {
@@ -172,6 +176,7 @@ impl Channel {
         if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(RecvError::Malformed("longer than a record may be"));
         }
+        fault::instant();
         let Some((&count, body)) = self.incoming[..received.bytes].split_first() else {
             return Err(RecvError::Closed);
         };
@@ -204,7 +209,14 @@ mod tests {
     }
 
     fn passed(id: u32) -> Passed {
-        Passed { id, listener: 0, peer: "192.0.2.1:7".parse().ok(), origin: Origin::Direct, task: Task::Serve }
+        Passed {
+            id,
+            listener: 0,
+            peer: "192.0.2.1:7".parse().ok(),
+            origin: Origin::Direct,
+            task: Task::Serve,
+            kept: true,
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version of [`Request`] and [`Answer`]. A side that finds another one in the greeting says so and goes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Text in one record at most, in bytes; longer text is cut.
 pub const MAX_TEXT_BYTES: usize = 64 * 1024;
@@ -122,6 +122,19 @@ pub struct Status {
     pub listeners: Vec<String>,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
+    /// Connections that do not outlive their worker.
+    pub unprotected: Unprotected,
+}
+
+/// Connections of which the master kept no copy, because descriptors were short.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unprotected {
+    /// There are now.
+    pub now: u64,
+    /// There have been since the master's start.
+    pub total: u64,
+    /// Those of them that ended with a worker that died.
+    pub lost: u64,
 }
 
 /// Listeners named in a [`Status`] at most.
@@ -180,6 +193,7 @@ mod tests {
             accepting: true,
             listeners: vec![format!("unix:{}", "x".repeat(107)); STATUS_LISTENERS],
             workers: vec![worker; 1024],
+            unprotected: Unprotected { now: u64::MAX, total: u64::MAX, lost: u64::MAX },
         });
         a.send(&status, &[]).unwrap();
         assert_eq!(b.recv::<Answer>(&mut Vec::new()).unwrap(), status);

@@ -12,7 +12,7 @@ use crate::snapshot::Address;
 /// The version of [`ToSuccessor::Connections`] and all in it. A former side that hears of another one from its
 /// successor has given its listening sockets by then, and finishes its connections itself. The form of everything else
 /// here must never change, and what is added comes last: it is how two versions find out that they differ.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Text in [`ToFormer::Failed`] at most, in bytes.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024;
@@ -63,8 +63,19 @@ pub struct Bound {
 pub struct Handed {
     /// The listener it was accepted on, which the two sides may number differently.
     pub listener: Address,
-    /// The rest; its id and listener number mean nothing here.
+    /// The rest; its id, its listener's and its server's numbers mean nothing here.
     pub passed: Passed,
+    /// Of a relay, the server it goes to, where that is configured.
+    pub server: Option<ServerName>,
+}
+
+/// A server, as two masters that number theirs differently both know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerName {
+    /// Its group's name.
+    pub group: String,
+    /// Its address.
+    pub address: Address,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod channel;
 pub mod control;
 pub mod descriptors;
+pub mod fault;
 pub mod forward;
 pub mod handover;
 pub mod message;
@@ -16,3 +17,9 @@ pub mod state;
 pub mod stats;
 pub mod syn_filter;
 pub mod tcp_info;
+
+// What is shared with the fuzz targets names this crate as they do.
+#[cfg(test)]
+extern crate self as ipc;
+#[cfg(test)]
+mod fuzz;

@@ -12,7 +12,7 @@ use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
@@ -51,6 +51,12 @@ pub enum ToWorker {
         /// So many of them.
         connections: u32,
     },
+    /// Of these connections, which are relayed, the master could not keep all that a successor needs. They end with
+    /// this worker; whoever gives one back sends its descriptors.
+    Unkept {
+        /// Which.
+        ids: Vec<u32>,
+    },
     /// Hold these open, without using them, for the case that the master dies: listening sockets, the control socket,
     /// and whatever is to last as long as this worker. They replace those kept before.
     Keep {
@@ -59,8 +65,16 @@ pub enum ToWorker {
     },
     /// Write what the log still holds and exit with 0, whatever is in progress.
     Stop,
-    /// Turn the loop once, so that the heartbeat moves.
-    Ping,
+    /// Turn the loop once, so that the heartbeat moves, and say in the shared region how long this was under way.
+    Ping {
+        /// Milliseconds of the monotonic clock when it was sent.
+        sent_ms: u64,
+    },
+    /// Give up to so many idle connections back: this worker is behind, and others are not.
+    Ease {
+        /// So many of them.
+        connections: u32,
+    },
     /// Take nothing new, finish the requests in progress, exit with 0.
     Drain {
         /// After so many milliseconds, cut what is left.
@@ -84,7 +98,8 @@ pub enum ToMaster {
     /// These connections are over: deregistered, shut down and closed here. The master drops its copies.
     Finished(Vec<u32>),
     /// These connections were let go of without being ended: another worker is to serve them. For relays the
-    /// records and the pipes' owners say what is under way, as after a death.
+    /// records and the pipes' owners say what is under way, as after a death. Descriptors: those of the connections of
+    /// which the master has no copy, in this order, each as [`GivenBack::own`] says.
     GaveBack(Vec<GivenBack>),
     /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
     /// order. With copies of both the master can have the relay gone on with elsewhere.
@@ -110,6 +125,9 @@ pub struct GivenBack {
     pub id: u32,
     /// What had been read from it and not answered; all messages' together at most [`MAX_CARRIED_BYTES`].
     pub carried: Vec<u8>,
+    /// Its descriptors come with the message, as many as [`Task::descriptors`] says; `None` = the master has copies.
+    /// A relay is to be gone on with; everything else is served, whatever else this says.
+    pub own: Option<Task>,
 }
 
 /// One relay in use, as the worker reports it.
@@ -146,6 +164,8 @@ pub struct Passed {
     pub origin: Origin,
     /// What the worker is to do with it.
     pub task: Task,
+    /// Whether the master keeps a copy of its descriptors. Otherwise it ends with this worker, should that die.
+    pub kept: bool,
 }
 
 /// What a worker does with a connection it receives.

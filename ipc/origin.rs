@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
+
 /// Both ends of a client's connection as a proxy in front knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ends {
@@ -59,12 +61,14 @@ impl OriginCell {
             Some(Ends { source, destination }) => {
                 put(&self.source, source.ip());
                 put(&self.destination, destination.ip());
+                fault::instant();
                 let kind = if source.is_ipv4() && destination.is_ipv4() { V4 } else { V6 };
                 (kind, source.port(), destination.port())
             }
         };
         let ports = u64::from(source_port) << 32 | u64::from(destination_port) << 48;
         self.word.store(kind | u64::from(length) << 16 | ports, Ordering::Release);
+        fault::instant();
     }
 
     /// The length of the header and what it said; `None` if it holds nothing, or what means nothing.

@@ -4,12 +4,14 @@
 //! bounds. A worker never sees configuration text. Durations are whole milliseconds, sizes are bytes.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::forward::{Forward, User};
+use crate::handover::ServerName;
 
 /// One complete, checked configuration. Immutable once made; a reload makes a new one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -342,6 +344,19 @@ pub struct NamedServer {
     pub known: Vec<Endpoint>,
 }
 
+/// Marks the numbers of servers given by name; the master counts those of the others up from 0.
+pub const NUMBER_OF_NAME: u64 = 1 << 63;
+
+/// The number of a server given by name: the same in every process for the same address in a group of the same name,
+/// without anybody handing it out. Two servers have the same one with a probability of 2^-63; then relays are counted
+/// for the wrong one.
+#[must_use]
+pub fn number_of_name(group: &str, address: &SocketAddr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (group, address).hash(&mut hasher);
+    hasher.finish() | NUMBER_OF_NAME
+}
+
 /// A name to be looked up, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Target {
@@ -492,6 +507,37 @@ pub enum LogFormat {
 const BODY_ROOM: u32 = 16 * 1024;
 
 impl Snapshot {
+    /// The name of the server with this number, for another master; `None` when there is none.
+    #[must_use]
+    pub fn server_name(&self, number: u64) -> Option<ServerName> {
+        if number & NUMBER_OF_NAME != 0 {
+            return self.groups.iter().find_map(|group| {
+                let mut known = group.names.iter().flat_map(|named| &named.known);
+                let endpoint = known.find(|one| number_of_name(&group.name, &one.address) == number)?;
+                Some(ServerName { group: group.name.clone(), address: Address::Inet(endpoint.address) })
+            });
+        }
+        self.groups.iter().find_map(|group| {
+            let server = group.servers.iter().find(|server| server.number == number)?;
+            Some(ServerName { group: group.name.clone(), address: server.address.clone() })
+        })
+    }
+
+    /// The number of the server that another master called `name`: that of the same address in the group of the same
+    /// name, if there is one.
+    #[must_use]
+    pub fn server_number(&self, name: &ServerName) -> Option<u64> {
+        let group = self.groups.iter().find(|group| group.name == name.group && !group.removed)?;
+        let server = group.servers.iter().find(|server| server.address == name.address).map(|server| server.number);
+        match &name.address {
+            // Whether it is among them only the workers know; of one that is not they make nothing.
+            Address::Inet(address) if !group.names.is_empty() => {
+                server.or_else(|| Some(number_of_name(&group.name, address)))
+            }
+            Address::Inet(_) | Address::Unix(_) => server,
+        }
+    }
+
     /// The smallest head buffer that holds any allowed head and still leaves room for body bytes.
     #[must_use]
     pub fn slot_bytes(&self) -> u32 {
@@ -511,6 +557,16 @@ mod tests {
 
     fn net(text: &str, prefix: u8) -> Network {
         Network { address: text.parse().unwrap(), prefix }
+    }
+
+    #[test]
+    fn numbers_of_names_go_by_group_and_address() {
+        let address = |text: &str| text.parse().unwrap();
+        let number = number_of_name("g", &address("10.0.0.1:80"));
+        assert_eq!(number, number_of_name("g", &address("10.0.0.1:80")));
+        assert_ne!(number, number_of_name("h", &address("10.0.0.1:80")));
+        assert_ne!(number, number_of_name("g", &address("10.0.0.1:81")));
+        assert!(number >= NUMBER_OF_NAME);
     }
 
     #[test]

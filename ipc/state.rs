@@ -15,6 +15,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use crate::fault;
+
 /// What a worker is doing with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -33,11 +35,15 @@ pub enum Phase {
     /// A byte relay with bytes under way in the worker's own memory, or a server's connection that the master does
     /// not hold: it ends with the worker.
     Captive = 5,
+    /// Between two requests, with all before answered in full and nothing read since; without a slot. Only on
+    /// connections for which the kernel counts no bytes: published before anything is read or written next, another
+    /// phase takes its place. So it holds by itself, where `Open` needs the kernel's counters.
+    Resting = 6,
 }
 
 impl Phase {
     fn from_bits(bits: u64) -> Option<Phase> {
-        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done, Phase::Captive]
+        [Phase::Passed, Phase::Open, Phase::Committed, Phase::Relay, Phase::Done, Phase::Captive, Phase::Resting]
             .into_iter()
             .find(|&phase| phase as u64 == bits)
     }
@@ -82,17 +88,22 @@ const OTHER_TORN: u32 = 2;
 impl Record {
     /// Publishes `image`. Only the process that owns the connection may call this.
     pub fn publish(&self, image: &Image) {
+        fault::instant();
         let current = self.valid.load(Ordering::Relaxed) & 1;
         let next = current ^ 1;
         self.valid.store(current | OTHER_TORN, Ordering::Relaxed);
+        fault::instant();
         fence(Ordering::Release);
         let cell = &self.cells[next as usize];
         let slot = image.slot.map_or(NO_SLOT, u64::from);
         cell.word
             .store(image.phase as u64 | u64::from(image.offset & 0x00ff_ffff) << 8 | slot << 32, Ordering::Relaxed);
+        fault::instant();
         cell.consumed.store(image.consumed, Ordering::Relaxed);
         cell.written.store(image.written, Ordering::Relaxed);
+        fault::instant();
         self.valid.store(next, Ordering::Release);
+        fault::instant();
     }
 
     /// The last image published; `None` if the memory holds none.
@@ -157,7 +168,9 @@ impl PipeOwner {
             Some((id, Direction::ToServer)) => 1 | u64::from(id) << 32,
             Some((id, Direction::ToClient)) => 2 | u64::from(id) << 32,
         };
+        fault::instant();
         self.0.store(word, Ordering::Release);
+        fault::instant();
     }
 
     /// Whose bytes it holds; `None` also for a word that means nothing.
@@ -237,8 +250,8 @@ mod tests {
                 cell.word.store(word, Ordering::Relaxed);
             }
             let image = record.read();
-            proptest::prop_assert_eq!(image.is_some(), valid < 4 && word & 0xff <= 5);
-            proptest::prop_assert_eq!(record.read_former().is_some(), valid < 2 && word & 0xff <= 5);
+            proptest::prop_assert_eq!(image.is_some(), valid < 4 && word & 0xff <= 6);
+            proptest::prop_assert_eq!(record.read_former().is_some(), valid < 2 && word & 0xff <= 6);
         }
     }
 }

@@ -39,4 +39,8 @@ pub struct WorkerStats {
     pub active_requests: Counter,
     /// Milliseconds of the monotonic clock at the latest turn of the loop.
     pub heartbeat_ms: Counter,
+    /// How many milliseconds the latest ping was under way.
+    pub lag_ms: Counter,
+    /// Which ping that was: when it was sent. Written after `lag_ms`.
+    pub pinged_ms: Counter,
 }

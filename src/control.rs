@@ -59,8 +59,8 @@ struct Client {
 #[derive(Debug)]
 pub struct Server {
     socket: OwnedFd,
-    /// Kept so that it is removed in the end.
-    _file: SocketFile,
+    /// Removed in the end.
+    file: SocketFile,
     clients: [Option<Client>; CLIENTS],
     first_token: usize,
     serial: u64,
@@ -94,7 +94,17 @@ impl Server {
         rustix::net::bind(&socket, &name).map_err(failed)?;
         let file = SocketFile::at(path).map_err(failed)?;
         rustix::net::listen(&socket, 16).map_err(failed)?;
-        Ok(Server { socket, _file: file, clients: Default::default(), first_token, serial: 0, config, ready: false })
+        Ok(Server { socket, file, clients: Default::default(), first_token, serial: 0, config, ready: false })
+    }
+
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Whether its name still leads to it.
+    pub fn is_at_its_place(&self) -> bool {
+        self.file.is_there()
     }
 
     /// Connections may be waiting.
@@ -178,6 +188,12 @@ impl Server {
         for slot in &mut self.clients {
             slot.take_if(|client| client.ask_by.is_some_and(|by| by <= now));
         }
+    }
+
+    /// As if this process were killed: its name stays.
+    #[cfg(test)]
+    pub fn die(self) {
+        std::mem::forget(self.file);
     }
 
     /// Whether [`Server::accept`] has more to do.

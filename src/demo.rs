@@ -16,7 +16,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::supervise::{self, End};
+use crate::process::{self, End};
 
 /// The names of the backends.
 const NAMES: [&str; 2] = ["A", "B"];
@@ -81,7 +81,7 @@ impl Demo {
         if self.ended {
             return None;
         }
-        let end = supervise::reap(self.pidfd.as_fd());
+        let end = process::reap(self.pidfd.as_fd());
         self.ended = end.is_some();
         end
     }
@@ -92,7 +92,7 @@ impl Drop for Demo {
         self.stdin = None;
         if !self.ended {
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
-            supervise::wait(self.pidfd.as_fd());
+            process::wait(self.pidfd.as_fd());
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct Connection<F = OwnedFd> {
     pub strikes: u8,
     /// What a successor needs to go on with its relay, once it is relayed.
     pub relay: Option<Relay<F>>,
+    /// Whether our copies are kept once it is sent. Without them it ends with its worker.
+    pub keep: bool,
 }
 
 /// Our copies of what a relay consists of, besides the client's socket.
@@ -55,6 +57,16 @@ pub struct Relay<F = OwnedFd> {
     pub server: Option<u64>,
     /// Reading ends of the pipes that a dead worker left bytes in, by direction: to the server, to the client.
     pub pipes: [Option<F>; 2],
+}
+
+impl<F> Relay<F> {
+    /// From what comes along with `task`, behind the client's socket; `None` when that is no relay.
+    pub fn new(task: &Task, fds: &mut impl Iterator<Item = F>) -> Option<Relay<F>> {
+        let Task::Relay { server, to_server, to_client } = *task else { return None };
+        let server_fd = fds.next()?;
+        let pipes = [to_server, to_client].map(|there| if there { fds.next() } else { None });
+        Some(Relay { server_fd, server, pipes })
+    }
 }
 
 impl<F> Connection<F> {
@@ -69,7 +81,19 @@ impl<F> Connection<F> {
             base: Base::default(),
             strikes: 0,
             relay: None,
+            keep: true,
         }
+    }
+
+    /// What is left to know of it without our copies.
+    pub fn bare(self) -> Connection<()> {
+        self.with_socket((), None)
+    }
+
+    /// The same connection with this socket.
+    fn with_socket<G>(self, fd: G, relay: Option<Relay<G>>) -> Connection<G> {
+        let Connection { peer, listener, origin, base, strikes, keep, .. } = self;
+        Connection { fd, peer, listener, origin, task: Task::Serve, base, strikes, relay, keep }
     }
 
     /// The client's address as far as it is known, for the log.
@@ -93,7 +117,8 @@ impl<F> Connection<F> {
         }
     }
 
-    fn carried_bytes(&self) -> usize {
+    /// Bytes of an unanswered request that go with it.
+    pub fn carried_bytes(&self) -> usize {
         match &self.task {
             Task::Resume(bytes) => bytes.len(),
             Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
@@ -109,11 +134,20 @@ impl<F> Connection<F> {
     }
 }
 
+impl Connection<()> {
+    /// It has come back, with its descriptors.
+    pub fn with_copies<F>(self, fd: F, relay: Option<Relay<F>>) -> Connection<F> {
+        self.with_socket(fd, relay)
+    }
+}
+
 #[derive(Debug)]
 enum Place<F> {
     Free,
     Queued(Connection<F>),
     Passed(Connection<F>),
+    /// Sent, and no copy was kept.
+    Bare(Connection<()>),
 }
 
 /// Why a report of a finished connection was not believed.
@@ -133,6 +167,7 @@ pub struct Table<F = OwnedFd> {
     capacity: u32,
     live: u32,
     passed: u64,
+    unprotected: u32,
 }
 
 impl<F> Table<F> {
@@ -146,6 +181,7 @@ impl<F> Table<F> {
             capacity,
             live: 0,
             passed: 0,
+            unprotected: 0,
         }
     }
 
@@ -159,12 +195,18 @@ impl<F> Table<F> {
         self.capacity = capacity;
     }
 
-    /// Every connection held.
-    pub fn connections(&self) -> impl Iterator<Item = &Connection<F>> {
+    /// Of every connection, where it was accepted and the address that it counts under.
+    pub fn connections(&self) -> impl Iterator<Item = (ListenerId, Option<SocketAddr>)> {
         self.places.iter().filter_map(|place| match place {
             Place::Free => None,
-            Place::Queued(connection) | Place::Passed(connection) => Some(connection),
+            Place::Queued(connection) | Place::Passed(connection) => Some((connection.listener, connection.counted())),
+            Place::Bare(connection) => Some((connection.listener, connection.counted())),
         })
+    }
+
+    /// How many of those sent end with the worker, should it die.
+    pub fn unprotected(&self) -> u32 {
+        self.unprotected
     }
 
     /// How many are held.
@@ -227,18 +269,20 @@ impl<F> Table<F> {
                 peer: connection.peer,
                 origin: connection.origin,
                 task: connection.task.clone(),
+                kept: connection.keep,
             });
             batch.1.extend(connection.descriptors());
         }
         batch
     }
 
-    /// The first `count` queued connections have been sent.
+    /// The first `count` queued connections have been sent. Those that are not to be kept are closed here.
     pub fn mark_passed(&mut self, count: usize) {
         for id in self.queued.drain(..count.min(self.queued.len())) {
             let place = &mut self.places[id as usize];
             if let Place::Queued(connection) = std::mem::replace(place, Place::Free) {
-                *place = Place::Passed(connection);
+                self.unprotected += u32::from(!connection.keep);
+                *place = if connection.keep { Place::Passed(connection) } else { Place::Bare(connection.bare()) };
                 self.passed += 1;
             }
         }
@@ -248,8 +292,45 @@ impl<F> Table<F> {
     pub fn get_passed(&mut self, id: u32) -> Option<&mut Connection<F>> {
         match self.places.get_mut(id as usize) {
             Some(Place::Passed(connection)) => Some(connection),
-            Some(Place::Queued(_) | Place::Free) | None => None,
+            Some(Place::Queued(_) | Place::Bare(_) | Place::Free) | None => None,
         }
+    }
+
+    /// What is kept of a connection that was sent does not suffice for a successor. False when there is no such.
+    pub fn unprotect(&mut self, id: u32) -> bool {
+        let Some(connection) = self.get_passed(id).filter(|connection| connection.keep) else { return false };
+        connection.keep = false;
+        self.unprotected += 1;
+        true
+    }
+
+    /// As [`Table::finish`], for a connection of which no copy was kept.
+    pub fn finish_bare(&mut self, id: u32) -> Option<Connection<()>> {
+        let place = self.places.get_mut(id as usize)?;
+        match std::mem::replace(place, Place::Free) {
+            Place::Bare(connection) => {
+                self.live -= 1;
+                self.unprotected -= 1;
+                self.free.push(id);
+                Some(connection)
+            }
+            other @ (Place::Free | Place::Queued(_) | Place::Passed(_)) => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    /// After the worker's death, and before [`Table::take_all`]: the connections that ended with it.
+    pub fn take_bare(&mut self) -> Vec<Connection<()>> {
+        let lost = self.places.iter_mut().filter_map(|place| match std::mem::replace(place, Place::Free) {
+            Place::Bare(connection) => Some(connection),
+            other @ (Place::Free | Place::Queued(_) | Place::Passed(_)) => {
+                *place = other;
+                None
+            }
+        });
+        lost.collect()
     }
 
     /// The worker says `id` is over. Its word counts only for a connection that it was sent.
@@ -258,10 +339,11 @@ impl<F> Table<F> {
         match std::mem::replace(place, Place::Free) {
             Place::Passed(connection) => {
                 self.live -= 1;
+                self.unprotected -= u32::from(!connection.keep);
                 self.free.push(id);
                 Ok(connection)
             }
-            other @ (Place::Free | Place::Queued(_)) => {
+            other @ (Place::Free | Place::Queued(_) | Place::Bare(_)) => {
                 *place = other;
                 Err(UnknownId(id))
             }
@@ -279,7 +361,7 @@ impl<F> Table<F> {
                 false
             }
             Some(Place::Passed(_) | Place::Queued(_)) => true,
-            Some(Place::Free) | None => false,
+            Some(Place::Bare(_) | Place::Free) | None => false,
         });
     }
 
@@ -291,11 +373,11 @@ impl<F> Table<F> {
     /// Empties the table after the worker's death: every connection with its id, and whether it was sent.
     pub fn take_all(&mut self) -> Vec<(u32, bool, Connection<F>)> {
         let places = std::mem::take(&mut self.places);
-        (self.free, self.queued, self.carrying, self.live) = Default::default();
+        (self.free, self.queued, self.carrying, self.live, self.unprotected) = Default::default();
         (0u32..)
             .zip(places)
             .filter_map(|(id, place)| match place {
-                Place::Free => None,
+                Place::Free | Place::Bare(_) => None,
                 Place::Queued(connection) => Some((id, false, connection)),
                 Place::Passed(connection) => Some((id, true, connection)),
             })
@@ -304,15 +386,14 @@ impl<F> Table<F> {
 }
 
 #[cfg(test)]
-impl<F: Copy> Table<F> {
-    /// Every connection: its id, whether it was sent, its socket.
-    fn sockets(&self) -> Vec<(u32, bool, F)> {
-        let sockets = (0u32..).zip(&self.places).filter_map(|(id, place)| match place {
-            Place::Free => None,
-            Place::Queued(connection) => Some((id, false, connection.fd)),
-            Place::Passed(connection) => Some((id, true, connection.fd)),
-        });
-        sockets.collect()
+impl<F> Table<F> {
+    /// Every connection: its id, whether it was sent.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, bool, &Connection<F>)> {
+        (0u32..).zip(&self.places).filter_map(|(id, place)| match place {
+            Place::Free | Place::Bare(_) => None,
+            Place::Queued(connection) => Some((id, false, connection)),
+            Place::Passed(connection) => Some((id, true, connection)),
+        })
     }
 }
 
@@ -415,6 +496,31 @@ mod tests {
         table.forget_carried(|_| true);
         assert!(!table.is_carrying());
         assert_eq!(table.take_all()[0].2.task, Task::Serve);
+    }
+
+    #[test]
+    fn what_is_not_kept_is_closed_when_sent_and_known_until_it_ends() {
+        let mut table = Table::new(4);
+        let socket = std::rc::Rc::new(());
+        for keep in [true, false, false] {
+            let mut connection = Connection::new(std::rc::Rc::clone(&socket), "192.0.2.1:1".parse().ok(), 7);
+            connection.keep = keep;
+            table.enqueue(connection).unwrap();
+        }
+        assert_eq!((std::rc::Rc::strong_count(&socket), table.unprotected()), (4, 0));
+        assert_eq!(table.finish_bare(1), None, "not sent yet");
+        assert_eq!(table.next_batch(9).0.iter().map(|passed| passed.kept).collect::<Vec<_>>(), [true, false, false]);
+        table.mark_passed(3);
+        assert_eq!((std::rc::Rc::strong_count(&socket), table.unprotected(), table.live()), (2, 2, 3));
+        assert_eq!(table.connections().filter(|&(listener, peer)| listener == 7 && peer.is_some()).count(), 3);
+        assert!(table.finish(1).is_err() && table.finish_bare(0).is_none());
+        let back = table.finish_bare(1).unwrap().with_copies(std::rc::Rc::clone(&socket), None);
+        assert_eq!((back.listener, back.task, table.unprotected(), table.live()), (7, Task::Serve, 1, 2));
+        assert!(table.unprotect(0) && !table.unprotect(0) && !table.unprotect(2));
+        assert_eq!(table.unprotected(), 2);
+        assert_eq!(table.take_bare().len(), 1);
+        assert_eq!(table.take_all().len(), 1);
+        assert_eq!((table.unprotected(), table.live()), (0, 0));
     }
 
     #[test]

@@ -72,11 +72,21 @@ impl SocketFile {
     }
 }
 
+impl SocketFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is still there, and no other in its place.
+    pub fn is_there(&self) -> bool {
+        rustix::fs::lstat(&self.path).is_ok_and(|now| (now.st_dev, now.st_ino) == (self.device, self.inode))
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Ok(now) = rustix::fs::lstat(&self.path)
-            && (now.st_dev, now.st_ino) == (self.device, self.inode)
-        {
+        if self.is_there() {
             let _ = std::fs::remove_file(&self.path);
         }
     }

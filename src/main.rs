@@ -24,6 +24,7 @@ mod moderate;
 mod notify;
 mod pipes;
 mod privilege;
+mod process;
 mod reload;
 mod salvage;
 mod signals;
@@ -165,7 +166,8 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
         Err(why) => return fail(format_args!("cannot succeed the former master: {why}")),
     };
     let _ = rustix::thread::set_name(c"master");
-    let mut before = master::Before { program, formers, lent: activation::take() };
+    let spawn = Box::new(process::System);
+    let mut before = master::Before { program, formers, lent: activation::take(), spawn };
     match prepare(arguments, &mut before) {
         Ok(master) => match master.run() {
             Ok(()) => ExitCode::SUCCESS,
@@ -207,15 +209,16 @@ fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<ma
         log::error!("{message}");
         (message, ExitCode::from(FAILED))
     };
-    if before.formers.is_empty() {
-        let control = match &loaded.process.control {
-            config::Control::At(path) => Some(path.clone()),
-            config::Control::Derived => {
-                Some(control::place::directory().join(control::place::name(recipe.file.as_deref())))
-            }
-            config::Control::Off => None,
-        };
-        before.formers = takeover::orphans(&loaded.snapshot, control.as_deref()).map_err(failed)?;
-    }
+    let control = match &loaded.process.control {
+        config::Control::At(path) => Some(path.clone()),
+        config::Control::Derived => {
+            Some(control::place::directory().join(control::place::name(recipe.file.as_deref())))
+        }
+        config::Control::Off => None,
+    };
+    before.formers = match std::mem::take(&mut before.formers) {
+        none if none.is_empty() => takeover::orphans(&loaded.snapshot, control.as_deref()).map_err(failed)?,
+        formers => formers.into_iter().map(|former| former.with_workers_behind(control.as_deref())).collect(),
+    };
     master::Master::start(loaded, recipe, names, demo, arguments.log_level.clone(), before).map_err(failed)
 }

@@ -32,6 +32,7 @@ use crate::keeper::{Addresses, Connection};
 use crate::listen::Socket;
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
+use crate::process::{Spawn, System};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
 use crate::supervise::{Equipment, Seat, Worker};
@@ -39,14 +40,22 @@ use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
 mod lifecycle;
+#[cfg(test)]
+mod model;
 mod names;
 mod passing;
+mod protection;
 mod reconfigure;
+mod renewal;
 mod shortage;
 mod succession;
+mod watching;
 
+use protection::Protection;
 use reconfigure::{mode_name, room};
+use renewal::Renewal;
 use shortage::Plea;
+use watching::Ease;
 
 const SIGNALS: Token = Token(0);
 const DEMO: Token = Token(1);
@@ -88,7 +97,6 @@ enum Course {
 }
 
 /// What was there before this master.
-#[derive(Debug)]
 pub struct Before {
     /// The program as it was started.
     pub program: Program,
@@ -96,6 +104,8 @@ pub struct Before {
     pub formers: Vec<Former>,
     /// Listening sockets of the service manager.
     pub lent: Vec<(Bound, OwnedFd)>,
+    /// What starts processes.
+    pub spawn: Box<dyn Spawn>,
 }
 
 /// The master process.
@@ -115,6 +125,9 @@ pub struct Master {
     /// Connections accepted in this turn.
     accepted: u32,
     plea: Plea,
+    protection: Protection,
+    ease: Ease,
+    renewal: Option<Renewal>,
     reserve: Reserve,
     /// Workers have connections under way and no room for more: look again then.
     retry_at: Option<Instant>,
@@ -140,6 +153,7 @@ pub struct Master {
     /// The service manager was told that the configuration is being read.
     reloading: bool,
     program: Program,
+    spawn: Box<dyn Spawn>,
     /// Those that it takes over from, as long as they have something to give.
     formers: Vec<Former>,
     formers_ready: bool,
@@ -147,6 +161,8 @@ pub struct Master {
     successor: Option<Successor>,
     /// When it must have taken everything.
     hand_over_until: Option<Instant>,
+    /// Until when this master, although it has a successor, waits for those that it has not met itself.
+    unmet_until: Option<Instant>,
 }
 
 impl Master {
@@ -212,6 +228,9 @@ impl Master {
             moderation: Moderation::new(now),
             accepted: 0,
             plea: Plea::new(),
+            protection: Protection::new(nofile, snapshot.workers),
+            ease: Ease::default(),
+            renewal: None,
             reserve: Reserve::default(),
             retry_at: None,
             retry: Wait::new(Duration::from_millis(1), Duration::from_millis(20)),
@@ -231,10 +250,12 @@ impl Master {
             announced: false,
             reloading: false,
             program: before.program.clone(),
+            spawn: std::mem::replace(&mut before.spawn, Box::new(System)),
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             successor: None,
             hand_over_until: None,
+            unmet_until: None,
             config,
         };
         master.reserve.fill();
@@ -258,41 +279,51 @@ impl Master {
                 return Ok(());
             }
             let timeout = self.timeout(Instant::now());
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("cannot wait for events: {error}")),
-            }
-            let now = Instant::now();
-            for event in &events {
-                self.note(event, now);
-            }
-            if let Some(control) = &mut self.control {
-                control.accept(self.poll.registry(), now);
-            }
-            self.take_reading(now);
-            self.hear_workers(now);
-            self.keep_time(now);
-            self.hear_formers();
-            self.check_successor(now);
-            self.tell_reloaded();
-            self.measure(now);
-            if self.course == Course::HandingOver {
-                self.send_to_successor(now);
-            }
-            self.rehome();
-            let exhausted = self.accept(now);
-            self.plead(exhausted, now);
-            self.close_emptied(now);
-            self.send(now);
-            if let Some(hold) = self.moderation.after_turn(std::mem::take(&mut self.accepted), now) {
+            self.wait(&mut events, timeout)?;
+            if let Some(hold) = self.turn(&events, Instant::now()) {
                 std::thread::sleep(hold);
             }
         }
     }
 
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), String> {
+        match self.poll.poll(events, timeout) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(format!("cannot wait for events: {error}")),
+        }
+    }
+
+    /// Carries out what `events` tell, and whatever else is due; how long connections may gather before the next.
+    fn turn(&mut self, events: &Events, now: Instant) -> Option<Duration> {
+        for event in events {
+            self.note(event, now);
+        }
+        if let Some(control) = &mut self.control {
+            control.accept(self.poll.registry(), now);
+        }
+        self.take_reading(now);
+        self.hear_workers(now);
+        self.keep_time(now);
+        self.hear_formers();
+        self.check_successor(now);
+        self.tell_reloaded();
+        self.send_left(now);
+        self.measure(now);
+        if self.course == Course::HandingOver {
+            self.send_to_successor(now);
+        }
+        self.rehome();
+        let exhausted = self.accept(now);
+        self.plead(exhausted, now);
+        self.warn_of_unprotected(now);
+        self.close_emptied(now);
+        self.send(now);
+        self.moderation.after_turn(std::mem::take(&mut self.accepted), now)
+    }
+
     fn is_over(&self) -> bool {
-        let handed = self.course != Course::HandingOver || self.homeless.is_empty();
+        let handed = self.course != Course::HandingOver || self.homeless.is_empty() && self.formers.is_empty();
         self.course != Course::Running && handed && self.seats.iter().all(|seat| seat.worker.is_none())
     }
 
@@ -344,7 +375,9 @@ impl Master {
         let gate = self.gate.closed_until(now);
         let accepting = self.course == Course::Running && gate.is_none() && self.retry_at.is_none();
         let more = accepting && self.homeless.is_empty() && self.has_room() && self.sockets.iter().any(|s| s.ready);
-        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.readable);
+        let holding = self.is_holding();
+        let heard = |worker: &Worker| worker.readable && !(holding && worker.is_draining());
+        let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(heard);
         let asked = self.control.as_ref().is_some_and(control::Server::is_ready);
         if self.course == Course::HandingOver && !self.homeless.is_empty() {
             return Some(Duration::from_millis(1));
@@ -366,6 +399,7 @@ impl Master {
             .chain(control)
             .chain(self.successor.as_ref().and_then(|successor| successor.deadline))
             .chain(self.retry_at)
+            .chain(self.unmet_until)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
             .chain([self.ping_at])
@@ -388,7 +422,9 @@ impl Master {
             if !self.sockets[index].ready {
                 continue;
             }
-            match self.accept_burst(index, now) {
+            let burst = self.accept_burst(index, now);
+            self.send_accepted(now);
+            match burst {
                 Burst::Over => {}
                 Burst::NoRoom => return false,
                 Burst::Exhausted => return true,
@@ -408,9 +444,12 @@ impl Master {
 
     /// Accepts up to a burst from one listener.
     fn accept_burst(&mut self, index: usize, now: Instant) -> Burst {
-        for _ in 0..accept::BURST {
+        for accepted in 1..=accept::BURST {
             if !self.has_room() {
                 return Burst::NoRoom;
+            }
+            if accepted % accept::IN_HAND == 0 {
+                self.send_accepted(now);
             }
             let socket = &mut self.sockets[index];
             match accept::accept(&*socket) {
@@ -459,13 +498,14 @@ impl Master {
             generation: self.config.snapshot.generation,
             access_log: self.access_log.as_ref().map(|log| log.as_fd()),
             layout: self.layout,
-            identity: self.identity,
+            made: self.made(),
             log_level: self.log_level.as_deref(),
         }
     }
 
     fn announce(&mut self) {
-        if self.announced || !self.seats.iter().all(|seat| seat.worker.as_ref().is_some_and(Worker::is_ready)) {
+        let is_ready = |seat: &Seat| seat.worker.as_ref().is_some_and(Worker::is_ready);
+        if self.announced || !self.seats.iter().filter(|seat| seat.wanted).all(is_ready) {
             return;
         }
         self.announced = true;
@@ -482,7 +522,12 @@ const FEW_CONNECTIONS: u64 = 2000;
 /// Says what the limit of open files leaves of the connections asked for.
 fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
     let workers = snapshot.workers;
-    let room = format!("room for {records} connections in each of {workers} workers");
+    let mut room = format!("room for {records} connections in each of {workers} workers");
+    let kept =
+        u64::try_from(privilege::kept(nofile, workers).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
+    if kept < u64::from(records) * u64::from(workers) {
+        room += &format!("; about {kept} of them outlive a worker that dies, the others end with it");
+    }
     let remedy = "raise it with `ulimit -n`, or LimitNOFILE= in systemd";
     match snapshot.limits.connections {
         Some(wanted) if records < wanted => {

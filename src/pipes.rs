@@ -40,6 +40,13 @@ impl Pipes {
         self.ends[number] = Some(end);
     }
 
+    /// The worker uses pipe `number` from now on, and no copy is kept.
+    pub fn forget(&mut self, number: u16) {
+        if let Some(end) = self.ends.get_mut(usize::from(number)) {
+            *end = None;
+        }
+    }
+
     /// The worker announced a pipe, and its descriptor was lost: none of the copies can be relied on.
     pub fn lose(&mut self) {
         self.ends.clear();

@@ -1,5 +1,7 @@
 //! What the process may use: descriptors. Who the workers are: user and group.
 
+use std::os::fd::RawFd;
+
 use ipc::descriptors::OVERHEAD;
 use ipc::shm::MAX_RECORDS;
 use ipc::state::MAX_PIPES;
@@ -30,23 +32,49 @@ pub struct Capacity {
     pub batch: usize,
 }
 
-/// What the limit `nofile` allows for `workers` workers, each of which may have `wanted` connections, or as many as
-/// there can be.
+/// What the limit `nofile` allows for each worker, which may have `wanted` connections, or as many as there can be.
 ///
-/// The master holds one descriptor for each live connection of all workers, two where it is a relay, and one for
-/// each pipe. A worker holds two for each connection (the client's and the server's), two for each pipe, and for the
-/// case that the master dies its listening sockets.
-pub fn capacity(nofile: u64, workers: u16, listeners: usize, wanted: Option<u32>, relays: bool) -> Capacity {
+/// A worker holds, for the case that the master dies, the listening sockets. With relays (`relays`) each connection takes
+/// two descriptors from its beginning (the client's and the server's), and each pipe two. Of HTTP clients most are idle,
+/// and servers' connections serve one after the other: a fifth of the descriptors is for those and for pipes, and when
+/// that is not enough, idle clients give way. The master's copies are no bound: when it can keep no more, it does without
+/// ([`kept`]).
+pub fn capacity(nofile: u64, listeners: usize, wanted: Option<u32>, relays: bool) -> Capacity {
     let batch = ipc::descriptors::batch(nofile);
-    let workers = u64::from(workers.max(1));
-    let pipes = u64::from(MAX_PIPES).min(nofile / 16 / workers);
     let wanted = wanted.unwrap_or(MAX_AUTO).min(MAX_RECORDS);
-    let held = if relays { 2 } else { 1 };
-    let master =
-        (nofile.saturating_sub(OVERHEAD + listeners as u64 + 4 * workers) / workers).saturating_sub(pipes) / held;
-    let worker = nofile.saturating_sub(OVERHEAD + listeners as u64 + batch + 2 * pipes) / 2;
-    let records = master.min(worker).min(u64::from(wanted)).max(1);
+    let free = nofile.saturating_sub(OVERHEAD + listeners as u64 + batch);
+    let pipes = u64::from(MAX_PIPES).min(nofile / 16);
+    let worker = if relays { free.saturating_sub(2 * pipes) / 2 } else { free - free / PART_FOR_SERVERS };
+    let records = worker.min(u64::from(wanted)).max(1);
     Capacity { records: u32::try_from(records).unwrap_or(MAX_RECORDS), batch: usize::try_from(batch).unwrap_or(1) }
+}
+
+/// The part of a worker's descriptors that is for servers' connections where clients speak HTTP.
+const PART_FOR_SERVERS: u64 = 5;
+
+/// Descriptors that the master keeps free for what it has for a moment only, besides one message's;
+const MOMENTARY: u64 = 24;
+/// and those that belong to each worker, which may have to be started anew when all others are in use.
+const FOR_EACH_WORKER: u64 = 4;
+/// The part of the others that is for servers' connections and pipes of relays: they come later than their clients.
+const PART_FOR_RELAYS: u64 = 8;
+
+/// Which descriptors the master keeps, under its limit of open files. The kernel gives out the lowest number that is
+/// free: so one at or above a mark says that all below are in use, and what is not kept there leaves the rest free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Clients' connections below this number.
+    pub clients: RawFd,
+    /// Everything else below this one.
+    pub all: RawFd,
+}
+
+/// See [`Kept`].
+pub fn kept(nofile: u64, workers: u16) -> Kept {
+    let free = ipc::descriptors::batch(nofile) + MOMENTARY + FOR_EACH_WORKER * u64::from(workers);
+    let all = nofile.saturating_sub(free);
+    let number = |n: u64| RawFd::try_from(n).unwrap_or(RawFd::MAX);
+    Kept { clients: number(all - all / PART_FOR_RELAYS), all: number(all) }
 }
 
 /// The user and group that workers are started as; `None` = the master's own.
@@ -90,29 +118,31 @@ mod tests {
 
     #[test]
     fn enough_descriptors_give_what_is_wanted() {
-        assert_eq!(capacity(1 << 20, 4, 2, Some(10_000), false), Capacity { records: 10_000, batch: MAX_FDS });
-        assert_eq!(capacity(u64::MAX, 1, 1, Some(u32::MAX), false).records, MAX_RECORDS);
-        assert_eq!(capacity(u64::MAX, 1, 1, None, false).records, MAX_AUTO);
+        assert_eq!(capacity(1 << 20, 2, Some(10_000), true), Capacity { records: 10_000, batch: MAX_FDS });
+        assert_eq!(capacity(u64::MAX, 1, Some(u32::MAX), true).records, MAX_RECORDS);
+        assert_eq!(capacity(u64::MAX, 1, None, false).records, MAX_AUTO);
+        assert_eq!(kept(u64::MAX, 4).clients, RawFd::MAX);
     }
 
     #[test]
-    fn the_masters_copies_and_the_workers_sockets_fit_the_limit() {
+    fn the_workers_sockets_and_what_the_master_keeps_fit_the_limit() {
         for nofile in [100, 256, 1024, 4096, 20_000] {
-            for workers in [1u16, 2, 4, 16] {
-                for relays in [false, true] {
-                    let Capacity { records, batch } = capacity(nofile, workers, 3, None, relays);
-                    let (records, batch) = (u64::from(records), batch as u64);
-                    let held = if relays { 2 } else { 1 };
-                    assert!(records == 1 || records * held * u64::from(workers) + OVERHEAD <= nofile);
-                    assert!(records == 1 || records * 2 + batch + OVERHEAD <= nofile);
-                    assert!((1..=MAX_FDS as u64).contains(&batch));
-                }
+            for (relays, each) in [(true, 2), (false, 1)] {
+                let Capacity { records, batch } = capacity(nofile, 3, None, relays);
+                let (records, batch) = (u64::from(records), batch as u64);
+                assert!(records == 1 || records * each + batch + OVERHEAD <= nofile);
+                assert!((1..=MAX_FDS as u64).contains(&batch));
             }
+            let batch = capacity(nofile, 3, None, true).batch as u64;
+            let Kept { clients, all } = kept(nofile, 4);
+            assert!(0 < clients && clients < all, "{clients} {all}");
+            assert!(u64::try_from(all).unwrap() + batch < nofile);
         }
     }
 
     #[test]
     fn impossible_limits_still_give_one() {
-        assert_eq!(capacity(0, 1024, 9, Some(5), true), Capacity { records: 1, batch: 1 });
+        assert_eq!(capacity(0, 9, Some(5), false), Capacity { records: 1, batch: 1 });
+        assert_eq!(kept(0, 1), Kept { clients: 0, all: 0 });
     }
 }

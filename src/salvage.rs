@@ -60,6 +60,7 @@ impl Remains<'_> {
             Phase::Passed => self.not_taken_up(),
             Phase::Done => Salvage::Done,
             Phase::Captive => Salvage::Cut,
+            Phase::Resting => self.at_rest(&image),
             Phase::Relay if self.is_ahead(&image) => Salvage::Cut,
             Phase::Relay => Salvage::Relay,
             Phase::Open | Phase::Committed => match self.unanswered(&image) {
@@ -82,7 +83,7 @@ impl Remains<'_> {
         let unwritten = match last.phase {
             Phase::Open | Phase::Committed => self.unanswered(&last).is_none(),
             Phase::Relay => self.is_ahead(&last),
-            Phase::Passed | Phase::Done | Phase::Captive => false,
+            Phase::Passed | Phase::Done | Phase::Captive | Phase::Resting => false,
         };
         let holds = |former: &Image| {
             matches!(former.phase, Phase::Open | Phase::Committed)
@@ -90,6 +91,15 @@ impl Remains<'_> {
                 && self.unanswered(former).is_some()
         };
         Some(self.former.filter(|former| unwritten && holds(former)).unwrap_or(last))
+    }
+
+    /// Where the kernel counts nothing, a worker says so whenever nothing is under way. Where it does, none says that.
+    fn at_rest(&self, image: &Image) -> Salvage {
+        match self.task {
+            _ if self.counters.is_some() || image.slot.is_some() || image.offset != 0 => Salvage::Cut,
+            Task::Fail | Task::Refuse => Salvage::Again,
+            Task::Serve | Task::Resume(_) | Task::Relay { .. } => Salvage::Serve,
+        }
     }
 
     /// Whether the image tells of more bytes than have been written.
@@ -302,6 +312,24 @@ mod tests {
         assert_eq!(salvage(image(Phase::Open, 0, 0), None), Salvage::Cut);
         let shut = Counters { shut_down: true, ..counters(120, 80) };
         assert_eq!(salvage(image(Phase::Open, 20, 30), Some(shut)), Salvage::Cut);
+    }
+
+    #[test]
+    fn a_connection_at_rest_is_served_on_only_where_the_kernel_counts_nothing() {
+        let mut resting = image(Phase::Resting, 20, 30);
+        assert_eq!(salvage(resting, None), Salvage::Cut, "it has a slot");
+        resting.slot = None;
+        assert_eq!(salvage(resting, None), Salvage::Cut, "it has an offset");
+        resting.offset = 0;
+        assert_eq!(salvage(resting, None), Salvage::Serve);
+        assert_eq!(salvage(resting, Some(counters(120, 80))), Salvage::Cut);
+        for phase in [Phase::Open, Phase::Committed, Phase::Captive] {
+            assert_eq!(salvage(Image { phase, ..resting }, None), Salvage::Cut);
+        }
+        let task = Task::Fail;
+        let remains =
+            Remains { image: Some(resting), former: None, task: &task, base: BASE, header: 0, counters: None };
+        assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);
     }
 
     #[test]

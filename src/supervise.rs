@@ -1,25 +1,22 @@
 //! Worker processes: starting them, the `Hello`/`Ready` handshake, how they ended, when to start the next.
 //!
-//! A worker is this program again, by fork and exec, with one end of its channel as standard input. Its death
-//! is seen through a pidfd. What becomes of its connections is not decided here.
+//! A worker is this program again, by fork and exec, with one end of its channel as standard input
+//! (`src/process.rs`). Its death is seen through a pidfd. What becomes of its connections is not decided here.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, SendError};
 use ipc::message::{Layout, ToWorker, VERSION};
 use ipc::shm::{self, Control};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal};
 
 use crate::keeper::Table;
 use crate::pipes::Pipes;
 use crate::privilege::Identity;
-use crate::signals;
+use crate::process::{End, Process, Spawn};
 use crate::watchdog::Watch;
 
 /// How long a worker may take from its start to `Ready`.
@@ -84,9 +81,9 @@ impl Errand {
 /// One running worker process and what the master shares with it.
 #[derive(Debug)]
 pub struct Worker {
-    /// Its process.
+    /// Its process's number.
     pub pid: Pid,
-    pidfd: OwnedFd,
+    process: Box<dyn Process>,
     /// Our end of its channel.
     pub channel: Channel,
     /// Its shared region.
@@ -111,6 +108,19 @@ pub struct Worker {
     pub errands: Vec<Errand>,
     /// The channel may hold messages from the worker.
     pub readable: bool,
+    /// What it was started with and cannot change.
+    pub made: Made,
+    /// The channel had no room for what was last to be sent.
+    pub blocked: bool,
+}
+
+/// What a process is started with and keeps for its life, besides its region's layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    /// Whom it runs as.
+    pub identity: Identity,
+    /// How many connections the configuration then let a worker have.
+    pub connections: Option<u32>,
 }
 
 /// What every worker gets at its start.
@@ -124,8 +134,8 @@ pub struct Equipment<'a> {
     pub access_log: Option<BorrowedFd<'a>>,
     /// Its shared region's layout.
     pub layout: Layout,
-    /// Whom it runs as.
-    pub identity: Identity,
+    /// What else it cannot change.
+    pub made: Made,
     /// The log level, as `RUST_LOG` has it, when the command line sets one.
     pub log_level: Option<&'a str>,
 }
@@ -135,7 +145,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the process, memory or descriptors cannot be had.
-    pub fn start(index: u16, equipment: &Equipment<'_>, now: Instant) -> io::Result<Worker> {
+    pub fn start(index: u16, equipment: &Equipment<'_>, spawn: &dyn Spawn, now: Instant) -> io::Result<Worker> {
         let region = shm::create(&equipment.layout)?;
         let control = Control::map(&region, &equipment.layout)?;
         let (mut channel, theirs) = Channel::pair()?;
@@ -147,22 +157,10 @@ impl Worker {
             SendError::Io(error) => error,
             SendError::Full | SendError::Closed | SendError::TooLarge => io::Error::other(error.to_string()),
         })?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("master").arg("worker").arg(index.to_string()).stdin(Stdio::from(theirs));
-        if let Some(level) = equipment.log_level {
-            command.env(crate::LOG_LEVEL_VARIABLE, level);
-        }
-        if let Some(gid) = equipment.identity.gid {
-            command.gid(gid);
-        }
-        if let Some(uid) = equipment.identity.uid {
-            command.uid(uid);
-        }
-        let child = command.spawn()?;
-        let (pid, pidfd) = adopt(child)?;
+        let process = spawn.worker(index, theirs, equipment)?;
         Ok(Worker {
-            pid,
-            pidfd,
+            pid: process.pid(),
+            process,
             channel,
             region,
             layout: equipment.layout,
@@ -175,17 +173,24 @@ impl Worker {
             ready_since: None,
             errands: Vec::new(),
             readable: true,
+            made: equipment.made,
+            blocked: false,
         })
     }
 
-    /// Its pidfd, readable when it has ended.
+    /// A descriptor that is readable when it has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.as_fd()
     }
 
     /// Whether it may be given connections.
     pub fn is_ready(&self) -> bool {
         self.stage == Stage::Ready
+    }
+
+    /// Whether it finishes what it has.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. })
     }
 
     /// When something must be done about it although nothing happens.
@@ -198,7 +203,7 @@ impl Worker {
 
     /// Kills it at once. Its end shows at the pidfd.
     pub fn kill(&mut self, now: Instant) {
-        self.signal(Signal::KILL);
+        self.process.kill();
         self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
     }
 
@@ -208,11 +213,6 @@ impl Worker {
         let _ = self.channel.send(&ToWorker::Stop, &[]);
         let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Write);
         self.stage = Stage::Dying { deadline: now + Duration::from_secs(1) };
-    }
-
-    fn signal(&self, signal: Signal) {
-        // Fails only when the process has ended, which the pidfd reports.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
     }
 
     /// It has closed its channel: it is about to end, and is killed if it does not.
@@ -225,68 +225,21 @@ impl Worker {
 
     /// How it ended, if it has; the process is gone from the system then.
     pub fn reap(&self) -> Option<End> {
-        reap(self.pidfd.as_fd())
+        self.process.reap()
     }
-}
 
-/// A pidfd for a child. The child cannot be reaped by anybody else meanwhile, so its number is still its own.
-fn adopt(child: std::process::Child) -> io::Result<(Pid, OwnedFd)> {
-    let pid = Pid::from_child(&child);
-    match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
-        Ok(pidfd) => Ok((pid, pidfd)),
-        Err(errno) => {
-            let mut child = child;
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(errno.into())
-        }
-    }
-}
-
-/// Waits for the end of a child that has been killed, which takes no longer than the kernel needs.
-pub fn wait(pidfd: BorrowedFd<'_>) {
-    while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {}
-}
-
-/// How the process behind `pidfd`, a child of ours, ended, if it has.
-pub fn reap(pidfd: BorrowedFd<'_>) -> Option<End> {
-    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-        Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => End::Exited(code),
-            (None, Some(signal)) => End::Killed(signal),
-            (None, None) => End::Unknown,
-        }),
-        Ok(None) | Err(rustix::io::Errno::INTR) => None,
-        // Not a child of ours any more: nothing can be learnt, but it must not be waited for.
-        Err(_) => Some(End::Unknown),
-    }
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// By itself, with this status.
-    Exited(i32),
-    /// By this signal.
-    Killed(i32),
-    /// Nobody knows.
-    Unknown,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            End::Exited(code) => write!(f, "exited with status {code}"),
-            End::Killed(signal) => write!(f, "killed by {}", signals::name(signal)),
-            End::Unknown => f.write_str("ended in an unknown way"),
-        }
+    /// Ends it at once, and waits for that.
+    pub fn end(&self) {
+        self.process.end();
     }
 }
 
 /// How long to wait before a worker is started again.
 ///
 /// Not at all, as a rule: a worker that had been ready for [`QUICK`] is replaced at once, and so is one that
-/// died quickly for the first few times in a row. Then the wait doubles from 100 ms to 10 s.
+/// died quickly for the first few times in a row. Then the wait doubles from 100 ms, up to a bound by what the death
+/// says of the next one: a worker that never became ready will hardly do so now, one that crashed may crash again, and
+/// one that was killed from outside would have gone on.
 #[derive(Debug, Default)]
 pub struct BackOff {
     quick_deaths: u32,
@@ -295,10 +248,18 @@ pub struct BackOff {
 impl BackOff {
     const AT_ONCE: u32 = 3;
     const FIRST: Duration = Duration::from_millis(100);
-    const LAST: Duration = Duration::from_secs(10);
+    const NEVER_READY: Duration = Duration::from_secs(10);
+    const CRASHED: Duration = Duration::from_secs(1);
+    const KILLED: Duration = Self::FIRST;
 
-    /// The wait after a death; `ready_for` is how long the worker had been ready, if it ever was.
-    pub fn after_death(&mut self, ready_for: Option<Duration>) -> Duration {
+    /// The wait after a death; `ready_for` is how long the worker had been ready, if it ever was, and `end` how it ended,
+    /// if it was started at all.
+    pub fn after_death(&mut self, ready_for: Option<Duration>, end: Option<End>) -> Duration {
+        let last = match (ready_for, end) {
+            (None, _) | (_, None) => Self::NEVER_READY,
+            (Some(_), Some(End::Killed(signal))) if signal == Signal::KILL.as_raw() => Self::KILLED,
+            (Some(_), Some(End::Killed(_) | End::Exited(_) | End::Unknown)) => Self::CRASHED,
+        };
         if ready_for.is_some_and(|time| time >= QUICK) {
             self.quick_deaths = 0;
             return Duration::ZERO;
@@ -306,7 +267,7 @@ impl BackOff {
         self.quick_deaths = self.quick_deaths.saturating_add(1);
         match self.quick_deaths.checked_sub(Self::AT_ONCE + 1) {
             None => Duration::ZERO,
-            Some(doublings) => (Self::FIRST * 2u32.pow(doublings.min(7))).min(Self::LAST),
+            Some(doublings) => (Self::FIRST * 2u32.pow(doublings.min(7))).min(last),
         }
     }
 }
@@ -340,23 +301,16 @@ mod tests {
     #[test]
     fn quick_deaths_back_off_and_a_long_life_forgives_them() {
         let mut back_off = BackOff::default();
-        let waits: Vec<u128> = (0..12).map(|_| back_off.after_death(None).as_millis()).collect();
+        let waits: Vec<u128> = (0..12).map(|_| back_off.after_death(None, None).as_millis()).collect();
         assert_eq!(waits, [0, 0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(back_off.after_death(Some(Duration::from_millis(999))), BackOff::LAST);
-        assert_eq!(back_off.after_death(Some(QUICK)), Duration::ZERO);
-        assert_eq!(back_off.after_death(None), Duration::ZERO);
-    }
-
-    #[test]
-    fn a_childs_end_is_told_with_signal_or_status() {
-        for (script, wanted) in [("exit 3", "exited with status 3"), ("kill -KILL $$", "killed by SIGKILL")] {
-            let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
-            let (_, pidfd) = adopt(child).unwrap();
-            let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let timeout = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
-            assert_eq!(rustix::event::poll(&mut poll, Some(&timeout)).unwrap(), 1);
-            assert_eq!(reap(pidfd.as_fd()).unwrap().to_string(), wanted);
-            assert_eq!(reap(pidfd.as_fd()), Some(End::Unknown));
-        }
+        let quick = Some(Duration::from_millis(999));
+        let crash = Some(End::Killed(Signal::SEGV.as_raw()));
+        let kill = Some(End::Killed(Signal::KILL.as_raw()));
+        assert_eq!(back_off.after_death(None, kill), BackOff::NEVER_READY);
+        assert_eq!(back_off.after_death(quick, crash), BackOff::CRASHED);
+        assert_eq!(back_off.after_death(quick, Some(End::Exited(1))), BackOff::CRASHED);
+        assert_eq!(back_off.after_death(quick, kill), BackOff::KILLED);
+        assert_eq!(back_off.after_death(Some(QUICK), crash), Duration::ZERO);
+        assert_eq!(back_off.after_death(None, None), Duration::ZERO);
     }
 }

@@ -33,6 +33,8 @@ const OWN: Duration = Duration::from_secs(8);
 const OTHERS: Duration = Duration::from_secs(1);
 /// How long a former side may take to give its listening sockets once it has been asked.
 const GIVE: Duration = Duration::from_secs(5);
+/// Those behind one control socket that may end one after the other between connecting and answering.
+const MISSED: u32 = 1024;
 /// Listening sockets taken from one former side at most.
 const LISTENERS: usize = 4096;
 
@@ -57,7 +59,8 @@ impl Door {
         let path = format!("/proc/self/fd/{}", self.place.as_raw_fd());
         let channel = Channel::from_fd(place::connect(Path::new(&path)).ok()?);
         let name = self.path.display().to_string();
-        Some(Former { channel, name, stage: Stage::Knocked, listeners: Vec::new(), door: Some(Rc::clone(self)) })
+        let door = Some(Rc::clone(self));
+        Some(Former { channel, name, stage: Stage::Knocked, listeners: Vec::new(), door, is_master: false, missed: 0 })
     }
 }
 
@@ -84,6 +87,9 @@ pub struct Former {
     /// Its listening sockets, as far as they have not been taken.
     listeners: Vec<(Bound, OwnedFd)>,
     door: Option<Rc<Door>>,
+    is_master: bool,
+    /// How many in front of it, one after the other, have ended without an answer.
+    missed: u32,
 }
 
 /// What a former side has said.
@@ -117,7 +123,15 @@ impl Former {
     pub fn master(channel: OwnedFd) -> Result<Former, String> {
         let name = "the former master".to_owned();
         let channel = Channel::from_fd(channel);
-        let mut former = Former { channel, name, stage: Stage::Asked, listeners: Vec::new(), door: None };
+        let mut former = Former {
+            channel,
+            name,
+            stage: Stage::Asked,
+            listeners: Vec::new(),
+            door: None,
+            is_master: true,
+            missed: 0,
+        };
         let end = Instant::now() + GIVE;
         loop {
             match former.hear() {
@@ -133,6 +147,12 @@ impl Former {
                 }
             }
         }
+    }
+
+    /// Should it be killed, its workers wait behind `control`, its control socket.
+    pub fn with_workers_behind(mut self, control: Option<&Path>) -> Former {
+        self.door = control.and_then(|path| Door::at(path.to_owned(), true));
+        self
     }
 
     /// Whether it may have connections to give.
@@ -160,9 +180,18 @@ impl Former {
         let _ = self.channel.send(&ToFormer::Failed { why }, &[]);
     }
 
-    /// One for the next behind the same control socket; `None` when there is nobody left.
+    /// One for the next behind the same control socket; `None` when there is nobody left, or too many have ended
+    /// between connecting and answering.
     pub fn knock_again(&self) -> Option<Former> {
-        self.door.as_ref()?.knock()
+        let missed = if self.is_met() { 0 } else { self.missed + 1 };
+        (missed <= MISSED).then_some(())?;
+        Some(Former { missed, ..self.door.as_ref()?.knock()? })
+    }
+
+    /// One for the next, if this one has ended and may have been in front of others: it has not answered, or it is the
+    /// master whose workers they are.
+    pub fn knock_past(&self) -> Option<Former> {
+        if self.is_met() && !self.is_master { None } else { self.knock_again() }
     }
 
     /// Hears what it has to say, one message.
@@ -191,7 +220,10 @@ impl Former {
             Role::Orphan => self.name = format!("{} (pid {})", greeting.config, greeting.pid),
         }
         // Whatever its version: this much every version understands.
-        self.channel.send(&Request::TakeOver, &[]).map_err(|error| News::Broken(error.to_string()))?;
+        self.channel.send(&Request::TakeOver, &[]).map_err(|error| match error {
+            SendError::Closed => News::Gone,
+            SendError::Full | SendError::TooLarge | SendError::Io(_) => News::Broken(error.to_string()),
+        })?;
         self.stage = Stage::Asked;
         Ok(News::Met)
     }
@@ -253,14 +285,29 @@ fn is_fixed(address: &Address) -> bool {
     }
 }
 
+/// One of those behind this configuration's control socket; `None` when there is nobody.
+pub fn behind(control: &Path) -> Option<Former> {
+    Door::at(control.to_owned(), true)?.knock()
+}
+
 /// Workers that a dead master left with listeners that `snapshot` wants: of each such master the first that answers,
 /// and one not yet met. `own` is where this configuration's control socket belongs.
 ///
 /// # Errors
 /// When a master with this configuration lives, or somebody does not answer who could have what it needs.
 pub fn orphans(snapshot: &Snapshot, own: Option<&Path>) -> Result<Vec<Former>, String> {
-    let directory = place::directory();
-    let mut paths = if place::is_ours(&directory).is_ok() { place::sockets(&directory) } else { Vec::new() };
+    orphans_in(&place::directory(), snapshot, own, wait)
+}
+
+/// As [`orphans`], where all control sockets but this configuration's are in `directory`, and with another way to wait
+/// until one of those asked says something, or the time is over.
+pub fn orphans_in(
+    directory: &Path,
+    snapshot: &Snapshot,
+    own: Option<&Path>,
+    mut wait: impl FnMut(&[&Former], Duration) -> Result<(), String>,
+) -> Result<Vec<Former>, String> {
+    let mut paths = if place::is_ours(directory).is_ok() { place::sockets(directory) } else { Vec::new() };
     paths.extend(own.map(Path::to_owned).filter(|path| !paths.contains(path)));
     let doors = paths.into_iter().filter_map(|path| Door::at(path.clone(), own == Some(&path)));
     let start = Instant::now();
@@ -280,7 +327,11 @@ pub fn orphans(snapshot: &Snapshot, own: Option<&Path>) -> Result<Vec<Former>, S
                          file again, `master upgrade` puts a new one in its place"
                     ));
                 }
-                News::Master(_) | News::Gone => {}
+                News::Master(_) => {}
+                // Others may be behind it.
+                News::Gone => {
+                    waiting.extend(former.knock_again().filter(|_| start.elapsed() < patience(&former)));
+                }
                 News::Waiting if former.is_wanted(snapshot) => {
                     info!("{} has listeners of this configuration: taking over from it", former.name);
                     found.extend(former.knock_again());

@@ -7,16 +7,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError, SendError};
 use ipc::handover::{Bound, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags};
 
 use crate::control::ClientId;
-use crate::takeover::SUCCESSOR_VARIABLE;
+use crate::process::{End, Process, Spawn};
 
 /// How long a process that has closed its channel may take to end, before that is all that is said of it.
 const END: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
@@ -35,6 +34,13 @@ impl Program {
         let mut arguments = std::env::args_os();
         let path = arguments.next().and_then(|name| called(&name, &file)).unwrap_or(file);
         Program { path, arguments: arguments.collect() }
+    }
+
+    /// To start it again.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments);
+        command
     }
 
     /// Where it lies.
@@ -63,9 +69,9 @@ fn called(name: &OsString, file: &Path) -> Option<PathBuf> {
 pub struct Successor {
     /// The way to it.
     pub channel: Channel,
-    /// Its process.
+    /// Its process's number.
     pub pid: u32,
-    child: Child,
+    process: Box<dyn Process>,
     /// It is given up if not ready by then; `None` once it is.
     pub deadline: Option<Instant>,
     /// Who asked for it.
@@ -90,6 +96,7 @@ impl Successor {
     /// When it cannot be started.
     pub fn start(
         program: &Program,
+        spawn: &dyn Spawn,
         listeners: &[(Bound, BorrowedFd<'_>)],
         asker: Option<ClientId>,
         timeout: Duration,
@@ -106,12 +113,9 @@ impl Successor {
             let last = chunks.peek().is_none();
             channel.send(&ToSuccessor::Listeners { bound, last }, &fds).map_err(other)?;
         }
-        let child = Command::new(&program.path)
-            .args(&program.arguments)
-            .env(SUCCESSOR_VARIABLE, "1")
-            .stdin(Stdio::from(theirs))
-            .spawn()?;
-        Ok(Successor { channel, pid: child.id(), child, deadline: Some(Instant::now() + timeout), asker })
+        let process = spawn.successor(program, theirs)?;
+        let pid = process.pid().as_raw_nonzero().get().unsigned_abs();
+        Ok(Successor { channel, pid, process, deadline: Some(Instant::now() + timeout), asker })
     }
 
     /// Hears what it says.
@@ -121,7 +125,7 @@ impl Successor {
             Ok(ToFormer::Failed { why }) => News::Gone(why),
             Err(RecvError::Empty) => News::None,
             Err(RecvError::Closed) => News::Gone(match self.end() {
-                Some(status) => format!("the new one ended ({status}); what it said is in the master's log"),
+                Some(end) => format!("the new one ended ({end}); what it said is in the master's log"),
                 None => "the new one does not speak to this master".to_owned(),
             }),
             Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_))) => {
@@ -131,16 +135,14 @@ impl Successor {
     }
 
     /// How it ended, if it has or is about to.
-    fn end(&mut self) -> Option<std::process::ExitStatus> {
-        let pidfd = rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).ok()?;
-        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&END));
-        self.child.try_wait().ok().flatten()
+    fn end(&mut self) -> Option<End> {
+        let _ = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&END));
+        self.process.reap()
     }
 
     /// Ends it, before it is ready.
-    pub fn kill(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn kill(self) {
+        self.process.end();
     }
 }
 

@@ -71,8 +71,15 @@ pub struct Client {
     pub is_http: bool,
     /// When the first byte of the present request head came; 0 = none has.
     pub head_since_ms: u64,
+    /// Whether the kernel counts no bytes for it, as on a Unix listener. Then the record must say by itself whether
+    /// anything is under way.
+    pub uncounted: bool,
+    /// Whether the master has copies, so that another worker can go on if this one dies.
+    pub protected: bool,
     /// The socket's count of bytes sent when the present request began.
     written_before: u64,
+    /// Whether it came on a Unix socket, whatever a PROXY header says.
+    unix: bool,
 }
 
 impl Client {
@@ -90,7 +97,24 @@ impl Client {
             input: None,
             is_http: false,
             head_since_ms: 0,
+            uncounted: peer.is_none(),
+            protected: true,
             written_before: 0,
+            unix: peer.is_none(),
+        }
+    }
+
+    /// The master has no copy. If this process dies the kernel closes the connection: with a reset, so that nobody
+    /// takes part of an answer for the whole.
+    pub(crate) fn lose_protection(&mut self) {
+        self.protected = false;
+        self.socket.reset_when_closed(true);
+    }
+
+    /// The connection is about to be ended in good order, or given away.
+    pub(crate) fn regain_protection(&mut self) {
+        if !self.protected {
+            self.socket.reset_when_closed(false);
         }
     }
 
@@ -118,6 +142,9 @@ impl Client {
             Some(input) => (Some(input.slot.number()), input.start, input.end),
             None => (None, 0, 0),
         };
+        let rests =
+            self.uncounted && self.input.is_none() && matches!(self.state, ClientState::Idle | ClientState::Header);
+        let phase = if rests && phase == Phase::Open { Phase::Resting } else { phase };
         record.publish(&Image {
             phase,
             slot,
@@ -131,6 +158,10 @@ impl Client {
     /// before slot position `upto` is answered then. Comes before they are written, so that a death right after
     /// finds the request answered; the record's former image tells of the request until then.
     pub fn publish_answer(&self, upto: usize, left: u64, cx: &Ctx) {
+        if self.uncounted {
+            // Nobody could tell how much of it has been written.
+            return;
+        }
         let Some(record) = cx.control.record(self.id) else { return };
         let (slot, start, end) = match &self.input {
             Some(input) => (Some(input.slot.number()), upto.min(input.end), input.end),
@@ -187,7 +218,13 @@ impl Client {
         if space.is_empty() {
             return None;
         }
-        let io = self.socket.recv(space);
+        // To a client on a Unix socket a reset is only possible with a byte unread, and to one of HTTP/1.0 it may be the
+        // only way to show that an answer is cut. Which version it speaks is not known yet.
+        let io = if self.unix && self.state == ClientState::Idle {
+            self.socket.recv_keeping(space)
+        } else {
+            self.socket.recv(space)
+        };
         if let Io::Moved(n) = io {
             input.end += n;
         }

@@ -13,7 +13,7 @@ use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
 use log::warn;
 use mio::{Interest, Registry, Token, unix::SourceFd};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::access_log::AccessLog;
 use crate::backend::names::{Names, Waiter};
@@ -118,13 +118,15 @@ pub struct Clock {
     pub unix_ms: u64,
     wall_read_ms: u64,
     wall_ms: u64,
+    /// How far it goes ahead of the system's, in microseconds: 0 but in tests, which need not wait then.
+    pub ahead_us: u64,
 }
 
 impl Clock {
     /// Reads both clocks.
     #[must_use]
     pub fn new() -> Clock {
-        let mut clock = Clock { now_us: 0, now_ms: 0, unix_ms: 0, wall_read_ms: 0, wall_ms: 0 };
+        let mut clock = Clock { now_us: 0, now_ms: 0, unix_ms: 0, wall_read_ms: 0, wall_ms: 0, ahead_us: 0 };
         clock.read();
         clock
     }
@@ -133,7 +135,7 @@ impl Clock {
     pub fn read(&mut self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-        self.now_us = seconds * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000;
+        self.now_us = seconds * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000 + self.ahead_us;
         self.now_ms = self.now_us / 1000;
         if self.wall_read_ms == 0 || self.now_ms >= self.wall_read_ms + 1000 {
             let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -203,10 +205,14 @@ pub struct Ctx {
     pub descriptors: Descriptors,
     /// Connections to clients and servers.
     pub sockets: usize,
+    /// Whether there may be more events than this turn looks at.
+    pub events_left: bool,
     /// Descriptors kept open for the case that the master dies.
     pub kept: usize,
     /// What was closed to make room, to be warned of.
     pub given_way: GivenWay,
+    /// Requests that wait for a descriptor.
+    pub awaiting: VecDeque<Key<Exchange>>,
     /// The access log, if there is one.
     pub log: Option<AccessLog>,
     /// To be gone on with in this turn.
@@ -217,6 +223,8 @@ pub struct Ctx {
     pub finished_since_ms: u64,
     /// Relays whose server's connection the master has not got yet: they begin when it has.
     pub to_hand_over: Vec<Key<Relay>>,
+    /// Until when those wait that the master had no room for; `None` = it had.
+    pub hand_over_until_ms: Option<u64>,
     /// The configuration that the master has not been told of yet.
     pub reloaded: Option<u64>,
     /// Whether the worker finishes what it has and takes nothing new.
@@ -225,8 +233,8 @@ pub struct Ctx {
     pub orphan: bool,
     /// Whether what can be served elsewhere is then given back to the master.
     pub giving_back: bool,
-    /// Connections let go of and not yet reported so.
-    pub given_back: Vec<GivenBack>,
+    /// Connections let go of and not yet reported so, with their descriptors where the master has none.
+    pub given_back: Vec<(GivenBack, Vec<OwnedFd>)>,
 }
 
 /// Token kinds, in the two bits that a key leaves free.

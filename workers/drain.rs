@@ -1,7 +1,9 @@
 //! The end of a worker that is told to finish: requests in progress are answered, idle connections are closed, or
 //! given back to the master for another worker, and so are relays.
 
-use ipc::message::{GivenBack, MAX_CARRIED_BYTES, ToMaster};
+use std::os::fd::{AsFd, OwnedFd};
+
+use ipc::message::{GivenBack, MAX_CARRIED_BYTES, Task, ToMaster};
 use log::{debug, info, warn};
 
 use crate::client::{Client, ClientState};
@@ -61,7 +63,8 @@ impl Worker {
     /// Lets go of a client without ending its connection. Its record stays as it is: should this process die before
     /// the master has heard, the record says the same.
     pub(crate) fn give_back(&mut self, key: Key<Client>) {
-        let Some(client) = self.clients.get(key) else { return };
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.socket.release();
         let carried = client.unanswered(&self.cx.arena).to_vec();
         if carried.len() > MAX_CARRIED_BYTES {
             return self.close_client(key);
@@ -71,35 +74,37 @@ impl Worker {
             self.close_upstream(kept);
         }
         self.cx.forget(&mut client.socket);
+        client.regain_protection();
         if self.succession.is_succeeded() {
             return self.hand_to_successor(client, carried, None);
         }
-        // Its slot is not reused, since this process takes nothing new.
+        // If it has a slot that is not reused, since this process takes nothing new then.
         self.cx.control.stats().finished.add(1);
-        self.cx.given_back.push(GivenBack { id: client.id, carried });
+        let (own, fds) =
+            if client.protected { (None, Vec::new()) } else { (Some(Task::Serve), vec![client.socket.into()]) };
+        self.cx.given_back.push((GivenBack { id: client.id, carried, own }, fds));
     }
 
     /// Tells the master which connections were let go of.
     pub(crate) fn report_given_back(&mut self) {
         while !self.cx.given_back.is_empty() {
-            let mut bytes = 0;
-            let fits = |one: &&GivenBack| {
+            let most = self.cx.descriptors.given_at_once();
+            let (mut bytes, mut descriptors) = (0, 0);
+            let fits = |(one, own): &&(GivenBack, Vec<OwnedFd>)| {
                 bytes += one.carried.len();
-                bytes <= MAX_CARRIED_BYTES
+                descriptors += own.len();
+                bytes <= MAX_CARRIED_BYTES && descriptors <= most
             };
-            let count = self.cx.given_back.iter().take(GIVEN_AT_ONCE).take_while(fits).count().max(1);
-            let rest = self.cx.given_back.split_off(count);
-            let now = std::mem::replace(&mut self.cx.given_back, rest);
-            let message = ToMaster::GaveBack(now);
-            if let Err(error) = self.cx.channel.send(&message, &[]) {
-                // Tried again in the next turn; the master still has the connections.
+            let given = &mut self.cx.given_back;
+            let count = given.iter().take(GIVEN_AT_ONCE).take_while(fits).count().max(1);
+            let message = ToMaster::GaveBack(given.iter().take(count).map(|(one, _)| one.clone()).collect());
+            let fds: Vec<_> = given.iter().take(count).flat_map(|(_, own)| own.iter().map(AsFd::as_fd)).collect();
+            if let Err(error) = self.cx.channel.send(&message, &fds) {
+                // Tried again in the next turn; nobody has lost the connections.
                 debug!("cannot give connections back: {error}");
-                if let ToMaster::GaveBack(mut now) = message {
-                    now.append(&mut self.cx.given_back);
-                    self.cx.given_back = now;
-                }
                 return;
             }
+            given.drain(..count);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Everything one worker process does: it takes connections from the master and relays them to backends.
 //!
-//! [`run`] is the only way in. The worker listens nowhere and accepts nothing.
+//! [`run`] is the way in. The worker listens nowhere and accepts nothing.
 
 pub mod access_log;
 pub mod backend;
@@ -25,6 +25,10 @@ pub mod slab;
 pub mod timers;
 pub mod worker;
 
+// What is shared with the fuzz targets names this crate as they do.
+#[cfg(test)]
+extern crate self as workers;
+
 use std::collections::VecDeque;
 use std::io as stdio;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -45,7 +49,7 @@ use crate::worker::{End, Worker};
 /// Serves connections that come over `channel` until the master says otherwise or is gone.
 #[must_use]
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
-    match start(channel, index).and_then(|mut worker| worker.run()) {
+    match begin(channel, index).and_then(|mut worker| worker.run()) {
         Ok(End::Drained | End::Stopped) => ExitCode::SUCCESS,
         // It was stopped before this worker had begun.
         Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,
@@ -56,7 +60,11 @@ pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     }
 }
 
-fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
+/// Makes worker `index`, once its master has greeted it over `channel`.
+///
+/// # Errors
+/// When the greeting makes no sense, the master is gone, or memory or descriptors are short.
+pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     let mut channel = Channel::from_fd(channel);
     let poll = Poll::new()?;
     let (message, mut fds) = first_message(&mut channel)?;
@@ -106,12 +114,15 @@ fn start(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         log: log_fd.map(|fd| access_log::AccessLog::new(fd, site.snapshot.access_log.format)),
         descriptors: room::Descriptors::new(descriptor_limit()),
         sockets: 0,
+        events_left: false,
         kept: 0,
         given_way: room::GivenWay::default(),
+        awaiting: VecDeque::new(),
         work: VecDeque::new(),
         finished: Vec::new(),
         finished_since_ms: 0,
         to_hand_over: Vec::new(),
+        hand_over_until_ms: None,
         draining: false,
         orphan: false,
         giving_back: false,

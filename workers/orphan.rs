@@ -101,6 +101,11 @@ impl Succession {
         matches!(self.state, State::Succeeded { .. })
     }
 
+    /// Whether the master has died, and no other is waited for.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        matches!(self.state, State::Forsaken)
+    }
+
     /// When it gives up what it waits for; `u64::MAX` = it waits for nothing.
     pub(crate) fn due_ms(&self) -> u64 {
         match self.state {
@@ -269,10 +274,14 @@ impl Worker {
             None if carried.is_empty() => (Task::Serve, Vec::new()),
             None => (Task::Resume(carried), Vec::new()),
         };
+        let server = match &task {
+            Task::Relay { server: Some(number), .. } => self.cx.site.snapshot.server_name(*number),
+            Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => None,
+        };
         let mut fds = vec![OwnedFd::from(client.socket)];
         fds.extend(rest);
-        let passed = Passed { id: 0, listener: 0, peer, origin, task };
-        self.succession.given.push((Handed { listener, passed }, fds));
+        let passed = Passed { id: 0, listener: 0, peer, origin, task, kept: true };
+        self.succession.given.push((Handed { listener, passed, server }, fds));
     }
 
     /// Sends what is for the successor, as much as it takes now.

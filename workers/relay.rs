@@ -10,7 +10,8 @@
 pub(crate) mod flow;
 mod start;
 
-use ipc::message::{Relaying, Task, ToMaster};
+use ipc::channel::SendError;
+use ipc::message::{GivenBack, Relaying, Task, ToMaster};
 use ipc::snapshot::{Mode, ProxyVersion};
 use ipc::state::{Direction, Phase};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::access_log::Entry;
 use crate::backend::Upstream;
 use crate::backend::pool::{Place, PoolId, Remap};
-use crate::client::Client;
+use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, SCRATCH_BYTES, Work};
 use crate::exchange::CLIENT_GONE;
 use crate::exchange::Reason;
@@ -34,6 +35,8 @@ use flow::{Flow, Moved, TURN_BYTES};
 const LOOK_AGAIN_MS: u64 = 50;
 /// Relays handed over in one message at most.
 const HANDED_AT_ONCE: usize = 64;
+/// How long relays may wait for the master to take what they are handed over with. Then they begin without.
+const HAND_OVER_MS: u64 = 5000;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -104,8 +107,11 @@ impl Relay {
         self.begun = true;
         self.handed_over = handed_over;
         if handed_over && self.to_client.is_captive() && !self.to_server.is_captive() {
-            self.phase = Phase::Relay;
-            client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
+            // Where nobody can tell how much has been written, this is published when all has.
+            if !client.uncounted {
+                self.phase = Phase::Relay;
+                client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
+            }
             // What came of it shows again when the relay is driven.
             let _ = self.to_client.flush(&mut client.socket, cx);
         }
@@ -161,12 +167,25 @@ impl Relay {
 impl Worker {
     /// Gives the master a copy of the server's connection of every relay that is about to begin, and begins them.
     pub(crate) fn hand_over_relays(&mut self) {
-        while !self.cx.to_hand_over.is_empty() {
-            let count = self.cx.to_hand_over.len().min(HANDED_AT_ONCE);
-            let keys: Vec<_> = self.cx.to_hand_over.drain(..count).collect();
-            let mut relaying = Vec::with_capacity(count);
-            let mut fds = Vec::with_capacity(count);
-            for &key in &keys {
+        if self.cx.to_hand_over.is_empty() {
+            return;
+        }
+        let until_ms = *self.cx.hand_over_until_ms.get_or_insert(self.cx.clock.now_ms + HAND_OVER_MS);
+        // Without a copy here nothing is gained by one of the other side.
+        let (keys, alone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.cx.to_hand_over).into_iter().partition(|&key| {
+            let relay = self.relays.get(key);
+            relay.and_then(|relay| self.clients.get(relay.client)).is_some_and(|client| client.protected)
+        });
+        self.begin_relays(alone, false);
+        let mut keys = keys.into_iter();
+        loop {
+            let chunk: Vec<_> = keys.by_ref().take(HANDED_AT_ONCE).collect();
+            if chunk.is_empty() {
+                break;
+            }
+            let mut relaying = Vec::with_capacity(chunk.len());
+            let mut fds = Vec::with_capacity(chunk.len());
+            for &key in &chunk {
                 let Some(relay) = self.relays.get(key) else { continue };
                 let upstream = relay.upstream.and_then(|key| self.upstreams.get(key));
                 if let (Some(client), Some(upstream)) = (self.clients.get(relay.client), upstream) {
@@ -175,16 +194,43 @@ impl Worker {
                     fds.push(upstream.socket.as_fd());
                 }
             }
-            // A full channel, or no descriptor: these relays do without a successor.
-            let told = self.cx.channel.send(&ToMaster::Relaying(relaying), &fds).is_ok();
-            for key in keys {
-                let Some(relay) = self.relays.get_mut(key) else { continue };
-                if let Some(client) = self.clients.get_mut(relay.client) {
-                    relay.begin(told, client, &mut self.cx);
-                    // From here on there is no request to run again.
-                    client.release_input(&mut self.cx);
+            match self.cx.channel.send(&ToMaster::Relaying(relaying), &fds) {
+                Ok(()) => self.begin_relays(chunk, true),
+                // The master is busy: they wait, for a while.
+                Err(SendError::Full) if self.cx.clock.now_ms < until_ms => {
+                    self.cx.to_hand_over.extend(chunk);
+                    self.cx.to_hand_over.extend(keys);
+                    return;
                 }
-                self.drive_relay(key);
+                // These do without a successor.
+                Err(_) => self.begin_relays(chunk, false),
+            }
+        }
+        self.cx.hand_over_until_ms = None;
+    }
+
+    /// Begins relays of whose servers' connections the master has copies, or has none.
+    fn begin_relays(&mut self, keys: Vec<Key<Relay>>, handed_over: bool) {
+        for key in keys {
+            let Some(relay) = self.relays.get_mut(key) else { continue };
+            if let Some(client) = self.clients.get_mut(relay.client) {
+                relay.begin(handed_over, client, &mut self.cx);
+                // From here on there is no request to run again.
+                client.release_input(&mut self.cx);
+            }
+            self.drive_relay(key);
+        }
+    }
+
+    /// The master could not keep all that a successor needs for these connections.
+    pub(crate) fn lose_protection(&mut self, ids: &[u32]) {
+        for (_, client) in self.clients.iter_mut().filter(|(_, client)| ids.contains(&client.id)) {
+            client.lose_protection();
+            if let ClientState::Relay(key) = client.state
+                && let Some(relay) = self.relays.get_mut(key)
+            {
+                relay.handed_over = false;
+                relay.publish(client, true, &self.cx);
             }
         }
     }
@@ -264,11 +310,15 @@ impl Worker {
             self.presumed_since_ms = now_ms;
         } else if now_ms >= self.presumed_since_ms + LOOK_AGAIN_MS {
             self.presumed_since_ms = now_ms;
-            for key in std::mem::take(&mut self.presumed) {
+            let looked = self.presumed.len();
+            // Those that are taken for drained again meanwhile stand behind them.
+            for at in 0..looked {
+                let key = self.presumed[at];
                 let Some(relay) = self.relays.get_mut(key) else { continue };
                 (relay.queued, relay.look_again) = (false, true);
                 self.drive_relay(key);
             }
+            self.presumed.drain(..looked);
         }
     }
 
@@ -280,7 +330,8 @@ impl Worker {
         if let Some(pass) = &relay.pass {
             self.forward.uses.end(pass.lease);
         }
-        if !self.succession.is_succeeded() {
+        let own = self.clients.get(relay.client).is_some_and(|client| !client.protected);
+        if !self.succession.is_succeeded() && !own {
             // Its pipes are dropped with their owners standing in the region; their numbers are not used again.
             return self.give_back(relay.client);
         }
@@ -292,15 +343,22 @@ impl Worker {
             fds.len()
         });
         let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server };
-        if let Some(mut client) = self.clients.remove(relay.client) {
-            self.cx.forget(&mut client.socket);
-            self.hand_to_successor(client, Vec::new(), Some((task, fds)));
+        let Some(mut client) = self.clients.remove(relay.client) else { return };
+        self.cx.forget(&mut client.socket);
+        client.regain_protection();
+        if self.succession.is_succeeded() {
+            return self.hand_to_successor(client, Vec::new(), Some((task, fds)));
         }
+        self.cx.control.stats().finished.add(1);
+        let given = GivenBack { id: client.id, carried: Vec::new(), own: Some(task) };
+        fds.insert(0, client.socket.into());
+        self.cx.given_back.push((given, fds));
     }
 
     /// Whether another worker could go on with a relay.
     fn can_be_given(&self, relay: &Relay) -> bool {
-        let whole = relay.phase == Phase::Relay || self.succession.is_succeeded() && !relay.is_captive();
+        let own = || self.clients.get(relay.client).is_some_and(|client| !client.protected);
+        let whole = relay.phase == Phase::Relay || (self.succession.is_succeeded() || own()) && !relay.is_captive();
         self.cx.giving_back && relay.begun && whole
     }
 

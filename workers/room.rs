@@ -48,6 +48,12 @@ impl Descriptors {
             batch: whole(ipc::descriptors::batch(nofile)),
         }
     }
+
+    /// Those that go with one message to the master at most, which may be short of them: at least one connection's.
+    #[must_use]
+    pub fn given_at_once(&self) -> usize {
+        (self.batch / 2).max(4)
+    }
 }
 
 /// What was closed since the last warning.
@@ -55,6 +61,7 @@ impl Descriptors {
 pub struct GivenWay {
     clients: u64,
     upstreams: u64,
+    waiting: u64,
     warned_ms: Option<u64>,
     /// Nothing idle was found: nothing is looked for before then.
     look_again_ms: u64,
@@ -64,7 +71,13 @@ impl GivenWay {
     /// When the next warning is due; `None` while there is nothing to say.
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
-        (self.clients + self.upstreams > 0).then(|| self.warned_ms.map_or(0, |warned_ms| warned_ms + WARN_MS))
+        (self.clients + self.upstreams + self.waiting > 0)
+            .then(|| self.warned_ms.map_or(0, |warned_ms| warned_ms + WARN_MS))
+    }
+
+    /// A request has to wait for a descriptor.
+    pub fn note_waiting(&mut self) {
+        self.waiting += 1;
     }
 }
 
@@ -91,12 +104,12 @@ impl Ctx {
         if self.given_way.due_ms().is_none_or(|due_ms| due_ms > now_ms) {
             return;
         }
-        let GivenWay { clients, upstreams, .. } = self.given_way;
+        let GivenWay { clients, upstreams, waiting, .. } = self.given_way;
         warn!(
             "room is short: closed {clients} client connections that were idle longest, and {upstreams} idle \
-             connections to servers"
+             connections to servers; {waiting} requests had to wait for a descriptor"
         );
-        self.given_way = GivenWay { clients: 0, upstreams: 0, warned_ms: Some(now_ms), ..self.given_way };
+        self.given_way = GivenWay { clients: 0, upstreams: 0, waiting: 0, warned_ms: Some(now_ms), ..self.given_way };
     }
 }
 
@@ -161,6 +174,30 @@ impl Worker {
 
     /// Closes up to `wanted` client connections, those that have been idle longest; how many were closed.
     fn give_way(&mut self, wanted: usize) -> usize {
+        let idle = self.longest_idle(wanted, GRACE_MS);
+        for &key in &idle {
+            self.close_client(key);
+        }
+        self.cx.given_way.clients += idle.len() as u64;
+        if !idle.is_empty() {
+            self.cx.report_at_once();
+        }
+        idle.len()
+    }
+
+    /// Gives up to `wanted` client connections back, those that have been idle longest: other workers are faster.
+    pub(crate) fn ease(&mut self, wanted: usize) {
+        if self.cx.draining {
+            return;
+        }
+        for key in self.longest_idle(wanted, 0) {
+            self.give_back(key);
+        }
+    }
+
+    /// Up to `wanted` client connections, those that have been idle longest, and for `at_least_ms`. None on which
+    /// something has come.
+    fn longest_idle(&mut self, wanted: usize, at_least_ms: u64) -> Vec<Key<Client>> {
         let listeners = &self.cx.site.snapshot.listeners;
         let since = |client: &Client| {
             let idle_ms = listeners.get(usize::from(client.listener)).map_or(0, |listener| listener.timeouts.idle_ms);
@@ -170,24 +207,17 @@ impl Worker {
             client.state == ClientState::Idle && client.input.is_none() && !client.socket.is_readable()
         };
         let idle = self.clients.iter().filter(|(_, client)| is_idle(client));
-        let latest_ms = self.cx.clock.now_ms.saturating_sub(GRACE_MS);
+        let latest_ms = self.cx.clock.now_ms.saturating_sub(at_least_ms);
         let idle = idle.map(|(key, client)| (since(client), key)).filter(|&(since_ms, _)| since_ms <= latest_ms);
-        let idle = idle.collect();
-        let mut closed = 0;
-        for (_, key) in oldest(idle, wanted) {
-            let Some(client) = self.clients.get_mut(key) else { continue };
-            if client.socket.has_input() {
+        let mut keys: Vec<_> = oldest(idle.collect(), wanted).into_iter().map(|(_, key)| key).collect();
+        keys.retain(|&key| {
+            let has_input = self.clients.get_mut(key).is_none_or(|client| client.socket.has_input());
+            if has_input {
                 // A request has come of which no event has told yet.
                 self.cx.work.push_back(Work::Client(key));
-                continue;
             }
-            self.close_client(key);
-            closed += 1;
-        }
-        self.cx.given_way.clients += closed as u64;
-        if closed > 0 {
-            self.cx.report_at_once();
-        }
-        closed
+            !has_input
+        });
+        keys
     }
 }

@@ -4,12 +4,13 @@
 //! at the end the reports to the master and the log. Nothing in a turn blocks.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use ipc::channel::{RecvError, SendError};
 use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
 use ipc::snapshot::{Mode, OnRemoval};
+use ipc::state::Phase;
 use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -23,7 +24,7 @@ use crate::forward::Forwarder;
 use crate::forward::dial::PASSWORDS;
 use crate::io::socket::{Io, Socket};
 use crate::orphan::{CONTROL, Succession, VISITOR};
-use crate::proto::h1::head::{BodyFraming, Method};
+use crate::proto::h1::head::{BodyFraming, Method, Version};
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -73,6 +74,10 @@ pub struct Worker {
     pub(crate) drain_until_ms: u64,
     /// Whether the master said to stop.
     stopped: bool,
+    /// Whether a message from the master may be there.
+    channel_ready: bool,
+    /// Timers that have fired: kept for its memory only.
+    due: Vec<(u64, Armed)>,
     /// What becomes of the connections when the master dies.
     pub(crate) succession: Succession,
     /// Warnings of PROXY headers.
@@ -100,12 +105,16 @@ impl Worker {
             cx,
             drain_until_ms: u64::MAX,
             stopped: false,
+            // A message may have come before the channel was watched.
+            channel_ready: true,
+            due: Vec::new(),
             succession: Succession::new(),
             header_refusals: Refusals::default(),
             forward: Forwarder::default(),
         };
         // What the master gives every worker before it passes connections.
         worker.on_channel()?.ok_or_else(crate::master_is_gone)?;
+        worker.serve_names();
         worker.cx.channel.send(&ToMaster::Ready, &[]).map_err(|error| match error {
             SendError::Closed => crate::master_is_gone(),
             SendError::Full | SendError::TooLarge | SendError::Io(_) => io::Error::other(error.to_string()),
@@ -127,110 +136,149 @@ impl Worker {
 
     fn turn_until_the_end(&mut self) -> io::Result<End> {
         let mut events = Events::with_capacity(EVENTS);
-        let mut due = Vec::new();
-        // A message may have come before the channel was watched.
-        let mut channel_ready = true;
-        self.serve_names();
         loop {
-            let more = channel_ready && !self.succession.is_orphan() && self.cx.can_receive();
-            self.wait(&mut events, more)?;
-            self.cx.clock.read();
-            self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
-            // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
-            // answer to a request that this turn sends on it.
-            for event in &events {
-                if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
-                    && let Some(upstream) = self.upstreams.get_mut(key)
-                {
-                    upstream.socket.on_event(event);
-                }
-            }
-            for event in &events {
-                match (event.token(), Owner::from_bits(event.token().0 as u64)) {
-                    (CHANNEL, _) => channel_ready = true,
-                    (CONTROL, _) => self.on_control(),
-                    (VISITOR, _) => self.on_visitor(),
-                    (PASSWORDS, _) => self.on_passwords(),
-                    (_, Some(Owner::Client(key))) => {
-                        if let Some(client) = self.clients.get_mut(key) {
-                            client.socket.on_event(event);
-                            self.on_client(key);
-                        }
-                    }
-                    (_, Some(Owner::Upstream(key))) => {
-                        if self.upstreams.contains(key) {
-                            self.on_upstream(key);
-                        }
-                    }
-                    (_, Some(Owner::Dns(key))) => self.cx.dns.on_event(key, self.cx.clock.now_ms),
-                    (_, Some(Owner::DnsTimer) | None) => {}
-                }
-            }
-            if channel_ready && !self.succession.is_orphan() && self.can_receive() {
-                match self.on_channel()? {
-                    Some(more) => channel_ready = more,
-                    None => {
-                        self.become_orphan();
-                        channel_ready = false;
-                    }
-                }
-                if self.stopped {
-                    return Ok(End::Stopped);
-                }
-            }
-            if self.cx.clock.now_ms >= self.succession.due_ms() {
-                self.on_succession_timeout();
-            }
-            self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
-            for (token, armed) in due.drain(..) {
-                self.on_timer(token, armed);
-            }
-            for _ in 0..self.cx.work.len() {
-                match self.cx.work.pop_front() {
-                    Some(Work::Client(key)) => self.serve_client(key),
-                    Some(Work::Exchange(key)) => self.drive(key),
-                    Some(Work::Relay(key)) => self.drive_relay(key),
-                    Some(Work::Delivery(key)) => self.drive_delivery(key),
-                    None => {}
-                }
-            }
-            self.look_again();
-            self.look_at_throttled();
-            self.serve_names();
-            self.hand_over_relays();
-            self.report();
-            self.report_given_back();
-            self.send_to_successor();
-            self.cx.warn_of_shortage();
-            if let Some(log) = &mut self.cx.log
-                && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
-            {
-                log.flush(self.cx.clock.now_ms);
-            }
-            if self.is_drained() {
-                self.end_drain();
-                return Ok(End::Drained);
+            let timeout = self.timeout();
+            self.wait(&mut events, timeout)?;
+            if let Some(end) = self.turn(&events)? {
+                return Ok(end);
             }
         }
     }
 
-    fn wait(&mut self, events: &mut Events, more: bool) -> io::Result<()> {
+    /// Its clients' connections: the master's number for each, and its socket.
+    pub fn connections(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
+        self.clients.iter().map(|(_, client)| (client.id, client.socket.as_fd()))
+    }
+
+    /// Whether its master has died, and it finishes without another.
+    pub fn is_forsaken(&self) -> bool {
+        self.succession.is_forsaken()
+    }
+
+    /// Lets its clock go `ahead_us` microseconds ahead of the system's.
+    pub fn set_clock_ahead(&mut self, ahead_us: u64) {
+        self.cx.clock.ahead_us = ahead_us;
+    }
+
+    /// Carries out what `events` tell, and whatever else is due; how its life ends, if it does.
+    ///
+    /// # Errors
+    /// When the master's messages are malformed.
+    pub fn turn(&mut self, events: &Events) -> io::Result<Option<End>> {
+        self.cx.clock.read();
+        self.cx.control.stats().heartbeat_ms.set(self.cx.clock.now_ms);
+        // Servers' readiness first: what came on an idle connection before this turn must not be taken for the
+        // answer to a request that this turn sends on it.
+        let mut taken = 0;
+        for event in events {
+            taken += 1;
+            if let Some(Owner::Upstream(key)) = Owner::from_bits(event.token().0 as u64)
+                && let Some(upstream) = self.upstreams.get_mut(key)
+            {
+                upstream.socket.on_event(event);
+            }
+        }
+        self.cx.events_left = taken >= EVENTS;
+        for event in events {
+            match (event.token(), Owner::from_bits(event.token().0 as u64)) {
+                (CHANNEL, _) => self.channel_ready = true,
+                (CONTROL, _) => self.on_control(),
+                (VISITOR, _) => self.on_visitor(),
+                (PASSWORDS, _) => self.on_passwords(),
+                (_, Some(Owner::Client(key))) => {
+                    if let Some(client) = self.clients.get_mut(key) {
+                        client.socket.on_event(event);
+                        self.on_client(key);
+                    }
+                }
+                (_, Some(Owner::Upstream(key))) => {
+                    if self.upstreams.contains(key) {
+                        self.on_upstream(key);
+                    }
+                }
+                (_, Some(Owner::Dns(key))) => self.cx.dns.on_event(key, self.cx.clock.now_ms),
+                (_, Some(Owner::DnsTimer) | None) => {}
+            }
+        }
+        if self.channel_ready && !self.succession.is_orphan() && self.can_receive() {
+            match self.on_channel()? {
+                Some(more) => self.channel_ready = more,
+                None => {
+                    self.become_orphan();
+                    self.channel_ready = false;
+                }
+            }
+            if self.stopped {
+                return Ok(Some(End::Stopped));
+            }
+        }
+        if self.cx.clock.now_ms >= self.succession.due_ms() {
+            self.on_succession_timeout();
+        }
+        let mut due = std::mem::take(&mut self.due);
+        self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
+        for (token, armed) in due.drain(..) {
+            self.on_timer(token, armed);
+        }
+        self.due = due;
+        for _ in 0..self.cx.work.len() {
+            match self.cx.work.pop_front() {
+                Some(Work::Client(key)) => self.serve_client(key),
+                Some(Work::Exchange(key)) => self.drive(key),
+                Some(Work::Relay(key)) => self.drive_relay(key),
+                Some(Work::Delivery(key)) => self.drive_delivery(key),
+                None => {}
+            }
+        }
+        self.serve_awaiting();
+        self.look_again();
+        self.look_at_throttled();
+        self.serve_names();
+        self.hand_over_relays();
+        self.report();
+        self.report_given_back();
+        self.send_to_successor();
+        self.cx.warn_of_shortage();
+        if let Some(log) = &mut self.cx.log
+            && log.deadline().is_some_and(|due_ms| due_ms <= self.cx.clock.now_ms)
+        {
+            log.flush(self.cx.clock.now_ms);
+        }
+        if self.is_drained() {
+            self.end_drain();
+            return Ok(Some(End::Drained));
+        }
+        Ok(None)
+    }
+
+    /// How long nothing needs to be done unless something happens; `None` = for ever.
+    fn timeout(&self) -> Option<Duration> {
         let now_ms = self.cx.clock.now_ms;
+        let more = self.channel_ready && !self.succession.is_orphan() && self.cx.can_receive();
         let report = (!self.cx.finished.is_empty()).then_some(self.cx.finished_since_ms + REPORT_MS);
         let acknowledge = self.cx.reloaded.map(|_| now_ms + REPORT_MS);
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
-        let others = [self.look_again_at(), self.cx.given_way.due_ms(), acknowledge, orphan, self.forward.due_ms()];
+        let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
+        let others = others.into_iter().chain([self.forward.due_ms()]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let timeout = if !self.cx.given_back.is_empty() || !self.succession.given.is_empty() {
+        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty();
+        if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.
             deadlines.flatten().min().map(|at| Duration::from_millis((at + 1).saturating_sub(now_ms)))
-        };
+        }
+    }
+
+    /// Waits for events, for `timeout` at most.
+    ///
+    /// # Errors
+    /// When they cannot be waited for.
+    pub fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
@@ -298,10 +346,18 @@ impl Worker {
                 self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
             }
             // Whoever finishes gives nothing to anybody but its master.
+            ToWorker::Unkept { ids } => self.lose_protection(&ids),
             ToWorker::Keep { .. } if self.cx.draining => {}
             ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
             ToWorker::Stop => self.stopped = true,
-            ToWorker::Ping => {}
+            ToWorker::Ping { sent_ms } => {
+                let stats = self.cx.control.stats();
+                stats.lag_ms.set(self.cx.clock.now_ms.saturating_sub(sent_ms));
+                stats.pinged_ms.set(sent_ms);
+            }
+            ToWorker::Ease { connections } => {
+                self.ease(usize::try_from(connections).unwrap_or(usize::MAX));
+            }
             ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
             ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
                 return Err(io::Error::new(
@@ -326,8 +382,12 @@ impl Worker {
         let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
         self.cx.sockets += 1;
         let Some(client) = self.clients.get_mut(key) else { return };
-        if !matches!(passed.task, Task::Relay { .. }) {
+        // What comes with unanswered bytes is not taken up before they are in a slot: until then the master has them.
+        if !matches!(passed.task, Task::Relay { .. } | Task::Resume(_)) {
             client.publish(ipc::state::Phase::Open, &self.cx);
+        }
+        if !passed.kept {
+            client.lose_protection();
         }
         client.begin(&passed.origin);
         match (passed.task, mode, to) {
@@ -347,6 +407,7 @@ impl Worker {
                 if client.resume(&bytes, &mut self.cx) {
                     self.serve_client(key);
                 } else {
+                    client.publish(ipc::state::Phase::Open, &self.cx);
                     self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
                 }
             }
@@ -466,8 +527,9 @@ impl Worker {
                 let bytes = client.unanswered(&self.cx.arena);
                 match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
-                    Ok(None) => {}
+                    Ok(None) => client.socket.release(),
                     Err(error) => {
+                        client.socket.release();
                         let problem = Problem { status: error.status(), reason: Reason::RequestHead(error) };
                         let method = self.cx.request.method;
                         return self.answer_to(method, key, problem);
@@ -525,6 +587,10 @@ impl Worker {
     /// Serves the request whose head, in `cx.request`, is the first `length` unanswered bytes.
     fn begin_exchange(&mut self, client_key: Key<Client>, length: usize) {
         let Some(client) = self.clients.get_mut(client_key) else { return };
+        if self.cx.request.version == Version::Http11 {
+            // Its answers are framed: what is cut shows.
+            client.socket.release();
+        }
         if self.cx.request.framing == BodyFraming::Chunked {
             client.make_body_room(length, &mut self.cx);
         }
@@ -565,6 +631,10 @@ impl Worker {
         };
         if let Some(client) = self.clients.get_mut(client_key) {
             client.state = ClientState::Exchange(key);
+            if client.uncounted {
+                // An answer of our own may need no bytes read.
+                client.publish(Phase::Open, &self.cx);
+            }
             client.socket.deadline.due_ms = u64::MAX;
         }
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
@@ -575,7 +645,7 @@ impl Worker {
     pub(crate) fn linger(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.release_input(&mut self.cx);
-        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.publish(Phase::Done, &self.cx);
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         self.drop_input(key);
@@ -624,8 +694,9 @@ impl Worker {
             self.close_upstream(kept);
         }
         self.cx.forget(&mut client.socket);
+        client.regain_protection();
         client.socket.shutdown_both();
-        client.publish(ipc::state::Phase::Done, &self.cx);
+        client.publish(Phase::Done, &self.cx);
         self.cx.report_finished(client.id);
     }
 

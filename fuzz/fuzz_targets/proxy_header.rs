@@ -1,26 +1,7 @@
-//! Any bytes as a PROXY header: splits do not matter, and what is read is written so that it reads the same.
+//! Any bytes as a PROXY header.
 #![no_main]
 
-use ipc::snapshot::ProxyVersion;
-use libfuzzer_sys::fuzz_target;
-use workers::proto::proxy_header::{MAX_BYTES, parse, write};
+#[path = "../checks/proxy_header.rs"]
+mod proxy_header;
 
-fuzz_target!(|raw: &[u8]| {
-    let whole = parse(raw);
-    // A prefix may only wait, or say what the whole says.
-    for end in 0..raw.len().min(200) {
-        let part = parse(&raw[..end]);
-        assert!(part == Ok(None) || part == whole, "{part:?} then {whole:?}");
-    }
-    let Ok(Some(header)) = whole else { return };
-    assert!((15..=MAX_BYTES.min(raw.len())).contains(&header.length));
-    assert_eq!(parse(&raw[..header.length]), whole);
-    assert_eq!(parse(&raw[..header.length - 1]), Ok(None));
-    for version in [ProxyVersion::V1, ProxyVersion::V2] {
-        let mut out = Vec::new();
-        write(&mut out, version, header.ends.as_ref());
-        let again = parse(&out).expect("what we write is valid").expect("and whole");
-        assert_eq!(again.length, out.len());
-        assert_eq!(again.ends, header.ends);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| proxy_header::check(bytes));

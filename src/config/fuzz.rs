@@ -1,4 +1,5 @@
-//! The way in for the fuzz target: any text, on a machine that knows no names. Not in ordinary builds.
+//! The way in for the fuzz target: any text, on a machine that knows no names. Only in it, and in tests, which run its
+//! seeds and mutations of them.
 
 use std::io;
 use std::path::Path;
@@ -51,5 +52,27 @@ pub fn check(text: &str) {
             assert!(report.has_errors());
             assert!(report.render(false).contains("error: "));
         }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../fuzz/checks/mutations.rs"]
+mod mutations;
+
+#[test]
+fn mutated_configurations_are_refused_with_a_reason_or_read_back_the_same() {
+    mutations::each("configuration", 250, |bytes| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            check(text);
+        }
+    });
+}
+
+#[test]
+fn the_seeds_are_configurations() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/configuration");
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(check_text("seed.toml", &text, None, &Nowhere).is_ok(), "{text}");
     }
 }

@@ -8,7 +8,7 @@ mod address;
 mod check;
 mod command_line;
 mod dump;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod parse;
 #[cfg(test)]

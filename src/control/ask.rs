@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError};
-use ipc::control::{Answer, Greeting, Reloaded, Request, Status, VERSION, Who};
+use ipc::control::{Answer, Greeting, Reloaded, Request, Status, Unprotected, VERSION, Who};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
 
@@ -195,6 +195,8 @@ fn table(status: &Status) -> String {
     for (at, listener) in status.listeners.iter().enumerate() {
         let _ = writeln!(out, "{}  {listener}", if at == 0 { "listening " } else { "          " });
     }
+    let Unprotected { now, total, lost } = status.unprotected;
+    let _ = writeln!(out, "unprotected {now} now, {total} in all, {lost} lost");
     let _ = writeln!(out, "\nworker      pid  stage      generation  connections  in progress  requests");
     for worker in &status.workers {
         let Who { index, pid } = worker.who;

@@ -170,7 +170,7 @@ impl World {
         for worker in &self.workers {
             let known: BTreeMap<u32, u32> = worker.knows().collect();
             assert_eq!(known.len(), worker.knows().count(), "one id for two connections");
-            let table = worker.table.sockets();
+            let table: Vec<_> = worker.table.entries().map(|(id, was_sent, c)| (id, was_sent, c.fd)).collect();
             assert_eq!(u32::try_from(table.len()).unwrap(), worker.table.live());
             assert_eq!(worker.table.live() + worker.table.room(), CAPACITY);
             let sent: BTreeMap<u32, u32> =

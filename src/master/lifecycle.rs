@@ -11,18 +11,15 @@ use log::{debug, error, info, warn};
 
 use super::{Course, Master, open_access_log, unwatch};
 use crate::notify;
+use crate::process::End;
 use crate::signals::Request;
-use crate::supervise::{self, End, Errand, Seat, Stage, Worker};
+use crate::supervise::{Errand, Seat, Stage, Worker};
 
 /// The most workers that signals can make.
 const MAX_WORKERS: u16 = 1024;
 
 /// How much longer than told a draining worker may take to exit.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
-
-/// Workers are asked to show that they move at least, and at most, so often.
-const MIN_PING: Duration = Duration::from_millis(50);
-const MAX_PING: Duration = Duration::from_secs(10);
 
 /// Bursts accepted from every listener before it is closed for good.
 const LAST_BURSTS: usize = 64;
@@ -40,12 +37,11 @@ impl Master {
             }
             let index = seat.index;
             self.reserve.release();
-            let started = Worker::start(index, &self.equipment(), now);
-            let watched = started.and_then(|mut worker| match Master::watch_worker(&self.poll, at, &worker) {
+            let started = Worker::start(index, &self.equipment(), &*self.spawn, now);
+            let watched = started.and_then(|worker| match Master::watch_worker(&self.poll, at, &worker) {
                 Ok(()) => Ok(worker),
                 Err(error) => {
-                    worker.kill(now);
-                    supervise::wait(worker.pidfd());
+                    worker.end();
                     Err(error)
                 }
             });
@@ -63,7 +59,7 @@ impl Master {
                     }
                 }
                 Err(failed) => {
-                    let wait = seat.back_off.after_death(None).max(Duration::from_millis(100));
+                    let wait = seat.back_off.after_death(None, None).max(Duration::from_millis(100));
                     error!("worker {index} cannot be started: {failed}; trying again in {} ms", wait.as_millis());
                     seat.start_at = Some(now + wait);
                 }
@@ -81,7 +77,7 @@ impl Master {
         let was_draining = matches!(worker.stage, Stage::Draining { .. });
         if self.course == Course::Running && seat.wanted {
             let ready_for = worker.ready_since.map(|since| now.saturating_duration_since(since));
-            let wait = if was_draining { Duration::ZERO } else { seat.back_off.after_death(ready_for) };
+            let wait = if was_draining { Duration::ZERO } else { seat.back_off.after_death(ready_for, Some(end)) };
             seat.start_at = Some(now + wait);
             if was_draining && end == End::Exited(0) {
                 info!("worker {index} (pid {pid}) finished; starting it again");
@@ -122,28 +118,7 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
-    }
-
-    /// Kills workers that are stuck, and asks the others to show that they are not.
-    fn watch_workers(&mut self, now: Instant) {
-        if now < self.ping_at {
-            return;
-        }
-        let timeout = Duration::from_millis(self.config.snapshot.worker_timeout_ms.into());
-        self.ping_at = now + (timeout / 3).clamp(MIN_PING, MAX_PING);
-        for seat in &mut self.seats {
-            let Some(worker) = seat.worker.as_mut() else { continue };
-            if !matches!(worker.stage, Stage::Ready | Stage::Draining { .. }) {
-                continue;
-            }
-            if worker.watch.is_stuck(worker.control.stats().heartbeat_ms.get(), timeout, now) {
-                let (index, pid, seconds) = (seat.index, worker.pid, timeout.as_secs_f32());
-                warn!("worker {index} (pid {pid}) has not moved for {seconds} s; killing it");
-                worker.kill(now);
-            } else if !worker.errands.iter().any(|errand| errand.message == ToWorker::Ping) {
-                worker.errands.push(Errand { message: ToWorker::Ping, fds: Vec::new(), after_connections: false });
-            }
-        }
+        self.renew(now);
     }
 
     /// Does what a signal asks for.
@@ -258,15 +233,17 @@ impl Master {
         if self.course != Course::Running {
             return;
         }
-        let count = u16::try_from(self.seats.len());
-        match (self.seats.iter_mut().find(|seat| !seat.wanted), count) {
-            (Some(seat), _) => {
+        let next = self.free_index();
+        let free = (0..self.seats.len()).find(|&at| !self.seats[at].wanted && !self.is_renewing(at));
+        match (free, next) {
+            (Some(at), _) => {
+                let seat = &mut self.seats[at];
                 seat.wanted = true;
                 if seat.worker.is_none() {
                     seat.start_at = Some(now);
                 }
             }
-            (None, Ok(index)) if index < MAX_WORKERS => self.seats.push(Seat::new(index, now)),
+            (None, Some(index)) if self.wanted() < usize::from(MAX_WORKERS) => self.seats.push(Seat::new(index, now)),
             (None, _) => return warn!("there are {MAX_WORKERS} workers already, as many as there can be"),
         }
         info!("one worker more: {}", self.wanted());

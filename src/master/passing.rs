@@ -1,7 +1,8 @@
 //! The way of connections between the master and its workers: choosing, sending, hearing that they are over,
 //! and what becomes of them when a worker dies. Part of the master's loop; owns nothing.
 
-use std::os::fd::AsFd;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
@@ -14,12 +15,13 @@ use ipc::tcp_info;
 use log::{debug, error, info, warn};
 
 use super::names::Resolved;
+use super::protection::Protection;
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
 use crate::keeper::{Addresses, Connection, Relay};
 use crate::pipes::{Contradiction, Leftovers};
 use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
-use crate::supervise::{Stage, Worker};
+use crate::supervise::{Errand, Stage, Worker};
 use crate::watchdog::Watch;
 
 /// Messages heard from one worker in one turn, so that a talkative one does not hold up the rest.
@@ -34,6 +36,7 @@ struct Tally {
     passed_on: usize,
     failed: usize,
     cut: usize,
+    lost: usize,
 }
 
 impl Master {
@@ -46,23 +49,28 @@ impl Master {
                 let (table, stats) = (&worker.table, worker.control.stats());
                 let taken = stats.taken.get();
                 let behind = worker.watch.is_behind(table.passed(), taken, now);
-                let room = if behind { 0 } else { table.room() };
+                // What cannot be sent on is left in the kernel's queue, which outlives this process.
+                let room = if behind || worker.blocked { 0 } else { table.room() };
                 Candidate::new(table.passed(), table.queued(), room, taken, stats.finished.get())
             }
             Some(_) | None => Candidate::default(),
         }));
+        self.prefer_fast();
+        self.watch_closely(now);
         if old == 0 && self.has_room() {
             self.retry.reset();
         }
     }
 
     /// Gives a connection to a worker with room; without one it waits among the homeless.
-    pub(super) fn give(&mut self, connection: Connection) {
+    pub(super) fn give(&mut self, mut connection: Connection) {
+        connection.keep = self.protection.keeps(&connection);
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
-        let awaited = connection.origin == Origin::Awaited;
+        let (awaited, kept) = (connection.origin == Origin::Awaited, connection.keep);
         match worker.table.enqueue(connection) {
             Ok(id) => {
+                self.protection.total += u64::from(!kept);
                 if awaited && let Some(cell) = worker.control.origin(id) {
                     cell.clear();
                 }
@@ -86,13 +94,34 @@ impl Master {
         }
     }
 
+    /// Sends what a full channel had no room for, so that it is known who can be given more.
+    pub(super) fn send_left(&mut self, now: Instant) {
+        for seat in &mut self.seats {
+            if let Some(worker) = seat.worker.as_mut().filter(|worker| worker.blocked) {
+                worker.blocked = !send_all(worker, seat.index, self.batch, now);
+            }
+        }
+    }
+
+    /// Sends the connections that have just been accepted. A worker whose channel is full gets no more of them.
+    pub(super) fn send_accepted(&mut self, now: Instant) {
+        for (seat, candidate) in self.seats.iter_mut().zip(&mut self.candidates) {
+            let Some(worker) = seat.worker.as_mut().filter(|worker| worker.table.queued() > 0) else { continue };
+            worker.blocked = !send_all(worker, seat.index, self.batch, now);
+            if worker.blocked {
+                candidate.room = 0;
+            }
+        }
+    }
+
     /// Sends every worker what is queued for it, and sees to it that whatever could not be done is tried again.
     pub(super) fn send(&mut self, now: Instant) {
         let mut stuck = false;
         let mut carrying = false;
         for seat in &mut self.seats {
             let Some(worker) = seat.worker.as_mut() else { continue };
-            stuck |= !send_all(worker, seat.index, self.batch, now);
+            worker.blocked = !send_all(worker, seat.index, self.batch, now);
+            stuck |= worker.blocked;
             carrying |= worker.table.is_carrying();
         }
         // Room appears without an event when a worker takes connections up; its counters must be asked.
@@ -122,23 +151,24 @@ impl Master {
 
     /// Receives what workers have to say.
     pub(super) fn hear_workers(&mut self, now: Instant) {
-        let mut became_ready = false;
         let mut resolved = Resolved::new();
+        let holding = self.is_holding();
         for seat in &mut self.seats {
-            let Some(worker) = seat.worker.as_mut().filter(|worker| worker.readable) else { continue };
+            let heard = |worker: &&mut Worker| worker.readable && !(holding && worker.is_draining());
+            let Some(worker) = seat.worker.as_mut().filter(heard) else { continue };
             let before = worker.table.live();
             let mut returned = Vec::new();
-            became_ready |=
-                hear(worker, seat.index, &mut self.addresses, &mut returned, &mut resolved, now, HEARD_PER_TURN);
+            let mut ear =
+                Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
+            ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
             self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();
             }
         }
         self.learn(resolved);
-        if became_ready {
-            self.announce();
-        }
+        // Also when the one that was waited for is not wanted any more.
+        self.announce();
         if self.reload.pending.is_some() {
             self.check_acknowledged();
         }
@@ -152,19 +182,36 @@ impl Master {
         let mut returned = Vec::new();
         let mut resolved = Resolved::new();
         while worker.readable {
-            hear(worker, index, &mut self.addresses, &mut returned, &mut resolved, now, HEARD_PER_TURN);
+            let mut ear =
+                Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
+            ear.hear(worker, index, &mut returned, HEARD_PER_TURN);
         }
         self.learn(resolved);
         let mut tally = Tally::default();
         for connection in returned {
             self.settle(Verdict::Pass(connection), &mut tally);
         }
+        for lost in worker.table.take_bare() {
+            tally.lost += 1;
+            self.addresses.leave(lost.counted());
+        }
+        self.protection.lost += tally.lost as u64;
         let mut left = worker.pipes.leftovers(&worker.control);
+        let mut claims = Claims::default();
+        let mut verdicts = Vec::new();
         for (id, was_sent, connection) in worker.table.take_all() {
-            let verdict = if was_sent { judge(worker, id, connection, &mut left) } else { Verdict::Pass(connection) };
-            self.settle(verdict, &mut tally);
+            verdicts.push(match was_sent {
+                true => judge(worker, id, connection, &mut left, &mut claims),
+                false => (Verdict::Pass(connection), None),
+            });
+        }
+        for (verdict, slot) in verdicts {
+            self.settle(claims.hold(verdict, slot), &mut tally);
         }
         self.gate.freed();
+        if tally.lost > 0 {
+            warn!("worker {index}: {} connections of which there was no copy ended with it", tally.lost);
+        }
         if tally.passed_on + tally.failed + tally.cut > 0 {
             info!(
                 "worker {index}: {} connections passed on, {} to be answered 502, {} cut",
@@ -218,8 +265,39 @@ enum Verdict {
     Over(Connection),
 }
 
-/// What becomes of one connection that its dead worker had been sent.
-fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftovers) -> Verdict {
+/// How many connections of a dead worker have their unanswered bytes in each slot: more than one never do.
+#[derive(Debug, Default)]
+struct Claims(HashMap<u32, u32>);
+
+impl Claims {
+    fn note(&mut self, slot: u32) {
+        *self.0.entry(slot).or_default() += 1;
+    }
+
+    /// The verdict, unless another connection claims its slot, too. Then the bytes may be the other's: nothing is run,
+    /// as nobody's request may be run for somebody else.
+    fn hold(&self, verdict: Verdict, slot: Option<u32>) -> Verdict {
+        let doubtful = slot.is_some_and(|slot| self.0.get(&slot).is_some_and(|&count| count > 1));
+        match verdict {
+            Verdict::Pass(mut connection) if doubtful => {
+                connection.base.consumed = connection.base.consumed.saturating_add(connection.carried_bytes() as u64);
+                connection.task = Task::Fail;
+                Verdict::Pass(connection)
+            }
+            other @ (Verdict::Pass(_) | Verdict::Cut(_) | Verdict::Over(_)) => other,
+        }
+    }
+}
+
+/// What becomes of one connection that its dead worker had been sent, and the slot from which its unanswered bytes were
+/// read, if they were.
+fn judge(
+    worker: &Worker,
+    id: u32,
+    mut connection: Connection,
+    left: &mut Leftovers,
+    claims: &mut Claims,
+) -> (Verdict, Option<u32>) {
     let record = worker.control.record(id);
     let counters = tcp_info::counters(&connection.fd).ok();
     let mut header = 0;
@@ -230,6 +308,10 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
     {
         header = length;
         connection.origin = Origin::Told(ends);
+    }
+    if counters.is_none() && !is_unix_client_known(worker, record, id, &mut connection) {
+        debug!("a Unix client: cut; {:?}", record.and_then(Record::read));
+        return (Verdict::Cut(connection), None);
     }
     // Whoever awaits a header takes nothing before it.
     let sound = connection.origin != Origin::Awaited
@@ -243,8 +325,12 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         counters,
     };
     let image = remains.standing();
-    let verdict =
-        remains.salvage(|slot, offset, len| shm::read_slot(&worker.region, &worker.layout, slot, offset, len));
+    let mut from = None;
+    let verdict = remains.salvage(|slot, offset, len| {
+        claims.note(slot);
+        from = Some(slot);
+        shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
+    });
     let mut rebase = |carried| {
         if let Some(counters) = &counters {
             connection.base = salvage::successor_base(counters, carried);
@@ -283,7 +369,7 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
             rebase(0);
             match resume_relay(&mut connection, id, left) {
                 Ok(task) => connection.task = task,
-                Err(Contradiction) => return Verdict::Cut(connection),
+                Err(Contradiction) => return (Verdict::Cut(connection), from),
             }
         }
         Salvage::Fail => {
@@ -292,11 +378,30 @@ fn judge(worker: &Worker, id: u32, mut connection: Connection, left: &mut Leftov
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
-            return Verdict::Cut(connection);
+            return (Verdict::Cut(connection), from);
         }
-        Salvage::Done => return Verdict::Over(connection),
+        Salvage::Done => return (Verdict::Over(connection), from),
     }
-    Verdict::Pass(connection)
+    (Verdict::Pass(connection), from)
+}
+
+/// Where the kernel counts nothing: whether a connection said to be at rest can be, and whether its PROXY header, if
+/// one was awaited, has been taken.
+fn is_unix_client_known(worker: &Worker, record: Option<&Record>, id: u32, connection: &mut Connection) -> bool {
+    let Some(image) = record.and_then(Record::read).filter(|image| image.phase == Phase::Resting) else { return true };
+    if connection.peer.is_some() {
+        return false;
+    }
+    if connection.origin == Origin::Awaited
+        && let Some((length, ends)) = worker.control.origin(id).and_then(OriginCell::read)
+    {
+        // What it says was published before it was taken, and this image, if it counts it, after that.
+        if image.consumed < length.into() {
+            return false;
+        }
+        connection.origin = Origin::Told(ends);
+    }
+    true
 }
 
 /// Sends a worker all that is for it; `false` when its channel had no room.
@@ -342,11 +447,25 @@ fn send_errands(worker: &mut Worker, after_connections: bool) -> Result<(), Send
     Ok(())
 }
 
-/// A connection that its worker gives back, ready to be passed on; `None` when it cannot be.
-fn take_back(worker: &mut Worker, given: GivenBack, left: &mut Leftovers) -> Option<Verdict> {
-    let mut connection = worker.table.finish(given.id).ok()?;
+/// A connection that its worker gives back, ready to be passed on; `None` when it cannot be. `own`: its descriptors,
+/// where there is no copy.
+fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mut Leftovers) -> Option<Verdict> {
     let relayed =
         worker.control.record(given.id).and_then(Record::read).is_some_and(|image| image.phase == Phase::Relay);
+    let mut connection = match &given.own {
+        Some(task) => {
+            let bare = worker.table.finish_bare(given.id).or_else(|| {
+                // Copies were kept of part of it: those that come now are the same.
+                worker.table.get_passed(given.id).is_some_and(|kept| !kept.keep).then_some(())?;
+                worker.table.finish(given.id).ok().map(Connection::bare)
+            })?;
+            let mut fds = own.into_iter();
+            let fd = fds.next()?;
+            let relay = Relay::new(task, &mut fds);
+            bare.with_copies(fd, relay)
+        }
+        None => worker.table.finish(given.id).ok()?,
+    };
     if let Ok(counters) = tcp_info::counters(&connection.fd) {
         connection.base = salvage::successor_base(&counters, given.carried.len());
     }
@@ -357,15 +476,16 @@ fn take_back(worker: &mut Worker, given: GivenBack, left: &mut Leftovers) -> Opt
         connection.origin = Origin::Told(ends);
     }
     connection.strikes = 0;
-    connection.task = if relayed {
-        match resume_relay(&mut connection, given.id, left) {
+    connection.task = match given.own {
+        Some(task @ Task::Relay { .. }) => task,
+        None if relayed => match resume_relay(&mut connection, given.id, left) {
             Ok(task) => task,
             Err(Contradiction) => return Some(Verdict::Cut(connection)),
+        },
+        Some(Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) | None if given.carried.is_empty() => {
+            Task::Serve
         }
-    } else if given.carried.is_empty() {
-        Task::Serve
-    } else {
-        Task::Resume(given.carried)
+        Some(Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) | None => Task::Resume(given.carried),
     };
     Some(Verdict::Pass(connection))
 }
@@ -380,89 +500,105 @@ fn resume_relay(connection: &mut Connection, id: u32, left: &mut Leftovers) -> R
     Ok(Task::Relay { server: relay.server, to_server, to_client })
 }
 
-/// Receives up to `most` messages; whether the worker has become ready. Connections given back are appended to
-/// `returned`, what names stand for now to `resolved`.
-fn hear(
-    worker: &mut Worker,
-    index: u16,
-    addresses: &mut Addresses,
-    returned: &mut Vec<Connection>,
-    resolved: &mut Resolved,
+/// What is needed to hear a worker.
+struct Ear<'a> {
+    addresses: &'a mut Addresses,
+    protection: &'a mut Protection,
+    resolved: &'a mut Resolved,
     now: Instant,
-    most: usize,
-) -> bool {
-    let mut became_ready = false;
-    let mut fds = Vec::new();
-    for _ in 0..most {
-        match worker.channel.recv::<ToMaster>(&mut fds) {
-            Ok(ToMaster::Ready) => {
-                if matches!(worker.stage, Stage::Starting { .. }) {
-                    worker.stage = Stage::Ready;
-                    worker.ready_since = Some(now);
-                    worker.watch = Watch::new(now);
-                    became_ready = true;
-                    info!("worker {index} (pid {}) ready", worker.pid);
-                }
-            }
-            Ok(ToMaster::Reloaded { generation }) => worker.generation = generation,
-            Ok(ToMaster::Finished(ids)) => {
-                let mut unknown = 0;
-                for id in ids {
-                    match worker.table.finish(id) {
-                        Ok(connection) => addresses.leave(connection.counted()),
-                        Err(_) => unknown += 1,
+}
+
+impl Ear<'_> {
+    /// Receives up to `most` messages. Connections given back are appended to `returned`.
+    fn hear(&mut self, worker: &mut Worker, index: u16, returned: &mut Vec<Connection>, most: usize) {
+        let now = self.now;
+        let mut fds = Vec::new();
+        for _ in 0..most {
+            match worker.channel.recv::<ToMaster>(&mut fds) {
+                Ok(ToMaster::Ready) => {
+                    if matches!(worker.stage, Stage::Starting { .. }) {
+                        worker.stage = Stage::Ready;
+                        worker.ready_since = Some(now);
+                        worker.watch = Watch::new(now);
+                        info!("worker {index} (pid {}) ready", worker.pid);
                     }
                 }
-                if unknown > 0 {
-                    warn!("worker {index} reported {unknown} connections finished that it does not have; ignored");
-                }
-            }
-            Ok(ToMaster::GaveBack(given)) => {
-                let mut left = worker.pipes.leftovers(&worker.control);
-                for one in given {
-                    match take_back(worker, one, &mut left) {
-                        Some(Verdict::Pass(connection)) => returned.push(connection),
-                        Some(Verdict::Cut(connection) | Verdict::Over(connection)) => {
-                            addresses.leave(connection.counted());
+                Ok(ToMaster::Reloaded { generation }) => worker.generation = generation,
+                Ok(ToMaster::Finished(ids)) => {
+                    let mut unknown = 0;
+                    for id in ids {
+                        let bare = worker.table.finish_bare(id).map(|bare| bare.counted());
+                        match bare.or_else(|| worker.table.finish(id).ok().map(|connection| connection.counted())) {
+                            Some(counted) => self.addresses.leave(counted),
+                            None => unknown += 1,
                         }
-                        None => warn!("worker {index} gave back a connection that it does not have; ignored"),
+                    }
+                    if unknown > 0 {
+                        warn!("worker {index} reported {unknown} connections finished that it does not have; ignored");
                     }
                 }
-                worker.pipes.put_back(left);
-            }
-            Ok(ToMaster::Relaying(relays)) => {
-                for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
-                    if let Some(connection) = worker.table.get_passed(relaying.id) {
-                        let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None] };
-                        connection.relay = Some(relay);
+                Ok(ToMaster::GaveBack(given)) => {
+                    let brings = !fds.is_empty();
+                    let mut own = fds.drain(..);
+                    let mut left = worker.pipes.leftovers(&worker.control);
+                    for one in given {
+                        let count = one.own.as_ref().map_or(0, Task::descriptors);
+                        match take_back(worker, one, own.by_ref().take(count).collect(), &mut left) {
+                            Some(Verdict::Pass(connection)) => returned.push(connection),
+                            Some(Verdict::Cut(connection) | Verdict::Over(connection)) => {
+                                self.addresses.leave(connection.counted());
+                            }
+                            None => warn!("worker {index} gave back a connection that it does not have; ignored"),
+                        }
+                    }
+                    worker.pipes.put_back(left);
+                    // Descriptors are short, or none would come: these find workers first.
+                    if brings {
+                        break;
                     }
                 }
-            }
-            Ok(ToMaster::Resolved { target, endpoints }) => resolved.push((target, endpoints)),
-            Ok(ToMaster::Pipe { number }) => {
-                if let Some(end) = fds.pop() {
-                    worker.pipes.put(number, end);
+                Ok(ToMaster::Relaying(relays)) => {
+                    let mut unkept = Vec::new();
+                    for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
+                        if !self.protection.keeps_other(&fd) {
+                            if worker.table.unprotect(relaying.id) {
+                                self.protection.total += 1;
+                                unkept.push(relaying.id);
+                            }
+                        } else if let Some(connection) = worker.table.get_passed(relaying.id) {
+                            let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None] };
+                            connection.relay = Some(relay);
+                        }
+                    }
+                    if !unkept.is_empty() {
+                        let message = ToWorker::Unkept { ids: unkept };
+                        worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
+                    }
                 }
-            }
-            Err(lost @ RecvError::DescriptorsLost) => {
-                warn!("worker {index}: {lost}; some relays will not outlive it; raise the limit with `ulimit -n`");
-                worker.pipes.lose();
-            }
-            Err(RecvError::Empty) => {
-                worker.readable = false;
-                break;
-            }
-            Err(RecvError::Closed) => {
-                worker.hung_up(now);
-                break;
-            }
-            Err(failed @ (RecvError::Malformed(_) | RecvError::Io(_))) => {
-                warn!("worker {index} (pid {}): {failed}; killing it", worker.pid);
-                worker.readable = false;
-                worker.kill(now);
-                break;
+                Ok(ToMaster::Resolved { target, endpoints }) => self.resolved.push((target, endpoints)),
+                Ok(ToMaster::Pipe { number }) => match fds.pop() {
+                    Some(end) if self.protection.keeps_other(&end) => worker.pipes.put(number, end),
+                    Some(_) | None => worker.pipes.forget(number),
+                },
+                Err(lost @ RecvError::DescriptorsLost) => {
+                    warn!("worker {index}: {lost}; some relays will not outlive it; raise the limit with `ulimit -n`");
+                    worker.pipes.lose();
+                }
+                Err(RecvError::Empty) => {
+                    worker.readable = false;
+                    break;
+                }
+                Err(RecvError::Closed) => {
+                    worker.hung_up(now);
+                    break;
+                }
+                Err(failed @ (RecvError::Malformed(_) | RecvError::Io(_))) => {
+                    warn!("worker {index} (pid {}): {failed}; killing it", worker.pid);
+                    worker.readable = false;
+                    worker.kill(now);
+                    break;
+                }
             }
         }
     }
-    became_ready
 }

@@ -164,6 +164,7 @@ impl Master {
                 .iter()
                 .filter_map(|seat| seat.worker.as_ref().map(|one| worker(seat.index, one)))
                 .collect(),
+            unprotected: self.count_unprotected(),
         };
         if let Some(control) = &mut self.control {
             control.answer(client, &Answer::Status(status));
@@ -243,39 +244,38 @@ impl Master {
     fn connected_listeners(&self) -> Vec<bool> {
         let mut connected = vec![false; self.config.snapshot.listeners.len()];
         let tables = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).flat_map(|one| one.table.connections());
-        for connection in tables.chain(&self.homeless) {
-            if let Some(connected) = connected.get_mut(usize::from(connection.listener)) {
+        let homeless = self.homeless.iter().map(|connection| (connection.listener, connection.counted()));
+        for (listener, _) in tables.chain(homeless) {
+            if let Some(connected) = connected.get_mut(usize::from(listener)) {
                 *connected = true;
             }
         }
         connected
     }
 
-    /// What of the new configuration the workers that run now cannot have.
+    /// What of the new configuration is not in force at once.
     fn later(&self, new: &Snapshot, process: &ProcessSettings, identity: Identity) -> Vec<String> {
         let workers = || self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        let mut notes = Vec::new();
+        let mut wanting = Vec::new();
         let least = workers().map(|worker| worker.layout.slot_bytes).min().unwrap_or(u32::MAX);
         if least < new.slot_bytes() {
-            notes.push(format!(
-                "`limits.head` is {} bytes in workers that start from now on; those that run have room for {}",
-                new.limits.head_bytes,
-                Snapshot::head_bytes_within(least)
-            ));
+            wanting.push("`limits.head`");
         }
         let (new_room, _) = room(self.nofile, new, self.sockets.len());
         let records = workers().map(|worker| worker.layout.records).min().unwrap_or(u32::MAX);
         if new.limits.connections != self.config.snapshot.limits.connections && records < new_room.records {
-            notes.push(format!(
-                "workers that start from now on have room for {} connections; those that run take {records} at most",
-                new_room.records
-            ));
+            wanting.push("`limits.connections`");
         }
         if identity != self.identity {
-            notes.push(
-                "`user` and `group` hold for workers that start from now on; those that run stay who they are"
-                    .to_owned(),
-            );
+            wanting.push("`user` and `group`");
+        }
+        let mut notes = Vec::new();
+        if !wanting.is_empty() {
+            notes.push(format!(
+                "{} can only change with the process: the workers are replaced one by one, which takes connections \
+                 along; until then the former value holds in each",
+                wanting.join(" and ")
+            ));
         }
         if process.control != self.config.process.control {
             notes.push("`control` holds from the master's next start on".to_owned());
@@ -330,12 +330,14 @@ impl Master {
         if new.limits.connections_per_address != old.limits.connections_per_address {
             self.addresses = Addresses::new(new.limits.connections_per_address);
             let tables = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            for connection in tables.flat_map(|worker| worker.table.connections()).chain(&self.homeless) {
-                self.addresses.enter(connection.counted());
+            let homeless = self.homeless.iter().map(|connection| (connection.listener, connection.counted()));
+            for (_, counted) in tables.flat_map(|worker| worker.table.connections()).chain(homeless) {
+                self.addresses.enter(counted);
             }
         }
         let (layout, batch) = room(self.nofile, new, self.sockets.len());
         (self.layout, self.batch) = (layout, batch);
+        self.protection.adapt(self.nofile, new.workers);
         for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
             worker.table.set_capacity(layout.records.min(worker.layout.records));
         }
@@ -376,7 +378,7 @@ pub(super) fn mode_name(mode: Mode) -> &'static str {
 /// What a worker that starts under `snapshot` has room for, and how many descriptors go into one message.
 pub(super) fn room(nofile: u64, snapshot: &Snapshot, sockets: usize) -> (Layout, usize) {
     let relays = snapshot.listeners.iter().any(|listener| listener.mode != Mode::Http);
-    let capacity = privilege::capacity(nofile, snapshot.workers, sockets, snapshot.limits.connections, relays);
+    let capacity = privilege::capacity(nofile, sockets, snapshot.limits.connections, relays);
     // One more than can be in use: moving a request to another slot takes two for a moment.
     let slots = (capacity.records + 1).min(MAX_SLOTS);
     (Layout { records: capacity.records, slots, slot_bytes: snapshot.slot_bytes() }, capacity.batch)

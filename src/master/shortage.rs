@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Course, Master};
 use crate::accept::BURST;
 use crate::dispatch::Wait;
-use crate::supervise::Errand;
+use crate::supervise::{Errand, Seat, Stage};
 
 /// Warnings come no more often.
 const WARN: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ impl Master {
     /// Asks the workers to give way if that would let somebody in who waits. `exhausted`: accepting failed for want
     /// of descriptors.
     pub(super) fn plead(&mut self, exhausted: bool, now: Instant) {
-        if self.course != Course::Running || !(exhausted || self.places_are_taken() && self.is_anyone_waiting()) {
+        if self.course != Course::Running || !(exhausted || self.places_are_taken(now) && self.is_anyone_waiting()) {
             self.plea.again_at = self.plea.again_at.filter(|&at| at > now);
             if self.has_room() {
                 self.plea.wait.reset();
@@ -72,8 +72,15 @@ impl Master {
         }
     }
 
-    /// Whether every worker that takes connections has as many as it may have.
-    fn places_are_taken(&self) -> bool {
+    /// Whether every worker that takes connections has as many as it may have, and no other is about to take some.
+    fn places_are_taken(&self, now: Instant) -> bool {
+        let starts = |seat: &Seat| match &seat.worker {
+            Some(worker) => matches!(worker.stage, Stage::Starting { .. }),
+            None => seat.start_at.is_some_and(|at| at <= now),
+        };
+        if self.seats.iter().any(starts) {
+            return false;
+        }
         let mut ready = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).filter(|w| w.is_ready()).peekable();
         ready.peek().is_some() && ready.all(|worker| worker.table.room() == 0)
     }

@@ -1,6 +1,7 @@
 //! One master after another: taking over from those that were there before, and handing over to a successor. Part of
 //! the master's loop; owns nothing.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use ipc::channel::SendError;
 use ipc::control::Answer;
 use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToSuccessor};
 use ipc::message::{MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
+use ipc::snapshot::{Address, ListenerId};
 use ipc::tcp_info;
 use log::{error, info, warn};
 use mio::Interest;
@@ -31,6 +33,9 @@ use crate::upgrade::{News, Successor};
 const HEARD: usize = 64;
 /// With so many connections without a worker no more are taken from former sides: these can keep them.
 const HOMELESS: usize = 1024;
+/// How long a master that has a successor waits for those that it has not yet met itself: nobody else will find them.
+/// One that is stopped holds it up no longer.
+const UNMET: Duration = Duration::from_secs(2);
 /// How much longer than its workers a former master may take to be rid of its connections.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(10);
 
@@ -62,20 +67,14 @@ impl Master {
     /// Every worker is ready for the first time: those that were there before give their connections.
     pub(super) fn begin_succession(&mut self) {
         if !self.formers.is_empty() {
-            match open_control(&self.config, &self.reload, true) {
-                Ok(control) => self.control = control,
-                Err(why) => warn!("{why}"),
-            }
-            if let Some(control) = &self.control
-                && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
-            {
-                warn!("cannot watch the control socket: {error}");
-            }
+            self.take_control();
+            // Before any of them lets go of anything: should this master be killed, its workers must be found.
+            self.keep_for_orphans();
+            self.send_keep();
             let mut formers = std::mem::take(&mut self.formers);
             formers.retain_mut(|former| self.follow(former));
             self.formers = formers;
             self.formers_ready = true;
-            self.keep_for_orphans();
         }
         notify::tell(notify::State::Ready);
     }
@@ -91,6 +90,15 @@ impl Master {
                 error!("cannot take over from {}: {failed}", former.name);
                 false
             }
+        }
+    }
+
+    /// Hears another one, too, if there is one.
+    fn follow_next(&mut self, next: Option<Former>) {
+        if let Some(mut next) = next
+            && self.follow(&mut next)
+        {
+            self.formers.push(next);
         }
     }
 
@@ -125,11 +133,7 @@ impl Master {
                 takeover::News::More => {}
                 takeover::News::Met => {
                     info!("{} has come: taking over from it", former.name);
-                    if let Some(mut next) = former.knock_again()
-                        && self.follow(&mut next)
-                    {
-                        self.formers.push(next);
-                    }
+                    self.follow_next(former.knock_again());
                 }
                 takeover::News::Waiting => {
                     if let Err(failed) = former.tell_ready() {
@@ -145,6 +149,7 @@ impl Master {
                     if former.is_met() {
                         info!("{} has given everything", former.name);
                     }
+                    self.follow_next(former.knock_past());
                     return false;
                 }
                 takeover::News::Master(pid) => {
@@ -153,6 +158,7 @@ impl Master {
                 }
                 takeover::News::Broken(why) => {
                     error!("{}: {why}; not hearing it any more", former.name);
+                    self.follow_next(former.knock_past());
                     return false;
                 }
             }
@@ -175,26 +181,24 @@ impl Master {
 
     /// Takes one connection in, to be passed to a worker; false when its listener is not configured.
     fn take_in(&mut self, handed: Handed, fds: Vec<OwnedFd>) -> bool {
-        let listener = self.config.snapshot.listeners.iter().position(|listener| listener.bind == handed.listener);
-        let Some(listener) = listener.and_then(|id| u16::try_from(id).ok()) else { return false };
         let Passed { peer, origin, task, .. } = handed.passed;
         let mut fds = fds.into_iter();
         let Some(fd) = fds.next() else { return false };
+        let Some(listener) = self.listener_of(&handed.listener, &fd) else { return false };
         let mut connection = Connection::new(fd, peer, listener);
         connection.origin = origin;
         if let Ok(counters) = tcp_info::counters(&connection.fd) {
             let carried = if let Task::Resume(bytes) = &task { bytes.len() } else { 0 };
             connection.base = salvage::successor_base(&counters, carried);
         }
-        if let Task::Relay { to_server, to_client, .. } = &task
-            && let Some(server_fd) = fds.next()
-        {
-            let pipes = [to_server, to_client].map(|there| if *there { fds.next() } else { None });
-            connection.relay = Some(Relay { server_fd, server: None, pipes });
+        connection.relay = Relay::new(&task, &mut fds);
+        // Servers are numbered anew by every master.
+        let server = handed.server.and_then(|name| self.config.snapshot.server_number(&name));
+        if let Some(relay) = &mut connection.relay {
+            relay.server = server;
         }
         connection.task = match task {
-            // Servers are numbered anew by every master.
-            Task::Relay { to_server, to_client, .. } => Task::Relay { server: None, to_server, to_client },
+            Task::Relay { to_server, to_client, .. } => Task::Relay { server, to_server, to_client },
             other @ (Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) => other,
         };
         self.addresses.enter(connection.counted());
@@ -202,15 +206,39 @@ impl Master {
         true
     }
 
+    /// The listener with this address in the configuration. Of several on port 0 it is the one that the connection
+    /// came to.
+    fn listener_of(&self, address: &Address, connection: &OwnedFd) -> Option<ListenerId> {
+        let named = || {
+            let listeners = (0..).zip(&self.config.snapshot.listeners);
+            listeners.filter(|(_, listener)| listener.bind == *address).map(|(id, _)| id)
+        };
+        let port = rustix::net::getsockname(connection)
+            .ok()
+            .and_then(|local| SocketAddr::try_from(local).ok())
+            .map(|local| local.port());
+        let came_to = |id: &ListenerId| {
+            self.sockets.iter().any(|socket| {
+                socket.id == *id && matches!(&socket.address, Address::Inet(bound) if Some(bound.port()) == port)
+            })
+        };
+        named().find(came_to).or_else(|| named().next())
+    }
+
     /// Gives every worker what it is to keep open should this master die.
     pub(super) fn keep_for_orphans(&mut self) {
-        for at in 0..self.seats.len() {
-            let Some(errand) = self.keep_errand() else { return };
-            if let Some(worker) = self.seats[at].worker.as_mut() {
-                let is_keep = |errand: &Errand| matches!(errand.message, ToWorker::Keep { .. });
-                worker.errands.retain(|errand| !is_keep(errand));
-                worker.errands.push(errand);
-            }
+        let Some(Errand { message, fds, after_connections }) = self.keep_errand() else { return };
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            worker.errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }));
+            worker.errands.push(Errand { message: message.clone(), fds: fds.clone(), after_connections });
+        }
+    }
+
+    /// Sends it at once, where the channel has room.
+    fn send_keep(&mut self) {
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            let (errands, channel) = (&mut worker.errands, &mut worker.channel);
+            errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }) || !errand.is_sent(channel));
         }
     }
 
@@ -243,8 +271,6 @@ impl Master {
             warn!("not upgraded: {text}");
             return self.answer(asker, &Answer::Busy { text: text.to_owned() });
         }
-        // Nobody who is not there yet holds up an upgrade.
-        self.formers.clear();
         let listeners: Vec<_> = self
             .sockets
             .iter()
@@ -253,7 +279,7 @@ impl Master {
             .collect();
         info!("upgrading: starting {}", self.program.path());
         let timeout = Duration::from_millis(self.config.process.upgrade_timeout_ms.into());
-        let started = Successor::start(&self.program, &listeners, asker, timeout).and_then(|successor| {
+        let started = Successor::start(&self.program, &*self.spawn, &listeners, asker, timeout).and_then(|successor| {
             watch(&self.poll, successor.as_fd(), SUCCESSOR, Interest::READABLE)?;
             Ok(successor)
         });
@@ -303,6 +329,9 @@ impl Master {
 
     /// Gives the successor up when it does not become ready in time.
     pub(super) fn check_successor(&mut self, now: Instant) {
+        if self.unmet_until.take_if(|until| *until <= now).is_some() {
+            self.formers.retain(Former::is_met);
+        }
         if self.successor.as_ref().and_then(|successor| successor.deadline).is_some_and(|deadline| deadline <= now) {
             self.give_up_successor("the new one did not become ready within `upgrade_timeout`");
         }
@@ -323,6 +352,34 @@ impl Master {
         let asker = successor.asker;
         successor.kill();
         self.answer(asker, &Answer::NotUpgraded { text: why.to_owned() });
+        self.reclaim_control();
+    }
+
+    /// Puts its control socket in the place of whoever had it.
+    fn take_control(&mut self) {
+        match open_control(&self.config, &self.reload, true) {
+            Ok(control) => self.control = control,
+            Err(why) => warn!("{why}"),
+        }
+        if let Some(control) = &self.control
+            && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
+        {
+            warn!("cannot watch the control socket: {error}");
+        }
+    }
+
+    /// A successor that ended just before it was ready may have put its control socket in the place of this one. Its
+    /// workers wait behind it: this master takes over from them.
+    fn reclaim_control(&mut self) {
+        let Some(former) = self.control.take_if(|control| !control.is_at_its_place()) else { return };
+        unwatch(&self.poll, former.as_fd());
+        let path = former.path().to_owned();
+        drop(former);
+        let next = takeover::behind(&path);
+        self.take_control();
+        self.keep_for_orphans();
+        self.follow_next(next);
+        self.formers_ready = true;
     }
 
     /// The successor is ready: it accepts from now on, and gets every connection, if it understands them.
@@ -333,6 +390,7 @@ impl Master {
             self.course = Course::HandingOver;
             let timeout = Duration::from_millis(self.config.snapshot.shutdown_timeout_ms.into());
             self.hand_over_until = Some(now + timeout + HAND_OVER_GRACE);
+            self.unmet_until = Some(now + UNMET);
         } else {
             warn!("another master (pid {pid}), of another version, takes over the listeners; finishing the rest here");
             self.course = Course::Draining;
@@ -342,6 +400,7 @@ impl Master {
             socket.keep_file();
         }
         if !gives {
+            self.formers.clear();
             while let Some(connection) = self.homeless.pop_front() {
                 self.cut(connection);
             }
@@ -363,6 +422,7 @@ impl Master {
         }
         let Some(successor) = &mut self.successor else {
             // It is gone, and nobody accepts here any more.
+            self.formers.clear();
             while let Some(connection) = self.homeless.pop_front() {
                 self.cut(connection);
             }
@@ -375,7 +435,9 @@ impl Master {
                 if let Task::Resume(carried) = &connection.task {
                     bytes += carried.len();
                 }
-                if !handed.is_empty() && (fds.len() + more > MAX_DESCRIPTORS || bytes > MAX_CARRIED_BYTES) {
+                if !handed.is_empty()
+                    && (fds.len() + more > MAX_DESCRIPTORS.min(self.batch) || bytes > MAX_CARRIED_BYTES)
+                {
                     break;
                 }
                 fds.extend(connection.descriptors().map(AsFd::as_fd));
@@ -386,8 +448,11 @@ impl Master {
                     peer: connection.peer,
                     origin: connection.origin,
                     task: connection.task.clone(),
+                    kept: true,
                 };
-                handed.push(Handed { listener, passed });
+                let server = connection.relay.as_ref().and_then(|relay| relay.server);
+                let server = server.and_then(|number| self.config.snapshot.server_name(number));
+                handed.push(Handed { listener, passed, server });
             }
             let count = handed.len();
             match successor.channel.send(&ToSuccessor::Connections(handed), &fds) {

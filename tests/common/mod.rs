@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod descriptors;
 pub mod dns;
 pub mod h1;
 pub mod killer;

@@ -284,10 +284,6 @@ pub struct Proxy {
     forgiven: Vec<String>,
 }
 
-/// Open descriptors of a proxy's processes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Descriptors(pub Vec<usize>);
-
 impl Proxy {
     /// The first listener's address.
     #[track_caller]
@@ -427,26 +423,6 @@ impl Proxy {
 
     pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal).unwrap();
-    }
-
-    /// Open descriptors of the master and of each worker.
-    pub fn descriptors(&self) -> Descriptors {
-        let count = |pid: &Pid| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-        Descriptors(std::iter::once(self.pid).chain(self.workers()).map(|pid| count(&pid)).collect())
-    }
-
-    /// Waits until no process has more descriptors than `before`, `slack` aside.
-    #[track_caller]
-    pub fn assert_no_leaks(&self, before: &Descriptors, slack: usize) {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let now = self.descriptors();
-            if now.0.len() == before.0.len() && now.0.iter().zip(&before.0).all(|(now, old)| *now <= old + slack) {
-                return;
-            }
-            assert!(Instant::now() < end, "descriptors leaked: {before:?} before, {now:?} now\n{}", self.text());
-            thread::park_timeout(Duration::from_millis(3));
-        }
     }
 
     /// Memory of a worker that is its own (anonymous and shared, not the program's file), in KiB.

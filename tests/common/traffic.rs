@@ -49,13 +49,19 @@ pub struct Score {
     pub turns: usize,
     pub bad_gateway: usize,
     pub truncated: usize,
+    /// Connections that ended while there was no master, or while one took over: see [`Progress::interregnum`].
+    pub lost: usize,
     pub wrong: Vec<String>,
 }
 
 impl Score {
-    fn note(&mut self, outcome: Outcome) {
+    fn note(&mut self, outcome: Outcome, interregnum: bool) {
         self.turns += 1;
         match outcome {
+            Err(what) if interregnum && ENDED.iter().any(|end| what.contains(end)) => {
+                eprintln!("lost with a master: {what}");
+                self.lost += 1;
+            }
             Ok(Seen::Whole) => {}
             Ok(Seen::BadGateway) => self.bad_gateway += 1,
             Ok(Seen::Truncated) => self.truncated += 1,
@@ -67,6 +73,7 @@ impl Score {
         self.turns += other.turns;
         self.bad_gateway += other.bad_gateway;
         self.truncated += other.truncated;
+        self.lost += other.lost;
         self.wrong.extend(other.wrong);
     }
 
@@ -86,12 +93,16 @@ impl Score {
     }
 }
 
+/// What clients say when their connection has ended and nothing else was wrong.
+const ENDED: [&str; 6] =
+    ["the connection ended", "reset after", "cut after", "the end after", "Connection reset by peer", "Broken pipe"];
+
 /// A table of scores.
 pub fn table(scores: &[Score]) -> String {
-    let mut text = format!("{:<28}{:>10}{:>8}{:>11}{:>8}\n", "kind", "turns", "502", "truncated", "wrong");
+    let mut text = format!("{:<28}{:>10}{:>8}{:>11}{:>8}{:>8}\n", "kind", "turns", "502", "truncated", "lost", "wrong");
     for score in scores {
-        let Score { name, turns, bad_gateway, truncated, wrong } = score;
-        let _ = writeln!(text, "{name:<28}{turns:>10}{bad_gateway:>8}{truncated:>11}{:>8}", wrong.len());
+        let Score { name, turns, bad_gateway, truncated, lost, wrong } = score;
+        let _ = writeln!(text, "{name:<28}{turns:>10}{bad_gateway:>8}{truncated:>11}{lost:>8}{:>8}", wrong.len());
     }
     text
 }
@@ -106,9 +117,21 @@ pub struct Progress {
     over: Vec<AtomicBool>,
     paced: Vec<bool>,
     stop: AtomicBool,
+    /// Odd while there is no master, or one has not taken over everything.
+    interregna: AtomicUsize,
 }
 
 impl Progress {
+    /// The master is killed within `during`, and another takes over: connections that were in its hands may be lost.
+    pub fn interregnum<T>(&self, during: impl FnOnce() -> T) -> T {
+        self.interregna.fetch_add(1, Ordering::SeqCst);
+        let result = during();
+        // Whoever lost its connection may find out with its next turn only.
+        self.flow();
+        self.interregna.fetch_add(1, Ordering::SeqCst);
+        result
+    }
+
     /// Turns so far, by client.
     fn turns(&self) -> Vec<usize> {
         self.turns.iter().map(|turns| turns.load(Ordering::SeqCst)).collect()
@@ -142,6 +165,7 @@ pub fn drive(kinds: &[Kind], rng: &mut Rng, during: impl FnOnce(&Progress)) -> V
         over: clients.iter().map(|_| AtomicBool::new(false)).collect(),
         paced: clients.iter().map(|kind| kind.paced).collect(),
         stop: AtomicBool::new(false),
+        interregna: AtomicUsize::new(0),
     };
     let mut scores: Vec<Score> = kinds.iter().map(|kind| Score { name: kind.name, ..Score::default() }).collect();
     thread::scope(|scope| {
@@ -169,6 +193,7 @@ fn client(n: usize, kind: &Kind, rng: &mut Rng, progress: &Progress) -> Score {
     let mut score = Score { name: kind.name, ..Score::default() };
     let mut peer = None;
     while !progress.stop.load(Ordering::SeqCst) && score.wrong.len() < MAX_WRONG {
+        let before = progress.interregna.load(Ordering::SeqCst);
         let turn = || peer.get_or_insert_with(|| (kind.make)()).turn(rng);
         let outcome = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
@@ -178,7 +203,8 @@ fn client(n: usize, kind: &Kind, rng: &mut Rng, progress: &Progress) -> Score {
         if !matches!(outcome, Ok(Seen::Whole | Seen::Truncated)) {
             peer = None;
         }
-        score.note(outcome);
+        let after = progress.interregna.load(Ordering::SeqCst);
+        score.note(outcome, before != after || before % 2 == 1);
         progress.turns[n].fetch_add(1, Ordering::SeqCst);
     }
     progress.over[n].store(true, Ordering::SeqCst);

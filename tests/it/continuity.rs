@@ -5,11 +5,13 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, Conn};
 use crate::common::client::{Client, End};
+use crate::common::h1::Broken;
 use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
 use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
 
@@ -274,4 +276,45 @@ fn relays_that_survived_leave_no_descriptor_behind() {
     }
     // Pipes are kept for later relays.
     proxy.assert_no_leaks(&before, 8);
+}
+
+#[test]
+fn a_tunnel_waits_until_the_master_has_room_for_what_protects_it() {
+    const MOST: usize = 600;
+    let backend = upgrading();
+    let mut proxy = Conf::http(&[backend.addr]).launch().workers(1).start();
+    let clients: Vec<Client> = (0..MOST).map(|_| Client::connect(proxy.addr())).collect();
+    // Whoever answers a question has passed on what it accepted.
+    wait_until("the worker has them", || {
+        String::from_utf8_lossy(&proxy.question("status").stdout).contains(&format!("  {MOST}  "))
+    });
+    proxy.signal(Signal::SIGSTOP);
+    // Each tells the master something, until the channel is full.
+    let mut tunnels = Vec::new();
+    let mut waiting = None;
+    for mut client in clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+        client.patience(Duration::from_millis(500));
+        match client.try_response() {
+            Ok(response) => assert_eq!(response.status, 101),
+            Err(Broken::Late(_)) => {
+                waiting = Some(client);
+                break;
+            }
+            Err(broken) => panic!("{broken:?}"),
+        }
+        client.patience(DEADLINE);
+        tunnels.push(client);
+    }
+    proxy.signal(Signal::SIGCONT);
+    let mut client = waiting.unwrap_or_else(|| panic!("{} tunnels do not fill the channel", tunnels.len()));
+    client.patience(DEADLINE);
+    assert_eq!(client.response().status, 101);
+    tunnels.push(client);
+    replace_all(&mut proxy, 1);
+    for client in &mut tunnels {
+        client.send("still");
+        client.wire.begin();
+        assert_eq!(client.wire.take(5).unwrap(), b"still");
+    }
 }

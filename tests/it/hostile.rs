@@ -367,13 +367,11 @@ fn client_that_never_reads_an_error_is_let_go() {
     // Keeps sending, so that it is neither closed nor idle: only the time limit ends this.
     client.send("BAD REQUEST HERE\r\n\r\n");
     client.wire.stream.set_nonblocking(true).unwrap();
-    let start = Instant::now();
     wait_until("it is let go", || {
         client.send("x");
         dawdle(Duration::from_millis(100));
         proxy.descriptors() == before
     });
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
 /// Backends that never stop, each with what must come of it.

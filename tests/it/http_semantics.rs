@@ -221,3 +221,39 @@ fn clean_end_follows_a_refusal() {
     assert_eq!(client.ask("GET / HTTP/1.1\r\n\r\n").status, 400);
     assert_eq!(client.end(), End::Clean);
 }
+
+#[test]
+fn trailers_that_connection_names_end_here_and_the_others_go_on() {
+    // RFC 9110 section 7.6.1.
+    let backend = Backend::fixed(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: x-one\r\nX-One: head\r\nTrailer: X-One, X-Two\r\n\r\n\
+         2\r\nok\r\n0\r\nX-One: 1\r\nX-Two: 2\r\nContent-Length: 3\r\n\r\n",
+    );
+    let proxy = Launch::http(&[backend.addr]).start();
+    let mut client = Client::connect(proxy.addr());
+    for (te, want) in [("TE: trailers\r\nConnection: te\r\n", vec![("X-Two", "2")]), ("", vec![])] {
+        let response = client.ask(format!("GET / HTTP/1.1\r\nHost: a\r\n{te}\r\n"));
+        assert_eq!(response.text(), "ok");
+        assert!(!response.fields.has("x-one"), "{response:?}");
+        let trailers: Vec<(&str, &str)> =
+            response.trailers.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(trailers, want, "{te:?}");
+    }
+}
+
+#[test]
+fn a_426_says_what_to_upgrade_to() {
+    // RFC 9110 section 15.5.22; HTTP and TLS are not to be had here (section 7.8).
+    for (upgrade, want) in [("websocket", Some("websocket")), ("h2c", None), ("TLS/1.3, websocket", None)] {
+        let backend = Backend::fixed(format!(
+            "HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nUpgrade: {upgrade}\r\nContent-Length: 0\r\n\r\n"
+        ));
+        let proxy = Launch::http(&[backend.addr]).start();
+        let mut client = Client::connect(proxy.addr());
+        let response = client.get("/");
+        assert_eq!((response.status, response.fields.get("upgrade")), (426, want));
+        assert_eq!(response.fields.lists("connection", "upgrade"), want.is_some(), "{response:?}");
+        // It is no agreement: what follows is a request.
+        assert_eq!(client.get("/").status, 426);
+    }
+}

@@ -583,22 +583,6 @@ fn one_name_that_does_not_resolve_takes_nothing_else_down() {
 }
 
 #[test]
-fn settings_that_running_workers_cannot_take_are_named() {
-    let backend = Backend::ok();
-    let mut proxy = Conf::http(&[backend.addr]).launch().workers(1).start();
-    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n", "x".repeat(40_000));
-    proxy.write_config(1, &Conf::http(&[backend.addr]).tables("[limits]\nhead = \"64KiB\"").text());
-    let output = proxy.question("reload");
-    assert!(output.status.success(), "{output:?}");
-    assert!(stderr(&output).contains("`limits.head` is 65536 bytes in workers that start from now on"), "{output:?}");
-    assert_eq!(Client::connect(proxy.addr()).ask(&long).status, 431);
-    kill(proxy.workers()[0], Signal::SIGKILL).unwrap();
-    proxy.wait_for_log(&["killed by SIGKILL"]);
-    proxy.wait_for_workers(1);
-    assert_eq!(Client::connect(proxy.addr()).ask(&long).status, 200);
-}
-
-#[test]
 fn the_master_is_asked_only_when_there_is_one() {
     let backend = Backend::ok();
     let mut proxy = Conf::http(&[backend.addr]).start();

@@ -1,9 +1,11 @@
 //! Everything at once, for as long as one likes: all kinds of traffic while workers are killed, the configuration is
-//! reloaded and the number of workers changes. `make soak SECONDS=60`.
+//! reloaded, the number of workers changes, the program is replaced, and masters are killed and followed by others.
+//! `make soak SECONDS=60`.
 //!
 //! In the first fifth of the time nobody is killed: then not one failure is allowed, of whatever kind.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,18 +14,21 @@ use nix::unistd::Pid;
 
 use crate::common::client::Client;
 use crate::common::killer::Killer;
-use crate::common::proxy::{Conf, Proxy};
+use crate::common::proxy::{Conf, Proxy, wait_gone};
 use crate::common::rng::{Rng, Seed};
 use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
 use crate::common::traffic::server::{self, Ledger, What};
 use crate::common::traffic::stream::{Relay, Tunnel};
-use crate::common::traffic::{Kind, Peer, Score, drive, table};
-use crate::common::wait_until;
+use crate::common::traffic::{Kind, Peer, Progress, Score, drive, table};
+use crate::common::{DEADLINE, wait_until};
 
 /// How long, unless `SOAK_SECONDS` says otherwise.
 const SECONDS: u64 = 60;
 /// Workers by the configuration; signals make it between two fewer and two more.
 const WORKERS: usize = 6;
+/// Connections that may be lost with each master that is killed: those accepted and not yet with a worker, and those
+/// between two workers. Most masters have none at that moment.
+const LOST_WITH_A_MASTER: usize = 2;
 
 fn kinds(proxy: &Proxy, ledger: &Arc<Ledger>) -> Vec<Kind> {
     fn kind(
@@ -100,6 +105,20 @@ fn descriptors(pid: Pid) -> BTreeMap<String, usize> {
     counts
 }
 
+/// Requests over which two workers died.
+fn quarantined(proxy: &Proxy) -> usize {
+    proxy.log.all().iter().filter(|line| line.contains("workers died over its request")).count()
+}
+
+/// Every process that works in `dir`: the masters of this test and their workers.
+fn processes(dir: &Path) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap());
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        .map(Pid::from_raw)
+        .collect()
+}
+
 /// What was done to the proxy.
 #[derive(Debug, Default)]
 struct Done {
@@ -107,11 +126,15 @@ struct Done {
     reloads: usize,
     more: usize,
     fewer: usize,
+    upgrades: usize,
+    masters_killed: usize,
+    /// Requests over which two workers died, with masters that are gone.
+    quarantined: usize,
 }
 
 /// Does this and that at random instants.
-struct Trouble<'a> {
-    proxy: &'a Proxy,
+struct Trouble {
+    proxy: Proxy,
     rng: Rng,
     killer: Killer,
     confs: [String; 2],
@@ -120,29 +143,79 @@ struct Trouble<'a> {
     done: Done,
 }
 
-impl Trouble<'_> {
-    fn one(&mut self, kills: bool) {
-        match self.rng.below(12) {
-            0 => {
-                self.done.reloads += 1;
-                self.proxy.write_config(WORKERS, &self.confs[self.done.reloads % 2]);
-                self.proxy.signal(Signal::SIGHUP);
-                self.extra = 0;
-            }
-            1 if self.extra < 2 => {
+impl Trouble {
+    fn one(&mut self, kills: bool, progress: &Progress) {
+        match self.rng.below(60) {
+            0..5 => self.reload(),
+            5..10 if self.extra < 2 => {
                 self.extra += 1;
                 self.done.more += 1;
                 self.proxy.signal(Signal::SIGTTIN);
             }
-            2 if self.extra > -2 => {
+            10..15 if self.extra > -2 => {
                 self.extra -= 1;
                 self.done.fewer += 1;
                 self.proxy.signal(Signal::SIGTTOU);
             }
-            _ if kills => self.done.kills += self.killer.strike(self.proxy),
+            15 | 16 => self.upgrade(kills),
+            17 | 18 if kills => self.kill_master(progress),
+            _ if kills => self.done.kills += self.killer.strike(&self.proxy),
             _ => {}
         }
         self.killer.wait(60_000);
+    }
+
+    fn reload(&mut self) {
+        self.done.reloads += 1;
+        self.proxy.write_config(WORKERS, &self.confs[self.done.reloads % 2]);
+        self.proxy.signal(Signal::SIGHUP);
+        self.extra = 0;
+    }
+
+    /// Has the program replaced, while workers of the former master are killed.
+    fn upgrade(&mut self, kills: bool) {
+        if self.rng.once_in(3) {
+            self.reload();
+        }
+        let skip = self.proxy.log.all().len();
+        self.proxy.signal(Signal::SIGUSR2);
+        let end = Instant::now() + DEADLINE;
+        let pid = loop {
+            if let Some((_, line)) = self.proxy.log.find(skip, &["another master (pid ", ") takes over"]) {
+                let pid = line.split("(pid ").nth(1).and_then(|rest| rest.split(')').next());
+                break Pid::from_raw(pid.unwrap().parse().unwrap());
+            }
+            // It was asked for too soon after the last one.
+            if self.proxy.log.find(skip, &["WARN", "not upgraded: "]).is_some() {
+                return;
+            }
+            assert!(Instant::now() < end, "no upgrade\n{}", self.proxy.text());
+            if kills && self.rng.once_in(3) {
+                self.done.kills += self.killer.strike(&self.proxy);
+            }
+            self.killer.wait(5000);
+        };
+        self.done.upgrades += 1;
+        self.extra = 0;
+        self.proxy.succeeded(pid);
+    }
+
+    /// Kills the master, and sooner or later starts another.
+    fn kill_master(&mut self, progress: &Progress) {
+        // Not before it has dealt with the workers killed last: nobody else has their connections.
+        progress.flow();
+        progress.interregnum(|| {
+            let orphans = self.proxy.kill_master();
+            self.killer.wait(100_000);
+            let next = self.proxy.again();
+            assert_eq!(next.addrs(), self.proxy.addrs());
+            let former = std::mem::replace(&mut self.proxy, next);
+            wait_gone(&orphans);
+            former.check_log();
+            self.done.quarantined += quarantined(&former);
+        });
+        self.done.masters_killed += 1;
+        self.extra = 0;
     }
 }
 
@@ -165,18 +238,18 @@ fn soak() {
     };
     let confs =
         [conf("balance = \"least-connections\"", [0, 1], 2), conf("keepalive = { idle_per_server = 2 }", [1, 0], 3)];
-    let mut proxy = crate::common::proxy::Launch::config(&confs[0]).workers(WORKERS).start();
+    let proxy = crate::common::proxy::Launch::config(&confs[0]).workers(WORKERS).start();
     let kinds = kinds(&proxy, &ledger);
     let before = descriptors(proxy.pid);
     let killer = Killer::new(Rng::new(rng.next()));
     let trouble_rng = Rng::new(rng.next());
-    let mut trouble = Trouble { proxy: &proxy, rng: trouble_rng, killer, confs, extra: 0, done: Done::default() };
+    let mut trouble = Trouble { proxy, rng: trouble_rng, killer, confs, extra: 0, done: Done::default() };
 
     let calm = drive(&kinds, &mut rng, |progress| {
         let start = Instant::now();
         while start.elapsed() < time / 5 {
             progress.flow();
-            trouble.one(false);
+            trouble.one(false, progress);
         }
     });
     println!("\nWithout kills, {} s: {:?}\n{}", seconds / 5, trouble.done, table(&calm));
@@ -184,10 +257,10 @@ fn soak() {
         let start = Instant::now();
         while start.elapsed() < time - time / 5 {
             progress.flow();
-            trouble.one(true);
+            trouble.one(true, progress);
         }
     });
-    let done = trouble.done;
+    let Trouble { done, mut proxy, .. } = trouble;
     println!("With kills, {} s: {done:?} in all\n{}", seconds - seconds / 5, table(&rough));
 
     // Back to the configured number, so that what is left can be compared.
@@ -205,9 +278,14 @@ fn soak() {
         descriptors(proxy.pid)
     );
 
-    let quarantined = proxy.log.all().iter().filter(|line| line.contains("workers died over its request")).count();
+    wait_until("nothing is left of former masters", || processes(proxy.dir.path()).len() == 1 + WORKERS);
+
+    let quarantined = done.quarantined + quarantined(&proxy);
     println!("requests over which two workers died: {quarantined}");
     judge(&calm, &rough, quarantined);
+    let lost: usize = rough.iter().map(|score| score.lost).sum();
+    println!("connections lost with {} masters that were killed: {lost}", done.masters_killed);
+    assert!(lost <= LOST_WITH_A_MASTER * done.masters_killed, "{lost} connections were lost with masters");
     assert!(ledger.most_executions() <= 1, "an unsafe request was run {} times", ledger.most_executions());
 }
 

@@ -243,6 +243,63 @@ fn busy_relays_lose_no_byte() {
     assert_eq!(backend.connections(), 6, "a relay was connected again");
 }
 
+/// Says its name, then echoes.
+fn named_echo(name: &'static [u8; 1]) -> Backend {
+    Backend::serve(move |conn| {
+        conn.send(name);
+        let mut output = conn.wire.stream.try_clone().unwrap();
+        let _ = std::io::copy(&mut conn.wire.stream, &mut output);
+        let _ = output.shutdown(Shutdown::Write);
+    })
+}
+
+/// Begins a relay, and gives the name of its server.
+#[track_caller]
+fn named_relay(addr: &Addr) -> (u8, Client) {
+    let mut client = Client::connect(addr);
+    let mut name = [0];
+    client.wire.stream.read_exact(&mut name).unwrap();
+    (name[0], client)
+}
+
+/// After `replace` has brought another master, relays still belong to the servers that they go to.
+fn relays_belong_to_their_servers_after(replace: impl FnOnce(Proxy) -> Proxy) {
+    let (a, b) = (named_echo(b"a"), named_echo(b"b"));
+    let conf = Conf::tcp(&[a.addr, b.addr]).group("balance = \"least-connections\"").tables(&format!(
+        "[[listen]]\nbind = \"127.0.0.2:0\"\nmode = \"tcp\"\nto = \"short\"\n\
+         [backends.short]\nservers = [\"{}\"]\n[backends.short.timeouts]\ntunnel = \"1s\"",
+        a.addr
+    ));
+    let proxy = conf.launch().workers(1).start();
+    let (to_a, mut to_b): (Vec<_>, Vec<_>) =
+        (0..8).map(|_| named_relay(proxy.addr())).partition(|&(name, _)| name == b'a');
+    assert_eq!((to_a.len(), to_b.len()), (4, 4));
+    let (_, mut short) = named_relay(&proxy.addrs()[1]);
+    let proxy = replace(proxy);
+    // The time limit is the group's; the listener's is an hour.
+    short.end();
+    drop(to_a);
+    wait_until("the relays to one server have ended", || a.open() == 0);
+    let more: Vec<_> = (0..4).map(|_| named_relay(proxy.addr())).collect();
+    assert!(more.iter().all(|&(name, _)| name == b'a'), "{more:?}");
+    for (_, client) in &mut to_b {
+        echo(client, 7);
+    }
+}
+
+#[test]
+fn relays_belong_to_their_servers_after_a_masters_death() {
+    relays_belong_to_their_servers_after(replace);
+}
+
+#[test]
+fn relays_belong_to_their_servers_after_an_upgrade() {
+    relays_belong_to_their_servers_after(|mut proxy| {
+        proxy.upgrade();
+        proxy
+    });
+}
+
 #[test]
 fn a_relay_whose_pipe_is_full_goes_on() {
     const LENGTH: usize = 40 << 20;

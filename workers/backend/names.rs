@@ -7,11 +7,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use ipc::snapshot::{Address, Endpoint, Group, GroupId, Server, Snapshot, Target};
+use ipc::snapshot::{Address, Endpoint, Group, GroupId, NUMBER_OF_NAME, Server, Snapshot, Target, number_of_name};
 use log::{info, warn};
 
 use crate::balance::ServerId;
@@ -29,8 +28,6 @@ const AGAIN_MIN_MS: u64 = 1000;
 const AGAIN_MAX_MS: u64 = 30_000;
 /// Addresses named in one line of the log.
 const SHOWN: usize = 8;
-/// Marks the numbers of servers given by name; the master counts those of the others up from 0.
-const NUMBER_OF_NAME: u64 = 1 << 63;
 
 /// Who waits for an answer of the resolver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +141,7 @@ impl Names {
                 // The last number stands for none.
                 if servers.len() < usize::from(ServerId::MAX) && seen.insert(endpoint.address) {
                     servers.push(Server {
-                        number: number_of(&group.name, &endpoint.address),
+                        number: number_of_name(&group.name, &endpoint.address),
                         name: named.name.clone(),
                         address: Address::Inet(endpoint.address),
                         weight: endpoint.weight.unwrap_or(named.weight),
@@ -308,15 +305,6 @@ fn inet(server: &Server) -> Option<SocketAddr> {
 #[must_use]
 pub fn is_of_name(server: &Server) -> bool {
     server.number & NUMBER_OF_NAME != 0
-}
-
-/// The number of a server given by name: the same in every worker for the same address in a group of the same name,
-/// without anybody handing them out. Two servers may have the same one with a probability of 2^-63; then relays are
-/// counted for the wrong one.
-fn number_of(group: &str, address: &SocketAddr) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (group, address).hash(&mut hasher);
-    hasher.finish() | NUMBER_OF_NAME
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@
 pub mod answer;
 pub mod cache;
 pub mod discover;
+#[cfg(test)]
+#[path = "../../fuzz/checks/dns_message.rs"]
+mod fuzz;
 pub mod lookup;
 pub mod message;
 pub mod name;

@@ -61,6 +61,7 @@ impl Exchange {
             server_wait: Wait::default(),
             fresh_only: false,
             attempts: 0,
+            descriptor_by_ms: None,
             understood: false,
             last_problem: None,
             forward: None,

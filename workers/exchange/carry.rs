@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use log::debug;
+use rustix::io::Errno;
 
 use crate::access_log::Entry;
 use crate::backend::connect;
@@ -124,7 +125,10 @@ impl Worker {
                     return Ok(());
                 }
             }
-            match connect::open(&self.cx.pools.server(place).address) {
+            // What is left is for the master's next message. With a limit so low that it never is, nothing is waited for.
+            let short = self.cx.descriptors_left() == 0 && !self.upstreams.is_empty();
+            let opened = if short { Err(Errno::MFILE) } else { connect::open(&self.cx.pools.server(place).address) };
+            match opened {
                 Ok(connecting) => {
                     let upstream = Upstream {
                         socket: connecting.socket,
@@ -146,7 +150,7 @@ impl Worker {
                 // None of the server's doing.
                 Err(errno) if is_shortage(errno) => {
                     if made_room || self.free_descriptors(room::BATCH) == 0 {
-                        return Err(Step::Reply(Problem::new(503, "the worker has no descriptor for a connection")));
+                        return Err(self.await_descriptor(key));
                     }
                     made_room = true;
                     exchange = match self.exchanges.get_mut(key) {
@@ -267,11 +271,17 @@ impl Worker {
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
+            client.socket.release();
             let more = more_may_come || client.input.as_ref().is_some_and(|input| input.end > end);
             return if more { self.linger(client_key) } else { self.part(client_key) };
         }
         client.state = ClientState::Idle;
+        // The time limit was this request's; the next one is not late because of it.
+        client.socket.deadline.due_ms = u64::MAX;
         client.answered(end, &mut self.cx);
+        if client.input.is_none() {
+            client.socket.release();
+        }
         if self.cx.giving_back {
             self.give_back(client_key);
         } else if client.input.is_some() || client.socket.is_readable() {
@@ -367,9 +377,11 @@ fn reuse(
     cx: &mut Ctx,
 ) -> bool {
     let Some(upstream) = upstreams.get_mut(idle) else { return false };
-    // A request that must not be sent twice is not risked on a connection that is already over. Asking costs a
-    // call; the others are simply sent again.
-    if upstream.socket.is_readable() || (!exchange.method.is_idempotent() && upstream.socket.has_input()) {
+    // What has come on it is no answer to this request, and the turn began with looking at what came. Only when there
+    // was more to look at than fits into a turn must the kernel be asked. So it is for a request that must not be sent
+    // twice: it is not risked on a connection that is already over. Asking costs a call.
+    let ask = cx.events_left || !exchange.method.is_idempotent();
+    if upstream.socket.is_readable() || (ask && upstream.socket.has_input()) {
         upstream::close(upstreams, idle, cx);
         return false;
     }

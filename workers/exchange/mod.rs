@@ -5,6 +5,7 @@
 //! worker carries out. [`request`] moves the request towards the server, [`response`] the response towards the
 //! client, [`reply`] makes the answers that are our own.
 
+mod awaiting;
 pub mod begin;
 pub(crate) mod carry;
 mod entry;
@@ -231,6 +232,8 @@ pub struct Exchange {
     pub fresh_only: bool,
     /// Connections to servers asked for, kept ones included.
     pub attempts: u32,
+    /// Until when it waits for a descriptor, if it has had to.
+    descriptor_by_ms: Option<u64>,
     /// Whether the request was understood. If not, nobody knows how much of it is still to come.
     understood: bool,
     /// What the last server tried led to.

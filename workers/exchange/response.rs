@@ -12,8 +12,9 @@ use crate::exchange::{
 };
 use crate::io::socket::{Io, Socket};
 use crate::proto::h1::body::BodyReader;
+use crate::proto::h1::chunked::Decoder;
 use crate::proto::h1::head::{Method, ResponseFraming, Version};
-use crate::proto::h1::response::protocol_was_offered;
+use crate::proto::h1::upgrade::protocol_was_offered;
 use crate::proto::h1::write::Persistence;
 
 /// Body bytes moved in one turn at most, so that one download does not hold up the others.
@@ -183,13 +184,15 @@ impl Exchange {
         self.note_head(cx.response.status, cx);
         self.server_keep_alive &= cx.response.keep_alive;
         let modern = self.version == Version::Http11;
-        // Which trailers Connection names is not looked at: where it names anything, none is passed on.
-        let trailers = self.trailers_wanted && !cx.response.nominates();
+        let trailers = self.trailers_wanted;
         let chunked = Outgoing::Chunked { trailers };
         let (reader, outgoing, out_framing) = match framing {
             ResponseFraming::None => (BodyReader::None, Outgoing::Plain, OutFraming::None),
             ResponseFraming::Length(n) => (BodyReader::Length(n), Outgoing::Plain, OutFraming::Length(n)),
-            ResponseFraming::Chunked if modern => (BodyReader::from(framing), chunked, OutFraming::Chunked),
+            ResponseFraming::Chunked if modern => {
+                let decoder = Decoder::without(cx.response.nominated(head));
+                (BodyReader::Chunked(decoder), chunked, OutFraming::Chunked)
+            }
             ResponseFraming::Chunked => (BodyReader::from(framing), Outgoing::Plain, OutFraming::UntilClose),
             ResponseFraming::UntilClose if modern => (BodyReader::from(framing), chunked, OutFraming::Chunked),
             ResponseFraming::UntilClose => (BodyReader::from(framing), Outgoing::Plain, OutFraming::UntilClose),

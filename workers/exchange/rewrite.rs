@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 
 use crate::proto::h1::head::{BodyFraming, Field, FieldName, Method, RequestHead, ResponseHead, Version};
+use crate::proto::h1::upgrade::is_tunnel_offer;
 use crate::proto::h1::write::{self, Persistence};
 
 /// The pseudonym in Via (RFC 9110 section 7.6.3).
@@ -324,6 +325,12 @@ pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &Respo
         Some(upgrade) if cx.switch_protocols => {
             write::field(out, b"Upgrade", upgrade.of(bytes));
             out.extend_from_slice(b"Connection: upgrade\r\n");
+        }
+        // A 426 must say to what (RFC 9110 section 15.5.22). HTTP and TLS are not to be had here, whatever the server
+        // offers.
+        Some(upgrade) if head.status == 426 && is_tunnel_offer(upgrade.of(bytes)) == Some(true) => {
+            write::field(out, b"Upgrade", upgrade.of(bytes));
+            cx.connection.write_with(out, b"upgrade");
         }
         Some(_) | None => cx.connection.write(out),
     }

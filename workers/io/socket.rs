@@ -3,13 +3,14 @@
 //! Registration is edge-triggered, so readiness must be remembered until the kernel says it is gone. This is the
 //! only place that touches it: a lost wake-up can only come from here. It knows no protocol.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ipc::fault;
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::io::splice::Pipe;
 use crate::timers::Armed;
@@ -51,6 +52,8 @@ pub struct Socket {
     urgent: bool,
     /// Both directions are closed, or an error is pending.
     gone: bool,
+    /// The last byte read lies in the kernel's queue still: see [`Socket::recv_keeping`].
+    kept: bool,
     /// A read has brought the end of file.
     received_end: bool,
     /// Our sending side is shut down.
@@ -78,6 +81,7 @@ impl Socket {
             read_closed: false,
             urgent: false,
             gone: false,
+            kept: false,
             received_end: false,
             sent_end: false,
             held_back: false,
@@ -141,6 +145,9 @@ impl Socket {
 
     /// Reads into `buffer`, which must not be empty.
     pub fn recv(&mut self, buffer: &mut [u8]) -> Io {
+        if self.kept {
+            return self.recv_keeping(buffer);
+        }
         if !self.readable {
             return Io::Blocked;
         }
@@ -148,6 +155,71 @@ impl Socket {
         // A short read has drained the socket: what comes later raises a new edge.
         self.urgent &= io != Io::Blocked;
         self.took(io, |n, socket| n == buffer.len() || socket.urgent)
+    }
+
+    /// As [`Socket::recv`], but leaves the last byte in the kernel's queue, where it counts as read, until more is read
+    /// or [`Socket::release`].
+    ///
+    /// A Unix socket knows no reset but one: its peer gets it when the last descriptor is closed while something is
+    /// unread. The byte is for that.
+    pub fn recv_keeping(&mut self, buffer: &mut [u8]) -> Io {
+        if !self.readable {
+            return Io::Blocked;
+        }
+        let lead = usize::from(self.kept);
+        match self.recv_behind(buffer, RecvFlags::PEEK) {
+            Ok(0) => Io::Eof,
+            Ok(n) if n <= lead && self.read_closed => Io::Eof,
+            Ok(n) if n <= lead => {
+                self.readable = false;
+                Io::Blocked
+            }
+            Ok(n) => {
+                let new = n - lead;
+                // All but the last of what was seen is there to be taken, at once.
+                let taken = if n == 1 { Ok(0) } else { self.recv_behind(&mut buffer[..new - 1], RecvFlags::empty()) };
+                match taken {
+                    Ok(taken) if taken == n - 1 => {
+                        self.kept = true;
+                        self.readable = new == buffer.len() || self.read_closed;
+                        self.bytes_in += new as u64;
+                        Io::Moved(new)
+                    }
+                    Ok(_) => Io::Broken(Errno::IO),
+                    Err(errno) => Io::Broken(errno),
+                }
+            }
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                Io::Blocked
+            }
+            Err(errno) => Io::Broken(errno),
+        }
+    }
+
+    /// Reads the byte that was kept, if one was, and then into `buffer`; gives the count of both.
+    fn recv_behind(&self, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, Errno> {
+        let mut first = [0];
+        let mut parts = [IoSliceMut::new(&mut first), IoSliceMut::new(buffer)];
+        let parts = if self.kept { &mut parts[..] } else { &mut parts[1..] };
+        let mut none = RecvAncillaryBuffer::default();
+        loop {
+            let result = rustix::net::recvmsg(&self.fd, parts, &mut none, flags);
+            fault::instant();
+            match result {
+                Err(Errno::INTR) => {}
+                result => return result.map(|message| message.bytes),
+            }
+        }
+    }
+
+    /// Takes the byte that was kept: the connection may end in order, or be read by somebody else.
+    pub fn release(&mut self) {
+        if std::mem::take(&mut self.kept) {
+            // It is there, so that this neither blocks nor fails.
+            let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::empty());
+            fault::instant();
+        }
     }
 
     /// Reads into `buffer`, which must not be empty, what the next read will bring again.
@@ -192,9 +264,11 @@ impl Socket {
         rustix::net::getpeername(&self.fd).ok().flatten().and_then(|address| SocketAddr::try_from(address).ok())
     }
 
-    /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any.
+    /// Whether the socket has bytes, an end of file or an error waiting, asked of the kernel without taking any. Not
+    /// while a byte is kept.
     #[must_use]
     pub fn has_input(&mut self) -> bool {
+        debug_assert!(!self.kept);
         let mut byte = [0];
         self.readable = !matches!(rustix::net::recv(&self.fd, &mut byte, RecvFlags::PEEK), Err(Errno::AGAIN));
         self.readable
@@ -291,6 +365,7 @@ impl Socket {
         self.sent_end = true;
         // A peer that is gone already answers with an error that changes nothing.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+        fault::instant();
     }
 
     /// Whether both ends of stream have been exchanged: nothing is left to be ended.
@@ -299,19 +374,28 @@ impl Socket {
         self.sent_end && self.received_end
     }
 
-    /// Ends the connection for every process that holds it, in order (FIN).
+    /// Ends the connection for every process that holds it, in order (FIN); or with its last descriptor, not in order,
+    /// while a byte is kept.
     pub fn shutdown_both(&mut self) {
-        if !self.is_over() {
+        if !self.kept && !self.is_over() {
             let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+            fault::instant();
         }
     }
 
     /// Ends the connection for every process that holds it with a reset, so that the peer cannot take what it
-    /// received for all there was. Closing with `SO_LINGER` would do nothing while the master holds a duplicate.
+    /// received for all there was. Closing with `SO_LINGER` would do nothing while the master holds a duplicate. On a
+    /// Unix socket it is reset only if a byte is kept, and ends in order otherwise.
     pub fn reset(&mut self) {
         if rustix::net::connect_unspec(&self.fd).is_err() {
             self.shutdown_both();
         }
+        fault::instant();
+    }
+
+    /// Whether the last process that closes the connection resets it.
+    pub fn reset_when_closed(&mut self, reset: bool) {
+        let _ = rustix::net::sockopt::set_socket_linger(&self.fd, reset.then_some(std::time::Duration::ZERO));
     }
 
     /// The pending error, as left by a failed connect.
@@ -333,7 +417,9 @@ impl Socket {
 /// Calls until no signal interrupts. Nothing moved is the end of file.
 fn attempt(mut call: impl FnMut() -> Result<usize, Errno>) -> Io {
     loop {
-        return match call() {
+        let result = call();
+        fault::instant();
+        return match result {
             Ok(0) => Io::Eof,
             Ok(n) => Io::Moved(n),
             Err(Errno::AGAIN) => Io::Blocked,
@@ -387,6 +473,48 @@ mod tests {
         b.read_closed = true;
         let mut buffer = [0; 8];
         assert_eq!(b.recv(&mut buffer), Io::Moved(1));
+        assert_eq!(b.recv(&mut buffer), Io::Eof);
+    }
+
+    #[test]
+    fn a_unix_socket_with_a_byte_kept_is_reset_by_closing_it() {
+        for (keep, want) in [(true, Io::Broken(Errno::CONNRESET)), (false, Io::Eof)] {
+            let (mut a, mut b) = pair();
+            let mut buffer = [0; 8];
+            assert_eq!(a.send(b"hel", b""), Io::Moved(3));
+            assert_eq!((b.recv_keeping(&mut buffer), &buffer[..3]), (Io::Moved(3), b"hel".as_slice()));
+            b.readable = true;
+            assert_eq!(b.recv(&mut buffer), Io::Blocked, "what is kept does not come again");
+            b.readable = true;
+            assert_eq!(a.send(b"lo", b""), Io::Moved(2));
+            assert_eq!((b.recv(&mut buffer), &buffer[..2]), (Io::Moved(2), b"lo".as_slice()));
+            b.readable = true;
+            assert_eq!(a.send(b"!", b""), Io::Moved(1));
+            assert_eq!((b.recv(&mut buffer[..1]), &buffer[..1], b.bytes_in), (Io::Moved(1), b"!".as_slice(), 6));
+            assert_eq!(b.send(b"x", b""), Io::Moved(1));
+            if !keep {
+                b.release();
+                assert!(!b.has_input());
+            }
+            b.reset();
+            b.shutdown_both();
+            drop(b);
+            assert_eq!((a.recv(&mut buffer), a.recv(&mut buffer)), (Io::Moved(1), Io::Blocked));
+            (a.readable, a.read_closed) = (true, true);
+            assert_eq!(a.recv(&mut buffer), want, "kept: {keep}");
+        }
+    }
+
+    #[test]
+    fn behind_a_byte_kept_the_end_of_file_is_seen() {
+        let (mut a, mut b) = pair();
+        let mut buffer = [0; 8];
+        assert_eq!(a.send(b"x", b""), Io::Moved(1));
+        assert_eq!(b.recv_keeping(&mut buffer), Io::Moved(1));
+        a.shutdown_write();
+        (b.read_closed, b.readable) = (true, true);
+        assert_eq!(b.recv(&mut buffer), Io::Eof);
+        b.release();
         assert_eq!(b.recv(&mut buffer), Io::Eof);
     }
 

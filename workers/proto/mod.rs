@@ -6,3 +6,7 @@ pub mod h1;
 pub mod path;
 pub mod proxy_header;
 pub mod socks;
+
+#[cfg(test)]
+#[path = "../../fuzz/checks/mutations.rs"]
+pub(crate) mod mutations;

@@ -118,7 +118,7 @@ impl Worker {
         let forwarded = listener.forward.is_some();
         let rules = listener.forward.as_ref().and_then(|forward| forward.rules.as_ref());
         let lifetime_ms = rules.and_then(|rules| rules.lifetime_ms);
-        (relay.begun, relay.handed_over) = (true, true);
+        (relay.begun, relay.handed_over) = (true, connection.protected);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
         if forwarded {

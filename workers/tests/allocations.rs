@@ -170,6 +170,7 @@ fn allocations(load: Load, turns: usize) -> u64 {
                 peer: Some(peer),
                 origin: Origin::Direct,
                 task: Task::Serve,
+                kept: true,
             };
             channel.send(&ToWorker::Pass(vec![passed]), &[socket.as_fd()]).unwrap();
             client

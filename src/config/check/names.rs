@@ -69,26 +69,27 @@ impl Check<'_> {
         };
         if let Some((text, path)) = self.system_file(hosts.as_ref(), "/etc/hosts") {
             let (known, too_many) = read_hosts(&text);
-            if too_many {
+            if let (true, Some(path)) = (too_many, &path) {
                 let text = format!("{} has more than {HOSTS_MAX} names; the others are looked up", path.display());
                 self.report.push(Diagnostic::warning(text));
             }
             dns.hosts = known;
-            process.hosts = Some(path);
+            process.hosts = path;
         }
         dns
     }
 
-    /// The text of one of the system's files. One that is not there is as good as empty, unless it was asked for.
-    fn system_file(&mut self, given: Option<&At<Option<PathBuf>>>, usual: &str) -> Option<(String, PathBuf)> {
+    /// The text of one of the system's files, and where it is. One that is not there is as good as empty, unless it was
+    /// asked for.
+    fn system_file(&mut self, given: Option<&At<Option<PathBuf>>>, usual: &str) -> Option<(String, Option<PathBuf>)> {
         let path = match given {
             Some(At { value: None, .. }) => return None,
             Some(At { value: Some(path), .. }) => path.clone(),
             None => PathBuf::from(usual),
         };
         match (self.system.read(&path), given) {
-            (Ok(text), _) => Some((text, path)),
-            (Err(error), None) if error.kind() == std::io::ErrorKind::NotFound => Some((String::new(), path)),
+            (Ok(text), _) => Some((text, Some(path))),
+            (Err(error), None) if error.kind() == std::io::ErrorKind::NotFound => Some((String::new(), None)),
             (Err(error), given) => {
                 let text = format!("cannot read {}: {error}", path.display());
                 self.report.push(match given {

@@ -394,6 +394,11 @@ fn other_servers_are_asked_after_a_change_of_settings() {
     assert_eq!(finished(&mut resolver), [(1, ips(&["10.0.0.1"]))]);
 }
 
+#[test]
+fn any_bytes_are_an_answer_or_none() {
+    crate::proto::mutations::each("dns_message", 2000, crate::dns::fuzz::check);
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Lookup(u8),

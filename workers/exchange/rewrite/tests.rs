@@ -73,6 +73,8 @@ fn fields_of_one_hop_end_here() {
         "Transfer_Encoding: chunked",
         "Connection: upgrade\r\nUpgrade: h2c",
         "Connection: X-A\r\nX-A: 1",
+        "Connection: Trailer\r\nTrailer: X-A",
+        "Connection: Proxy\r\nProxy: http://evil/",
         "X-A: 1\r\nx-a: 2\r\nConnection: close, x-A",
     ] {
         assert_eq!(lines(&format!("{line}\r\n"), &cx(false)), [""; 0], "RFC 9110 7.6.1: {line}");
@@ -159,6 +161,10 @@ fn an_untrusted_peers_word_on_the_client_is_replaced() {
         "X-Host",
         "Front-End-Https",
         "X-Envoy-External-Address",
+        "X-ProxyUser-Ip",
+        "X-HTTP-Host-Override",
+        "X_ProxyUser_Ip",
+        "X_HTTP_Host_Override",
     ] {
         let given = format!("{name}: evil\r\n");
         assert_eq!(lines(&given, &cx(false)), [""; 0], "{name}");
@@ -267,8 +273,40 @@ fn only_a_101_that_is_passed_on_keeps_upgrade() {
     let cx = ResponseContext { switch_protocols: true, ..PLAIN };
     let want = "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n";
     assert_eq!(respond(raw, &cx), want);
-    let raw = "HTTP/1.1 426 x\r\nUpgrade: websocket\r\nConnection: upgrade\r\nDate: x\r\n\r\n";
-    assert_eq!(respond(raw, &PLAIN), "HTTP/1.1 426 x\r\nDate: x\r\n\r\n");
+    for status in ["200 x", "101 x", "400 x", "427 x"] {
+        let raw = format!("HTTP/1.1 {status}\r\nUpgrade: websocket\r\nConnection: upgrade\r\nDate: x\r\n\r\n");
+        assert_eq!(respond(&raw, &PLAIN), format!("HTTP/1.1 {status}\r\nDate: x\r\n\r\n"), "RFC 9110 7.8");
+    }
+}
+
+#[test]
+fn a_426_says_which_protocols_would_do() {
+    for (connection, want) in [
+        (Persistence::Keep, "upgrade"),
+        (Persistence::KeepHttp10, "upgrade, keep-alive"),
+        (Persistence::Close, "upgrade, close"),
+    ] {
+        let raw = "HTTP/1.1 426 x\r\nUpgrade: websocket, IRC/6.9\r\nConnection: upgrade\r\nDate: x\r\n\r\n";
+        let want = format!("HTTP/1.1 426 x\r\nDate: x\r\nUpgrade: websocket, IRC/6.9\r\nConnection: {want}\r\n\r\n");
+        assert_eq!(respond(raw, &ResponseContext { connection, ..PLAIN }), want, "RFC 9110 15.5.22");
+    }
+    for upgrade in ["h2c", "TLS/1.3", "HTTP/2.0", "websocket, h2c", "TLS/1.2, websocket", "a b", ""] {
+        let raw = format!("HTTP/1.1 426 x\r\nUpgrade: {upgrade}\r\nConnection: upgrade\r\nDate: x\r\n\r\n");
+        assert_eq!(respond(&raw, &PLAIN), "HTTP/1.1 426 x\r\nDate: x\r\n\r\n", "RFC 9110 7.8: {upgrade:?}");
+    }
+    let raw = "HTTP/1.1 426 x\r\nUpgrade: websocket\r\nDate: x\r\n\r\n";
+    assert_eq!(respond(raw, &PLAIN), "HTTP/1.1 426 x\r\nDate: x\r\n\r\n", "not named by Connection");
+}
+
+#[test]
+fn fields_of_a_response_that_connection_names_end_here() {
+    for line in ["X-A: 1", "Trailer: X-B", "Proxy: b", "Keep-Alive: timeout=5", "Proxy-Connection: x"] {
+        let name = line.split(':').next().unwrap().to_lowercase();
+        let raw = format!("HTTP/1.1 200 x\r\n{line}\r\nConnection: close, {name}\r\nDate: x\r\n\r\n");
+        let cx = ResponseContext { pass_trailers: true, framing: OutFraming::Chunked, ..PLAIN };
+        let want = "HTTP/1.1 200 x\r\nDate: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(respond(&raw, &cx), want, "RFC 9110 7.6.1: {line}");
+    }
 }
 
 #[test]

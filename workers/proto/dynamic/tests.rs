@@ -3,6 +3,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::proto::mutations::each;
+
+#[path = "../../../fuzz/checks/dynamic.rs"]
+mod checks;
+
+#[test]
+fn mutations_of_the_seeds_keep_what_must_hold() {
+    each("dynamic", 4000, checks::check);
+}
 
 fn read(line: &str) -> Result<Option<(Request, usize)>, DynamicError> {
     parse(line.as_bytes())

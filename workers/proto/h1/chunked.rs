@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::error::HeadError;
 use super::field::{self, FieldName};
 use super::lex::{self, Line};
+use super::list;
 
 /// Bytes of chunk extensions in one body.
 pub const MAX_EXTENSION_BYTES: u32 = 4096;
@@ -127,6 +128,8 @@ pub struct Decoder {
     line_at: usize,
     trailer_bytes: usize,
     trailer_lines: u32,
+    /// Names of trailer fields that end here, as a list with commas.
+    ended: Box<[u8]>,
 }
 
 impl Decoder {
@@ -134,6 +137,13 @@ impl Decoder {
     #[must_use]
     pub fn new() -> Decoder {
         Decoder::default()
+    }
+
+    /// The same, for a body of which trailer fields with these names are dropped: a list with commas, in any case, as
+    /// Connection has it (RFC 9110 section 7.6.1).
+    #[must_use]
+    pub fn without(names: Box<[u8]>) -> Decoder {
+        Decoder { ended: names, ..Decoder::default() }
     }
 
     /// Whether the body is complete.
@@ -271,7 +281,9 @@ impl Decoder {
                     return Err(ChunkError::TrailersTooLarge);
                 }
                 let field = field::named(&self.trailers, &raw);
-                if is_allowed_trailer(field.name.of(&self.trailers), field.kind) {
+                let text = field.name.of(&self.trailers);
+                let ends = list::members(&self.ended).any(|name| name.eq_ignore_ascii_case(text));
+                if !ends && is_allowed_trailer(text, field.kind) {
                     let name = field.name.start as usize..field.name.end as usize;
                     let value = field.value.start as usize..field.value.end as usize;
                     // Written anew in place: the canonical line is never longer than needed, blanks may be missing.

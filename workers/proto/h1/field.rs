@@ -301,9 +301,11 @@ impl Options {
         }
     }
 
-    /// Whether anything is named beyond what is known to end here.
-    pub(super) fn nominates(&self) -> bool {
-        !self.nominated.is_empty()
+    /// What is named beyond what is known to end here: names with commas between them; empty, and then without
+    /// memory, when there are none.
+    pub(super) fn nominated(&self, bytes: &[u8]) -> Box<[u8]> {
+        let names: Vec<&[u8]> = self.nominated.iter().map(|name| name.of(bytes)).collect();
+        names.join(b",".as_slice()).into_boxed_slice()
     }
 
     /// Whether the connection persists after the message (RFC 9112 section 9.3).
@@ -420,7 +422,7 @@ mod tests {
                  X-Rewrite-URL True-Client-IP X-Original-URL X-Original-Host Front-End-Https Proxy-Client-IP \
                  CF-Connecting-IP Fastly-Client-IP X-Originating-IP X-Azure-ClientIP WL-Proxy-Client-IP \
                  CF-Connecting-IPv6 X-Cluster-Client-IP X-Appengine-User-IP X-Original-Forwarded-For \
-                 X-Envoy-External-Address X-Forwarded X-Forwarded-Port X-Forwarded-Ssl X-ForwardedFor",
+                 X-Envoy-External-Address X-ProxyUser-Ip X-HTTP-Host-Override X-Forwarded X-Forwarded-Port X-Forwarded-Ssl X-ForwardedFor",
             ),
             (FieldName::PointsmanWorker, "X-Pointsman-Worker"),
             (FieldName::Other, "Accept Cookie X-Forward X-Custom Content-Type Hosts T Viae Authorization"),

@@ -16,6 +16,7 @@ pub mod request;
 pub mod response;
 pub mod span;
 pub mod target;
+pub mod upgrade;
 pub mod write;
 
 #[cfg(test)]

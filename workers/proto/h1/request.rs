@@ -9,6 +9,7 @@ use super::list;
 use super::method::Method;
 use super::span::Span;
 use super::target::{self, Scheme, Target, TargetForm};
+use super::upgrade;
 
 /// How a request's content is framed (RFC 9112 section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -254,7 +255,7 @@ impl RequestHead {
             }
             FieldName::Upgrade => {
                 seen.upgrades += 1;
-                let tunnel = is_tunnel_offer(value).ok_or(HeadError::Upgrade { line })?;
+                let tunnel = upgrade::is_tunnel_offer(value).ok_or(HeadError::Upgrade { line })?;
                 self.upgrade = tunnel.then_some(field.value);
             }
             FieldName::MaxForwards if self.method == Method::Options || self.method == Method::Trace => {
@@ -334,26 +335,6 @@ impl RequestHead {
         }
         Ok(())
     }
-}
-
-/// Whether an Upgrade value offers only protocols that may be tunnelled; `None` when it is malformed. HTTP and TLS in
-/// any version, h2c included, are protocols this proxy would have to speak itself: a tunnel would carry requests past
-/// it.
-fn is_tunnel_offer(value: &[u8]) -> Option<bool> {
-    let mut tunnel = false;
-    for protocol in list::members(value) {
-        let mut parts = protocol.splitn(2, |&byte| byte == b'/');
-        let name = parts.next().unwrap_or_default();
-        if !lex::is_token(name) || !parts.next().is_none_or(lex::is_token) {
-            return None;
-        }
-        let begins = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|n| n.eq_ignore_ascii_case(prefix));
-        if begins(b"h2") || begins(b"h3") || begins(b"http") || begins(b"tls") {
-            return Some(false);
-        }
-        tunnel = true;
-    }
-    Some(tunnel)
 }
 
 /// Takes `HTTP/1.x` CRLF at `at`.

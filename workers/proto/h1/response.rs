@@ -4,7 +4,6 @@ use super::error::HeadError;
 use super::field::{self, Field, FieldName, Framing, Options};
 use super::head::{HeadLimits, Version};
 use super::lex::{self, Line};
-use super::list;
 use super::method::Method;
 use super::span::Span;
 
@@ -93,10 +92,11 @@ impl ResponseHead {
         }
     }
 
-    /// Whether Connection names fields of its own (RFC 9110 section 7.6.1), among which trailers may be.
+    /// The names of fields that Connection ends here, with commas between them (RFC 9110 section 7.6.1): trailers may
+    /// be among them. `bytes` are the head.
     #[must_use]
-    pub fn nominates(&self) -> bool {
-        self.options.nominates()
+    pub fn nominated(&self, bytes: &[u8]) -> Box<[u8]> {
+        self.options.nominated(bytes)
     }
 
     /// Whether another response follows to the same request: 1xx (RFC 9110 section 15.2). 101 is one too, and what
@@ -219,16 +219,5 @@ impl ResponseHead {
         let doubtful = (self.is_interim() || self.status == 204)
             && (framing.chunked || framing.length.is_some_and(|length| length > 0));
         self.keep_alive = self.options.persists(self.version == Version::Http11) && !doubtful;
-    }
-}
-
-/// Whether the protocol that a 101 response switched to is among those the request offered (RFC 9110 section 7.8).
-/// Names and versions are compared without regard to case; exactly one protocol must have been chosen.
-#[must_use]
-pub fn protocol_was_offered(offered: &[u8], chosen: &[u8]) -> bool {
-    let mut chosen = list::members(chosen);
-    match (chosen.next(), chosen.next()) {
-        (Some(one), None) => list::members(offered).any(|protocol| protocol.eq_ignore_ascii_case(one)),
-        (None, _) | (Some(_), Some(_)) => false,
     }
 }

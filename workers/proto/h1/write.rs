@@ -116,6 +116,17 @@ impl Persistence {
             Persistence::Close => out.extend_from_slice(b"Connection: close\r\n"),
         }
     }
+
+    /// Writes a Connection field with `option` in it.
+    pub fn write_with(self, out: &mut Vec<u8>, option: &[u8]) {
+        out.extend_from_slice(b"Connection: ");
+        out.extend_from_slice(option);
+        out.extend_from_slice(match self {
+            Persistence::Keep => b"\r\n".as_slice(),
+            Persistence::KeepHttp10 => b", keep-alive\r\n",
+            Persistence::Close => b", close\r\n",
+        });
+    }
 }
 
 impl<'a> OwnResponse<'a> {

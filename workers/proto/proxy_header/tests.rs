@@ -3,6 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::proto::mutations::each;
+
+#[path = "../../../fuzz/checks/proxy_header.rs"]
+mod fuzz;
 
 const SIGNATURE: [u8; 12] = [0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a];
 
@@ -338,4 +342,9 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn mutated_headers_read_the_same_from_any_prefix_on_and_as_written() {
+    each("proxy_header", 5000, fuzz::check);
 }

@@ -3,6 +3,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::proto::mutations::each;
+
+#[path = "../../../fuzz/checks/socks.rs"]
+mod checks;
+
+#[test]
+fn mutations_of_the_seeds_keep_what_must_hold() {
+    each("socks", 4000, checks::check);
+}
 
 /// What a whole input comes to, the replies that a server would send included.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -10,7 +10,10 @@ use ChunkError as C;
 
 /// What a decoder makes of `raw`, given in pieces of `step` bytes: data, trailers, bytes taken, whether it ended.
 pub(super) fn decode(raw: &[u8], step: usize) -> Result<(Vec<u8>, Vec<u8>, usize, bool), ChunkError> {
-    let mut decoder = Decoder::new();
+    decode_with(Decoder::new(), raw, step)
+}
+
+fn decode_with(mut decoder: Decoder, raw: &[u8], step: usize) -> Result<(Vec<u8>, Vec<u8>, usize, bool), ChunkError> {
     let (mut data, mut taken) = (Vec::new(), 0);
     for part in raw.chunks(step.max(1)) {
         let mut at = 0;
@@ -232,6 +235,28 @@ fn trailers_kept_and_dropped() {
     ] {
         let raw = format!("0\r\nX-A: 1\r\n{name}: chunked\r\nX-B: 2\r\n\r\n");
         taken(raw.as_bytes(), "", "X-A: 1\r\nX-B: 2\r\n");
+    }
+}
+
+#[test]
+fn trailers_that_connection_names_are_dropped() {
+    let raw = b"2\r\nhi\r\n0\r\nX-A: 1\r\nx-b: 2\r\nX-AB: 3\r\nX-A: 4\r\n\r\n";
+    for (names, want) in [
+        ("", "X-A: 1\r\nx-b: 2\r\nX-AB: 3\r\nX-A: 4\r\n"),
+        ("x-a", "x-b: 2\r\nX-AB: 3\r\n"),
+        ("X-B", "X-A: 1\r\nX-AB: 3\r\nX-A: 4\r\n"),
+        ("x-c,x-b, X-A", "X-AB: 3\r\n"),
+        ("x", "X-A: 1\r\nx-b: 2\r\nX-AB: 3\r\nX-A: 4\r\n"),
+    ] {
+        for step in [1, 3, raw.len()] {
+            let (data, trailers, _, done) = decode_with(Decoder::without(names.as_bytes().into()), raw, step).unwrap();
+            let got = String::from_utf8(trailers).unwrap();
+            assert_eq!(
+                (data.as_slice(), got.as_str(), done),
+                (b"hi".as_slice(), want, true),
+                "RFC 9110 7.6.1: {names}"
+            );
+        }
     }
 }
 

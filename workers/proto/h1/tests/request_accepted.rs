@@ -235,6 +235,13 @@ fn upgrades_offered() {
 }
 
 #[test]
+fn a_trace_may_say_that_it_has_no_content() {
+    let raw = b"TRACE / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let (head, parsed) = request(raw);
+    assert_eq!((parsed, head.framing), (Ok(Some(raw.len())), BodyFraming::Length(0)), "RFC 9110 9.3.8");
+}
+
+#[test]
 fn trailers_asked_for() {
     for (lines, want) in [
         ("", false),
@@ -249,6 +256,10 @@ fn trailers_asked_for() {
     ] {
         assert_eq!(with(lines).1.te_trailers, want, "RFC 9110 10.1.4: {lines:?}");
     }
+    let raw = b"GET / HTTP/1.0\r\nTE: trailers\r\nConnection: te\r\n\r\n";
+    let (head, parsed) = request(raw);
+    assert_eq!(parsed, Ok(Some(raw.len())));
+    assert!(!head.te_trailers, "HTTP/1.0 has no trailers (RFC 9112 7.1.2)");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::proto::h1::head::{LengthFault, Method, ResponseFraming, Version};
-use crate::proto::h1::response::protocol_was_offered;
+use crate::proto::h1::upgrade::protocol_was_offered;
 
 use HeadError as E;
 
@@ -176,6 +176,9 @@ fn persistence() {
         ("HTTP/1.1 204 x\r\nContent-Length: 5\r\n\r\n", false),
         ("HTTP/1.1 204 x\r\nTransfer-Encoding: chunked\r\n\r\n", false),
         ("HTTP/1.1 103 x\r\nContent-Length: 5\r\n\r\n", false),
+        ("HTTP/1.1 103 x\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        ("HTTP/1.1 103 x\r\nContent-Length: 0\r\n\r\n", true),
+        ("HTTP/1.1 103 x\r\nConnection: close\r\n\r\n", false),
         ("HTTP/1.1 304 x\r\nContent-Length: 5\r\n\r\n", true),
     ] {
         assert_eq!(taken(raw.as_bytes()).keep_alive, want, "RFC 9112 9.3: {raw:?}");
@@ -190,6 +193,19 @@ fn protected_fields_stay_though_named_by_connection() {
     let kinds: Vec<_> = head.fields.iter().map(|f| f.kind).collect();
     assert_eq!(kinds, [F::Connection, F::ContentLength, F::Nominated, F::Other]);
     assert_eq!(head.framing(Method::Get), ResponseFraming::Length(5));
+}
+
+#[test]
+fn names_that_end_here_are_told() {
+    for (lines, want) in [
+        ("", ""),
+        ("Connection: close, keep-alive, te, upgrade\r\n", ""),
+        ("Connection: X-A\r\nConnection: close, set-cookie ,\tx-b\r\n", "X-A,x-b"),
+        ("Connection: trailer, proxy\r\n", "trailer,proxy"),
+    ] {
+        let raw = format!("HTTP/1.1 200 x\r\n{lines}\r\n");
+        assert_eq!(&*taken(raw.as_bytes()).nominated(raw.as_bytes()), want.as_bytes(), "RFC 9110 7.6.1: {lines:?}");
+    }
 }
 
 #[test]

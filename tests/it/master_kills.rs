@@ -1,0 +1,168 @@
+//! Masters are killed at random instants under a load of new connections: what a master has in its hands at that
+//! moment, accepted and not yet sent to a worker, is lost, and nothing else.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::backend::Backend;
+use crate::common::proxy::{Conf, wait_gone};
+use crate::common::rng::{Rng, Seed};
+use crate::common::{DEADLINE, wait_until};
+
+/// Masters killed; the variable sets another number.
+const KILLS: u64 = 40;
+const CLIENTS: u64 = 8;
+
+/// What became of the connections.
+#[derive(Debug, Default)]
+struct Tally {
+    served: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// One connection with one request: whether it was answered. Ended without a byte of an answer is lost.
+///
+/// # Panics
+/// When it is refused, answered in part, or not at all within the deadline.
+fn ask(addr: SocketAddr, target: &str) -> bool {
+    let mut stream = TcpStream::connect(addr).expect("no connection is refused");
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let sent = stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes());
+    let mut answer = Vec::new();
+    let read = sent.and_then(|()| stream.read_to_end(&mut answer));
+    if answer.is_empty() {
+        let wrong = read.err().filter(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(wrong.is_none(), "{target} is never answered");
+        return false;
+    }
+    let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 200"), "{target}: {answer}");
+    assert!(answer.contains(&format!("x-target: {target}\r\n")), "{target}: {answer}");
+    true
+}
+
+/// Accepted connections on `port` that nobody has ended, by their inodes: those that wait to be accepted have none.
+fn accepted(port: u16) -> HashSet<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let local = format!(":{port:04X}");
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let established = rows.filter(|row| row[1].ends_with(&local) && row[3] == "01" && row[9] != "0");
+    established.map(|row| format!("socket:[{}]", row[9])).collect()
+}
+
+/// What a process has open.
+fn open(pid: Pid) -> HashSet<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    entries.filter_map(|entry| Some(std::fs::read_link(entry.ok()?.path()).ok()?.to_str()?.to_owned())).collect()
+}
+
+/// Descriptors on their way to a worker.
+fn under_way(worker: Pid) -> u64 {
+    let entries = std::fs::read_dir(format!("/proc/{worker}/fdinfo")).unwrap();
+    // A connection may be closed meanwhile.
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let counts: Vec<u64> = texts
+        .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("scm_fds:")?.trim().parse().ok()))
+        .collect();
+    assert!(!counts.is_empty(), "the kernel counts them");
+    counts.iter().sum()
+}
+
+/// How many connections a master that has been stopped has accepted and not sent to any of its workers.
+fn in_hand(port: u16, master: Pid, workers: &[Pid]) -> u64 {
+    wait_until("the master is stopped", || {
+        std::fs::read_to_string(format!("/proc/{master}/stat")).unwrap().contains(") T ")
+    });
+    wait_until("the workers have taken up what was sent", || workers.iter().all(|&worker| under_way(worker) == 0));
+    let before = accepted(port);
+    let theirs: HashSet<String> = workers.iter().flat_map(|&worker| open(worker)).collect();
+    let after = accepted(port);
+    before.intersection(&after).filter(|&socket| !theirs.contains(socket)).count() as u64
+}
+
+#[test]
+fn a_killed_master_loses_only_the_connections_in_its_hands() {
+    let kills = std::env::var("KILLS").map_or(KILLS, |count| count.parse().expect("KILLS is a number"));
+    let seed = Seed::new();
+    let mut rng = Rng::new(seed.0);
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    let addr = proxy.addr().inet();
+    let (tally, stop) = (Arc::<Tally>::default(), Arc::<AtomicBool>::default());
+    let threads: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let (tally, stop) = (Arc::clone(&tally), Arc::clone(&stop));
+            thread::spawn(move || {
+                for number in 0.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let outcome = if ask(addr, &format!("/{client}/{number}")) { &tally.served } else { &tally.lost };
+                    outcome.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let served = || tally.served.load(Ordering::SeqCst);
+    let (mut held, mut with_any, mut most) = (0, 0, 0);
+    for round in 0..kills {
+        let before = served();
+        wait_until("connections are served", || served() > before + 50);
+        thread::park_timeout(rng.pause(2000).max(Duration::from_micros(1)));
+        kill(proxy.pid, Signal::SIGSTOP).unwrap();
+        let now = in_hand(addr.port(), proxy.pid, &proxy.workers());
+        (held, with_any, most) = (held + now, with_any + u64::from(now > 0), most.max(now));
+        let orphans = proxy.kill_master();
+        let next = proxy.again();
+        wait_gone(&orphans);
+        proxy.check_log();
+        proxy = next;
+        let lost = || tally.lost.load(Ordering::SeqCst);
+        wait_until(&format!("{held} connections are lost after kill {round}, and not {}", lost()), || lost() == held);
+    }
+    let before = served();
+    wait_until("connections are served", || served() > before + 50);
+    stop.store(true, Ordering::SeqCst);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(tally.lost.load(Ordering::SeqCst), held);
+    eprintln!(
+        "{kills} masters killed, {} connections served: {with_any} masters had {held} connections in their hands, \
+         {most} at most, and no others were lost",
+        served()
+    );
+    assert!(held <= 2 * kills, "{held} in hand in {kills} kills");
+}
+
+#[test]
+fn what_was_sent_to_a_worker_is_served_by_it_though_the_master_has_died() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    let addr = proxy.addr().inet();
+    let workers = proxy.workers();
+    for &worker in &workers {
+        kill(worker, Signal::SIGSTOP).unwrap();
+    }
+    let clients: Vec<_> = (0..20).map(|client| thread::spawn(move || ask(addr, &format!("/{client}")))).collect();
+    wait_until("some are on their way", || workers.iter().all(|&worker| under_way(worker) >= 5));
+    let orphans = proxy.kill_master();
+    for &worker in &workers {
+        assert!(under_way(worker) >= 5);
+        kill(worker, Signal::SIGCONT).unwrap();
+    }
+    // What is still in the kernel's queue is for this one.
+    let _next = proxy.again();
+    for client in clients {
+        assert!(client.join().unwrap(), "one was lost");
+    }
+    wait_gone(&orphans);
+}
