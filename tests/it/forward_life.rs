@@ -7,7 +7,9 @@ use crate::common::backend::{Backend, Refusing, Unanswering};
 use crate::common::client::{Client, End};
 use crate::common::proxy::kill_all;
 use crate::common::wait_until;
-use crate::forward::{LOOPBACK, connect, echo, launch, log, open, read_exactly, read_line, socks5_request, stream};
+use crate::forward::{
+    LOOPBACK, connect, echo, guarded, launch, log, open, read_exactly, read_line, socks5_request, stream,
+};
 
 /// Connections to `to` on this machine that have not been answered, as the kernel lists them.
 fn syn_sent(to: SocketAddr) -> usize {
@@ -65,6 +67,57 @@ fn a_request_for_a_tunnel_that_is_under_way_is_run_again() {
     proxy.wait_for_workers(1);
     wait_until("both are under way again", || syn_sent(unanswering.addr) >= 2);
     drop((http, dynamic));
+}
+
+#[test]
+fn a_socks_negotiation_outlives_a_worker_after_each_of_its_steps() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = guarded("").workers(1).start();
+    let request = socks5_request(backend.addr);
+    // What is sent, and what comes back; a worker dies behind one of them.
+    let steps: [(&[u8], &[u8]); 6] = [
+        (&[5, 2, 0], &[]),
+        (&[2], &[5, 2]),
+        (b"\x01\x03ann\x06sec", &[]),
+        (b"ret", &[1, 0]),
+        (&request[..4], &[]),
+        (&request[4..], &[5, 0, 0, 1]),
+    ];
+    for deadly in 0..steps.len() {
+        let mut client = stream(&proxy);
+        for (step, (sent, answer)) in steps.iter().enumerate() {
+            client.write_all(sent).unwrap();
+            assert_eq!(&read_exactly(&mut client, answer.len()), answer, "step {step}, death in {deadly}");
+            if step == deadly {
+                kill_all(&proxy);
+                proxy.wait_for_workers(1);
+            }
+        }
+        read_exactly(&mut client, 6);
+        client.write_all(b"hello").unwrap();
+        assert_eq!(read_exactly(&mut client, 5), b"hello");
+    }
+    assert_eq!(backend.connections(), steps.len());
+}
+
+#[test]
+fn nobody_gets_in_by_claiming_to_have_been_answered() {
+    let backend = Backend::tcp_echo();
+    let proxy = guarded("").start();
+    for mark in [0x85, 0x86] {
+        let mut client = stream(&proxy);
+        let request = socks5_request(backend.addr);
+        client.write_all(&[&[mark, 1, 2], &b"\x01\x03ann\x05wrong"[..], &request].concat()).unwrap();
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer);
+        assert!(!answer.starts_with(&[5, 0]), "{answer:?}");
+        let mut client = stream(&proxy);
+        client.write_all(&[&[mark, 1, 0], &request[..]].concat()).unwrap();
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer);
+        assert_eq!(answer, [5, 0xff]);
+    }
+    assert_eq!(backend.connections(), 0);
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Dial {
         Asker {
             client: client.peer.map(|peer| peer.ip()),
             user: self.want.user.as_deref(),
-            here: client.socket.local_addr(),
+            here: client.here,
             way: self.want.way,
         }
     }

@@ -140,10 +140,14 @@ impl Worker {
             client.is_http = true;
             return true;
         };
+        client.here = client.socket.local_addr();
         let Protocols { http, socks5, socks4a, dynamic } = forward.protocols;
         let auth = forward.rules.as_ref().is_some_and(|rules| rules.auth);
-        let protocol = match client.unanswered(&self.cx.arena).first() {
+        let first = client.unanswered(&self.cx.arena).first().copied();
+        let answered = first.and_then(Protocol::answered).unwrap_or(0);
+        let protocol = match first {
             Some(5) if socks5 => Protocol::socks5(auth),
+            Some(_) if socks5 && answered > 0 => Protocol::socks5(auth),
             Some(4) if socks4a => Protocol::Socks4,
             Some(b'{') if dynamic => Protocol::Dynamic,
             Some(4 | 5 | b'{') | None => {
@@ -159,7 +163,7 @@ impl Worker {
                 return false;
             }
         };
-        self.begin_opening(key, protocol);
+        self.begin_opening(key, protocol, answered);
         false
     }
 

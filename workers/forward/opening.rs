@@ -1,8 +1,10 @@
 //! How a connection begins that speaks SOCKS or the dynamic address exchange: from its first byte to the relay.
 //!
-//! The bytes stay in the client's slot until the relay begins, so that a successor begins anew with all of them. Once
-//! an answer has been sent within the negotiation (SOCKS5) that is no longer possible, and the record says so.
+//! The bytes stay in the client's slot until the relay begins, so that a successor begins anew with all of them. How many
+//! answers have been sent within the negotiation (SOCKS5) is told by the first of them, which is changed with each: the
+//! successor goes through the same steps, checks the same password, and only does not answer again.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use ipc::snapshot::Mode;
@@ -11,7 +13,7 @@ use ipc::state::Phase;
 use crate::access_log::Entry;
 use crate::buffer::Pending;
 use crate::client::{Client, ClientState};
-use crate::ctx::Owner;
+use crate::ctx::{Ctx, Owner};
 use crate::forward::Pass;
 use crate::forward::auth::Check;
 use crate::forward::dial::{Dial, Dialed, PASSWORDS, Purpose, Reached, Waiter, Want};
@@ -23,6 +25,10 @@ use crate::proto::endpoint::Endpoint;
 use crate::proto::socks::{self, Event, Outcome, Socks5};
 use crate::slab::Key;
 use crate::worker::Worker;
+
+/// The first byte in a slot after this many answers, less that number. No protocol begins so, and nobody gains anything by
+/// it: whoever sends such a byte gets fewer answers.
+const MARK: u8 = 0x84;
 
 /// What is spoken.
 #[derive(Debug)]
@@ -42,6 +48,12 @@ impl Protocol {
         Protocol::Socks5(Socks5::new(auth))
     }
 
+    /// How many answers the first byte in a slot tells of; `None` when it tells of none.
+    #[must_use]
+    pub fn answered(first: u8) -> Option<u8> {
+        matches!(first, 0x85 | 0x86).then(|| first - MARK)
+    }
+
     /// As the access log has it.
     fn name(&self) -> &'static str {
         match self {
@@ -59,6 +71,10 @@ pub struct Opening {
     protocol: Protocol,
     /// Bytes of the slot, from the first unanswered one, that need not be looked at again.
     used: usize,
+    /// Answers that a former worker has sent.
+    answered: u8,
+    /// Answers so far, those included.
+    answers: u8,
     user: Option<Box<str>>,
     /// The name that is being proved.
     claimed: Option<Box<str>>,
@@ -127,6 +143,12 @@ impl Opening {
         }
     }
 
+    /// Answers within the negotiation, unless a former worker has. False when that is not possible.
+    fn answer(&mut self, client: &mut Client, reply: &[u8], cx: &mut Ctx) -> bool {
+        self.answers += 1;
+        self.answers <= self.answered || client.answer_marked(MARK + self.answers, reply, cx)
+    }
+
     /// What the client is told of a refusal.
     fn farewell(&self, refusal: Refusal) -> Vec<u8> {
         let mut out = Vec::new();
@@ -177,10 +199,20 @@ pub(crate) fn tell(client: &mut Client, bytes: &[u8]) -> bool {
 }
 
 impl Worker {
-    /// Begins with a client whose first bytes are in its slot.
-    pub(crate) fn begin_opening(&mut self, client: Key<Client>, protocol: Protocol) {
-        let opening =
-            Opening { client, protocol, used: 0, user: None, claimed: None, target: None, reply_to: None, dial: None };
+    /// Begins with a client whose first bytes are in its slot. So many answers have been sent to it by a former worker.
+    pub(crate) fn begin_opening(&mut self, client: Key<Client>, protocol: Protocol, answered: u8) {
+        let opening = Opening {
+            client,
+            protocol,
+            used: 0,
+            answered,
+            answers: 0,
+            user: None,
+            claimed: None,
+            target: None,
+            reply_to: None,
+            dial: None,
+        };
         let Ok(key) = self.forward.openings.insert(opening) else { return self.close_client(client) };
         let Some(connection) = self.clients.get_mut(client) else { return };
         connection.state = ClientState::Opening(key);
@@ -203,8 +235,12 @@ impl Worker {
             if opening.dial.is_some() || opening.claimed.is_some() {
                 return;
             }
-            let bytes = client.unanswered(&self.cx.arena).get(opening.used..).unwrap_or_default();
-            match opening.look(bytes) {
+            let mut bytes = Cow::Borrowed(client.unanswered(&self.cx.arena).get(opening.used..).unwrap_or_default());
+            if opening.used == 0 && opening.answered > 0 {
+                // Its first byte is the mark.
+                bytes = [&[5], bytes.get(1..).unwrap_or_default()].concat().into();
+            }
+            match opening.look(&bytes) {
                 Found::More => match client.read_more(&mut self.cx) {
                     Some(Io::Moved(_)) => {}
                     Some(Io::Blocked) => return,
@@ -216,9 +252,7 @@ impl Worker {
                 },
                 Found::Reply { used, reply } => {
                     opening.used += used;
-                    // A successor could not tell that this has been answered.
-                    client.publish(Phase::Captive, &self.cx);
-                    if !tell(client, &reply) {
+                    if !opening.answer(client, &reply, &mut self.cx) {
                         return self.abandon_opening(key, "the client takes no answer");
                     }
                 }
@@ -282,7 +316,7 @@ impl Worker {
             Ok(()) => {
                 opening.user = user;
                 if let Some(client) = self.clients.get_mut(opening.client)
-                    && !tell(client, &reply)
+                    && !opening.answer(client, &reply, &mut self.cx)
                 {
                     self.abandon_opening(key, "the client takes no answer");
                 }

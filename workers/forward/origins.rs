@@ -10,7 +10,7 @@ use crate::proto::endpoint::Endpoint;
 use crate::slab::Key;
 
 /// Connections kept to one target, and in all.
-const PER_ORIGIN: usize = 8;
+const PER_ORIGIN: usize = 64;
 const IN_ALL: usize = 512;
 /// How long one is kept.
 pub const KEEP_MS: u64 = 60_000;

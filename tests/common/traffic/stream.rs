@@ -178,7 +178,7 @@ impl Peer for Tunnel {
     }
 }
 
-/// A new connection to a target that the client names, for each stream: by CONNECT, SOCKS4, or a line of JSON.
+/// A new connection to a target that the client names, for each stream: by CONNECT, SOCKS4, SOCKS5, or a line of JSON.
 #[derive(Debug)]
 pub struct Named {
     pub addr: Addr,
@@ -190,11 +190,24 @@ impl Peer for Named {
     fn turn(&mut self, rng: &mut Rng) -> Outcome {
         let mut client = Client::connect(&self.addr);
         let SocketAddr::V4(target) = self.target else { panic!("{}", self.target) };
-        let (request, wanted) = match rng.below(3) {
+        let (request, wanted) = match rng.below(4) {
             0 => (format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").into_bytes(), "HTTP/1.1 200 "),
             1 => {
                 let (port, ip) = (target.port().to_be_bytes(), target.ip().octets());
                 ([&[4, 1][..], &port, &ip, &[0]].concat(), "\0Z\0\0\0\0\0\0")
+            }
+            2 => {
+                // A question and its answer come before the target.
+                client.send([5, 1, 0]);
+                client.wire.begin();
+                match client.wire.take(2) {
+                    Ok(method) if method == [5, 0] => {}
+                    Ok(method) if method == b"HT" => return Ok(Seen::BadGateway),
+                    other => return Err(format!("the method: {other:?}")),
+                }
+                dawdle(rng.pause(2000));
+                let (port, ip) = (target.port().to_be_bytes(), target.ip().octets());
+                ([&[5, 1, 0, 1][..], &ip, &port].concat(), "\u{5}\0\0\u{1}")
             }
             _ => (format!("{{\"target\":\"{target}\"}}\n").into_bytes(), "{\"ok\":true,"),
         };
@@ -207,6 +220,7 @@ impl Peer for Named {
         let mut answer = Vec::new();
         let whole = |answer: &[u8]| match answer.first() {
             Some(0) => answer.len() == 8,
+            Some(5) => answer.len() == 10,
             Some(b'{') => answer.ends_with(b"\n"),
             _ => answer.ends_with(b"\r\n\r\n"),
         };
