@@ -6,6 +6,7 @@ pub mod channel;
 pub mod control;
 pub mod descriptors;
 pub mod fault;
+pub mod forward;
 pub mod handover;
 pub mod message;
 pub mod origin;

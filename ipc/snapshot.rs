@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::forward::{Forward, User};
 use crate::handover::ServerName;
 
 /// One complete, checked configuration. Immutable once made; a reload makes a new one.
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// Where and how requests are logged.
     pub access_log: AccessLog,
+    /// Who may prove to be whom on forward listeners; no two have the same name.
+    pub users: Vec<User>,
     /// Peers whose `X-Forwarded-*` and `Forwarded` fields are believed and appended to.
     pub trusted_proxies: Vec<Network>,
     /// How long a graceful stop waits for requests in progress.
@@ -123,6 +126,8 @@ pub enum Mode {
     Http,
     /// Bytes, relayed as they come.
     Tcp,
+    /// Whatever [`Listener::forward`] says, to targets that the clients name.
+    Forward,
 }
 
 /// One listening socket.
@@ -143,6 +148,8 @@ pub struct Listener {
     pub removed: bool,
     /// From whom connections begin with a PROXY header.
     pub proxy_protocol: ProxyProtocol,
+    /// What a forward listener does; `None` exactly with the other modes.
+    pub forward: Option<Box<Forward>>,
 }
 
 /// Whose connections begin with a PROXY header. Theirs must; those of others must not.

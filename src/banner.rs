@@ -38,6 +38,7 @@ fn text(listeners: &[(Address, Mode)], pids: &[i32], servers: &[String], demo: b
         let _ = match mode {
             Mode::Http => writeln!(out, "  listening   {}", url(address)),
             Mode::Tcp => writeln!(out, "  listening   {address} (tcp)"),
+            Mode::Forward => writeln!(out, "  listening   {address} (forward proxy)"),
         };
     }
     let pids_shown: Vec<String> = pids.iter().map(ToString::to_string).collect();

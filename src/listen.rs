@@ -385,7 +385,16 @@ mod tests {
             tunnel_ms: 1,
         };
         let proxy_protocol = ProxyProtocol::default();
-        Listener { bind, mode: Mode::Http, to: None, backlog: 16, timeouts, proxy_protocol, removed: false }
+        Listener {
+            bind,
+            mode: Mode::Http,
+            to: None,
+            backlog: 16,
+            timeouts,
+            proxy_protocol,
+            removed: false,
+            forward: None,
+        }
     }
 
     struct Scratch(PathBuf);

@@ -12,6 +12,8 @@ use ipc::state::{Image, Phase};
 use crate::backend::Upstream;
 use crate::ctx::Ctx;
 use crate::exchange::Exchange;
+use crate::forward::delivery::Delivery;
+use crate::forward::opening::Opening;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::slab::Key;
@@ -23,6 +25,10 @@ pub enum ClientState {
     Header,
     /// Between requests, or within a request head.
     Idle,
+    /// It says, in another protocol than HTTP, where it wants to go.
+    Opening(Key<Opening>),
+    /// The answer to what it sends goes elsewhere.
+    Delivering(Key<Delivery>),
     /// A request is being served.
     Exchange(Key<Exchange>),
     /// Bytes are being relayed.
@@ -61,6 +67,10 @@ pub struct Client {
     pub kept: Option<Key<Upstream>>,
     /// Bytes read and not yet answered; `None` while there are none.
     pub input: Option<Input>,
+    /// It is known to speak HTTP; on forward listeners only the first byte tells.
+    pub is_http: bool,
+    /// On forward listeners, the address that its peer is connected to, once the first byte has come.
+    pub here: Option<SocketAddr>,
     /// When the first byte of the present request head came; 0 = none has.
     pub head_since_ms: u64,
     /// Whether the kernel counts no bytes for it, as on a Unix listener. Then the record must say by itself whether
@@ -87,6 +97,8 @@ impl Client {
             state: ClientState::Idle,
             kept: None,
             input: None,
+            is_http: false,
+            here: None,
             head_since_ms: 0,
             uncounted: peer.is_none(),
             protected: true,
@@ -165,6 +177,26 @@ impl Client {
             consumed: self.socket.bytes_in - (end - start) as u64,
             written: self.socket.bytes_out + left,
         });
+    }
+
+    /// Sends `answer` within a negotiation whose bytes all stay in the slot. Once it is written a successor finds their
+    /// first byte changed to `mark`, and until then as it was. In another slot, so that both are true at their time.
+    /// False when no slot is free, or the client does not take the answer.
+    #[must_use]
+    pub fn answer_marked(&mut self, mark: u8, answer: &[u8], cx: &mut Ctx) -> bool {
+        let Some(input) = self.input.take() else { return false };
+        let Some(mut slot) = cx.arena.take() else {
+            self.input = Some(input);
+            return false;
+        };
+        let bytes = &cx.arena.bytes(&input.slot)[input.start..input.end];
+        cx.arena.bytes_mut(&mut slot)[..bytes.len()].copy_from_slice(bytes);
+        cx.arena.bytes_mut(&mut slot)[0] = mark;
+        self.input = Some(Input { slot, start: 0, end: input.end - input.start });
+        self.publish_answer(0, answer.len() as u64, cx);
+        let sent = self.socket.send(answer, &[]) == Io::Moved(answer.len());
+        cx.arena.put(input.slot);
+        sent
     }
 
     /// Publishes that the connection is a relay once the last `left` bytes are written, those that agree to it. Until

@@ -3,6 +3,7 @@
 //! It owns no connection. Functions that serve one get it as `&mut Ctx` beside the connection itself.
 
 use std::collections::VecDeque;
+use std::hash::{Hash as _, Hasher as _};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +23,11 @@ use crate::client::Client;
 use crate::date::DateCache;
 use crate::dns::{Resolving, Wire};
 use crate::exchange::Exchange;
+use crate::exchange::rewrite::VIA_NAME;
+use crate::forward::auth::Users;
+use crate::forward::delivery::Delivery;
+use crate::forward::origins::Origins;
+use crate::forward::special::Own;
 use crate::io::socket::Socket;
 use crate::io::splice::{Pipe, Pipes};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
@@ -45,6 +51,23 @@ pub struct Site {
     pub listener_names: Vec<String>,
     /// Bounds of heads.
     pub head_limits: HeadLimits,
+    /// Who may prove to be whom.
+    pub users: Users,
+    /// Where this proxy listens.
+    pub own: Own,
+    /// The name in Via on forward listeners, by which a request is known that comes back.
+    pub via: String,
+}
+
+/// A name for this proxy that others do not have: of the machine's name and the addresses it listens on, so that all
+/// workers have the same.
+fn via_name(snapshot: &Snapshot) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    rustix::system::uname().nodename().to_bytes().hash(&mut hasher);
+    for listener in &snapshot.listeners {
+        listener.bind.hash(&mut hasher);
+    }
+    format!("{VIA_NAME}-{:016x}", hasher.finish())
 }
 
 impl Site {
@@ -63,6 +86,9 @@ impl Site {
                 bytes: snapshot.limits.head_bytes.min(Snapshot::head_bytes_within(slot_bytes)) as usize,
                 fields: usize::from(snapshot.limits.head_fields),
             },
+            users: Users::new(&snapshot.users),
+            own: Own::new(&snapshot),
+            via: via_name(&snapshot),
             snapshot,
         }
     }
@@ -77,6 +103,8 @@ pub enum Work {
     Exchange(Key<Exchange>),
     /// It used up its share of a turn.
     Relay(Key<Relay>),
+    /// It used up its share of a turn.
+    Delivery(Key<Delivery>),
 }
 
 /// The worker's clock, read once per turn of the loop.
@@ -139,6 +167,8 @@ pub struct Ctx {
     pub site: Rc<Site>,
     /// Server choice and kept connections, by group.
     pub pools: Pools,
+    /// Kept connections to targets that clients have named.
+    pub origins: Origins,
     /// What the names of servers stand for.
     pub names: Names,
     /// The resolver. Whoever looks something up waits as a [`Waiter`].

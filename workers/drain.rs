@@ -22,7 +22,8 @@ impl Worker {
         self.cx.giving_back = give_back;
         self.keep_no_longer();
         self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
-        for key in self.cx.pools.take_all_idle() {
+        let origins = self.cx.origins.take_all();
+        for key in self.cx.pools.take_all_idle().into_iter().chain(origins) {
             self.close_upstream(key);
         }
         let keys: Vec<_> = self.clients.iter().map(|(key, _)| key).collect();
@@ -35,7 +36,10 @@ impl Worker {
                 // A request that is already here is served; without one this closes the connection.
                 ClientState::Idle => self.serve_client(key),
                 ClientState::Relay(relay) if give_back => self.cx.work.push_back(Work::Relay(relay)),
-                ClientState::Relay(_) | ClientState::Lingering(_) => {}
+                ClientState::Opening(_)
+                | ClientState::Delivering(_)
+                | ClientState::Relay(_)
+                | ClientState::Lingering(_) => {}
                 ClientState::Exchange(exchange) => {
                     if let Some(exchange) = self.exchanges.get_mut(exchange)
                         && !give_back

@@ -12,6 +12,7 @@ pub mod date;
 pub mod dns;
 mod drain;
 pub mod exchange;
+pub mod forward;
 pub mod io;
 mod orphan;
 pub mod proto;
@@ -93,6 +94,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         seed,
         slot_bytes: layout.slot_bytes,
         pools: backend::pool::Pools::new(&site, &names, seed),
+        origins: forward::origins::Origins::default(),
         names,
         dns: dns::Resolving::new(site.snapshot.dns.clone(), poll.registry().try_clone()?, token),
         dns_timer: None,

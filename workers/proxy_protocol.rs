@@ -116,7 +116,7 @@ impl Worker {
                 client.socket.deadline.due_ms = u64::MAX;
                 let listener = &self.cx.site.snapshot.listeners[usize::from(client.listener)];
                 match (listener.mode, listener.to) {
-                    (Mode::Http, _) => self.serve_client(key),
+                    (Mode::Http | Mode::Forward, _) => self.serve_client(key),
                     (Mode::Tcp, Some(group)) => self.begin_relay(key, group),
                     (Mode::Tcp, None) => self.close_client(key),
                 }

@@ -7,7 +7,7 @@
 //! The master gets a copy of the server's connection before the first byte moves. From then on everything a
 //! successor needs lies in the kernel: both sockets, and the pipes with the bytes under way.
 
-mod flow;
+pub(crate) mod flow;
 mod start;
 
 use ipc::channel::SendError;
@@ -23,6 +23,8 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, SCRATCH_BYTES, Work};
 use crate::exchange::CLIENT_GONE;
 use crate::exchange::Reason;
+use crate::forward::Pass;
+use crate::forward::uses::Lease;
 use crate::io::socket::Socket;
 use crate::slab::Key;
 use crate::worker::Worker;
@@ -68,6 +70,8 @@ pub struct Relay {
     look_again: bool,
     /// Whether it belongs to a TCP listener and has a line of its own in the access log.
     tcp: bool,
+    /// Of a forward listener: what logs and limits know of it. It, too, has a line of its own.
+    pass: Option<Box<Pass>>,
 }
 
 impl Relay {
@@ -132,15 +136,15 @@ impl Relay {
         }
     }
 
-    /// Moves bytes both ways; what came of it, to the server and to the client.
-    fn pump(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> (Moved, Moved) {
+    /// Moves bytes both ways, up to `most` each; what came of it, to the server and to the client.
+    fn pump(&mut self, client: &mut Client, upstream: &mut Upstream, most: usize, cx: &mut Ctx) -> (Moved, Moved) {
         let id = client.id;
         let mut moved = [Moved::Blocked, Moved::Blocked];
         for direction in [Direction::ToServer, Direction::ToClient] {
             let mut copied = 0;
             moved[direction as usize] = loop {
                 let (flow, from, to) = self.flow(direction, client, upstream);
-                let result = flow.pump(from, to, (id, direction), cx);
+                let result = flow.pump(from, to, (id, direction), most, cx);
                 if result != Moved::NoPipe {
                     break result;
                 }
@@ -149,7 +153,7 @@ impl Relay {
                 let (flow, from, to) = self.flow(direction, client, upstream);
                 let result = flow.copy(from, to, cx);
                 copied += SCRATCH_BYTES;
-                if result != Moved::Again || copied >= TURN_BYTES {
+                if result != Moved::Again || copied >= TURN_BYTES.min(most) {
                     break result;
                 }
             };
@@ -249,11 +253,15 @@ impl Worker {
             client.socket.look_again();
             upstream.socket.look_again();
         }
+        let lease = relay.pass.as_ref().map_or(Lease::default(), |pass| pass.lease);
+        let most = self.forward.allowance(lease, Work::Relay(key), self.cx.clock.now_ms);
         let before = relay.to_server.moved + relay.to_client.moved;
-        let moved = relay.pump(client, upstream, &mut self.cx);
+        let moved = relay.pump(client, upstream, most, &mut self.cx);
         let after = relay.to_server.moved + relay.to_client.moved;
+        self.forward.uses.moved(lease, after - before);
         if after != before || client.socket.deadline.due_ms == u64::MAX {
-            let due_ms = self.cx.clock.now_ms + u64::from(relay.tunnel_ms);
+            let ends_ms = relay.pass.as_ref().map_or(u64::MAX, |pass| pass.ends_ms());
+            let due_ms = (self.cx.clock.now_ms + u64::from(relay.tunnel_ms)).min(ends_ms);
             self.cx.arm(&mut client.socket, Owner::Client(relay.client), due_ms);
         }
         if std::mem::take(&mut relay.to_server.presumed) | std::mem::take(&mut relay.to_client.presumed)
@@ -276,10 +284,21 @@ impl Worker {
                 self.end_relay(key, Some(Reason::Text("the server's connection broke")));
             }
             _ if movable && !done => self.give_back_relay(key),
+            // It is among those who wait for their allowance to grow.
+            (Moved::Again, _) | (_, Moved::Again) if most == 0 => {}
             (Moved::Again, _) | (_, Moved::Again) => self.cx.work.push_back(Work::Relay(key)),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
             (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
         }
+    }
+
+    /// The client's time limit has passed.
+    pub(crate) fn on_relay_timeout(&mut self, key: Key<Relay>) {
+        let now_ms = self.cx.clock.now_ms;
+        let pass = self.relays.get(key).and_then(|relay| relay.pass.as_ref());
+        let reason =
+            pass.map_or("nothing moved for longer than the tunnel timeout", |pass| pass.timeout_reason(now_ms));
+        self.end_relay(key, Some(Reason::Text(reason)));
     }
 
     /// When relays that were taken for drained are to be looked at again; `None` = there are none.
@@ -311,6 +330,9 @@ impl Worker {
         let Some(mut relay) = self.relays.remove(key) else { return };
         let Some(mut upstream) = relay.upstream.and_then(|key| self.upstreams.remove(key)) else { return };
         self.cx.forget(&mut upstream.socket);
+        if let Some(pass) = &relay.pass {
+            self.forward.uses.end(pass.lease);
+        }
         let own = self.clients.get(relay.client).is_some_and(|client| !client.protected);
         if !self.succession.is_succeeded() && !own {
             // Its pipes are dropped with their owners standing in the region; their numbers are not used again.
@@ -362,6 +384,9 @@ impl Worker {
         relay.to_server.release(&mut self.cx);
         relay.to_client.release(&mut self.cx);
         self.log_relay(&relay, reason);
+        if let Some(pass) = &relay.pass {
+            self.forward.uses.end(pass.lease);
+        }
         if let Some(upstream) = relay.upstream {
             if let Some(place) = relay.place {
                 self.cx.pools.ended(place);
@@ -377,6 +402,9 @@ impl Worker {
     }
 
     fn log_relay(&mut self, relay: &Relay, reason: Option<Reason>) {
+        if let Some(pass) = &relay.pass {
+            return self.log_passed(relay, pass, reason);
+        }
         let (true, Some(log)) = (relay.tcp, &mut self.cx.log) else { return };
         let server = relay.place.map(|place| self.cx.pools.server(place).name.as_str());
         let reason = reason.map(|reason| reason.to_string());
@@ -390,6 +418,30 @@ impl Worker {
             retries: u32::try_from(relay.tried.len()).unwrap_or(0),
             reason: reason.as_deref(),
             ..Entry::new(Mode::Tcp, self.cx.clock.unix_ms, self.cx.index)
+        };
+        log.record(&entry, self.cx.clock.now_ms);
+    }
+
+    fn log_passed(&mut self, relay: &Relay, pass: &Pass, reason: Option<Reason>) {
+        let Some(log) = &mut self.cx.log else { return };
+        let reason = reason.map(|reason| reason.to_string());
+        let address = pass.address.map(|address| address.to_string());
+        let text = |text: &str| Some(text.as_bytes().to_vec()).filter(|text| !text.is_empty());
+        let (protocol, target) = (text(pass.protocol), text(&pass.target));
+        let entry = Entry {
+            client: self.clients.get(relay.client).and_then(|client| client.peer),
+            method: protocol.as_deref(),
+            target: target.as_deref(),
+            status: Some(200),
+            user: pass.user.as_deref(),
+            rule: pass.rule.as_deref(),
+            backend: address.as_deref(),
+            bytes_in: relay.to_server.moved,
+            bytes_out: relay.to_client.moved,
+            connect_us: pass.connected_us.checked_sub(pass.began_us),
+            total_us: Some(self.cx.clock.now_us - pass.began_us),
+            reason: reason.as_deref(),
+            ..Entry::new(Mode::Forward, self.cx.clock.unix_ms, self.cx.index)
         };
         log.record(&entry, self.cx.clock.now_ms);
     }

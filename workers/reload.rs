@@ -65,8 +65,10 @@ impl Worker {
             upstream.place = upstream.place.and_then(|place| remap.place(place));
         }
         // Those that one client has to itself are in no pool.
-        let useless = |upstream: &Upstream| upstream.state == UpstreamState::Idle && upstream.place.is_none();
-        let useless = self.upstreams.iter().filter(|(_, upstream)| useless(upstream)).map(|(key, _)| key);
+        let useless = |key: Key<Upstream>, upstream: &Upstream| {
+            upstream.state == UpstreamState::Idle && upstream.place.is_none() && !self.cx.origins.has(key)
+        };
+        let useless = self.upstreams.iter().filter(|(key, upstream)| useless(*key, upstream)).map(|(key, _)| key);
         for key in useless.chain(surplus).collect::<Vec<_>>() {
             self.close_upstream(key);
         }

@@ -177,6 +177,18 @@ impl<T> Slab<T> {
         }
     }
 
+    /// Two values at once; `None` unless both are there and are two.
+    pub fn get_two_mut(&mut self, one: Key<T>, other: Key<T>) -> Option<(&mut T, &mut T)> {
+        let [first, second] = self.slots.get_disjoint_mut([one.index as usize, other.index as usize]).ok()?;
+        if first.generation != one.generation || second.generation != other.generation {
+            return None;
+        }
+        match (&mut first.content, &mut second.content) {
+            (Content::Occupied(first), Content::Occupied(second)) => Some((first, second)),
+            (Content::Occupied(_) | Content::Vacant(_), Content::Occupied(_) | Content::Vacant(_)) => None,
+        }
+    }
+
     /// Whether the value is still present.
     #[must_use]
     pub fn contains(&self, key: Key<T>) -> bool {
@@ -291,5 +303,19 @@ mod tests {
                 prop_assert_eq!(&seen, &model);
             }
         }
+    }
+
+    #[test]
+    fn two_values_are_had_at_once_unless_they_are_one_or_gone() {
+        let mut slab = Slab::new();
+        let (a, b) = (slab.insert(1).unwrap(), slab.insert(2).unwrap());
+        let (one, other) = slab.get_two_mut(a, b).unwrap();
+        std::mem::swap(one, other);
+        assert_eq!((slab.get(a), slab.get(b)), (Some(&2), Some(&1)));
+        assert_eq!(slab.get_two_mut(a, a), None);
+        slab.remove(b);
+        assert_eq!(slab.get_two_mut(a, b), None);
+        slab.insert(3).unwrap();
+        assert_eq!(slab.get_two_mut(a, b), None, "somebody else's");
     }
 }

@@ -20,6 +20,8 @@ use crate::backend::{Upstream, UpstreamState, upstream};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
+use crate::forward::Forwarder;
+use crate::forward::dial::PASSWORDS;
 use crate::io::socket::{Io, Socket};
 use crate::orphan::{CONTROL, Succession, VISITOR};
 use crate::proto::h1::head::{BodyFraming, Method, Version};
@@ -80,6 +82,8 @@ pub struct Worker {
     pub(crate) succession: Succession,
     /// Warnings of PROXY headers.
     pub(crate) header_refusals: Refusals,
+    /// What forward listeners need.
+    pub(crate) forward: Forwarder,
 }
 
 impl Worker {
@@ -106,6 +110,7 @@ impl Worker {
             due: Vec::new(),
             succession: Succession::new(),
             header_refusals: Refusals::default(),
+            forward: Forwarder::default(),
         };
         // What the master gives every worker before it passes connections.
         worker.on_channel()?.ok_or_else(crate::master_is_gone)?;
@@ -179,6 +184,7 @@ impl Worker {
                 (CHANNEL, _) => self.channel_ready = true,
                 (CONTROL, _) => self.on_control(),
                 (VISITOR, _) => self.on_visitor(),
+                (PASSWORDS, _) => self.on_passwords(),
                 (_, Some(Owner::Client(key))) => {
                     if let Some(client) = self.clients.get_mut(key) {
                         client.socket.on_event(event);
@@ -220,11 +226,13 @@ impl Worker {
                 Some(Work::Client(key)) => self.serve_client(key),
                 Some(Work::Exchange(key)) => self.drive(key),
                 Some(Work::Relay(key)) => self.drive_relay(key),
+                Some(Work::Delivery(key)) => self.drive_delivery(key),
                 None => {}
             }
         }
         self.serve_awaiting();
         self.look_again();
+        self.look_at_throttled();
         self.serve_names();
         self.hand_over_relays();
         self.report();
@@ -253,6 +261,7 @@ impl Worker {
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
         let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
+        let others = others.into_iter().chain([self.forward.due_ms()]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty();
         if unsent || !self.cx.to_hand_over.is_empty() {
@@ -394,8 +403,8 @@ impl Worker {
                 client.socket.reset();
                 self.close_client(key);
             }
-            (Task::Serve, Mode::Http, _) => self.serve_client(key),
-            (Task::Resume(bytes), Mode::Http, _) => {
+            (Task::Serve, Mode::Http | Mode::Forward, _) => self.serve_client(key),
+            (Task::Resume(bytes), Mode::Http | Mode::Forward, _) => {
                 if client.resume(&bytes, &mut self.cx) {
                     self.serve_client(key);
                 } else {
@@ -403,10 +412,10 @@ impl Worker {
                     self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
                 }
             }
-            (Task::Fail, Mode::Http, _) => {
+            (Task::Fail, Mode::Http | Mode::Forward, _) => {
                 self.answer(key, Problem::new(502, "the worker that served the request died"));
             }
-            (Task::Refuse, Mode::Http, _) => {
+            (Task::Refuse, Mode::Http | Mode::Forward, _) => {
                 self.answer(key, Problem::new(503, "the client has too many connections"));
             }
         }
@@ -417,6 +426,8 @@ impl Worker {
         match client.state {
             ClientState::Header => self.read_header(key),
             ClientState::Idle => self.serve_client(key),
+            ClientState::Opening(opening) => self.drive_opening(opening),
+            ClientState::Delivering(delivery) => self.drive_delivery(delivery),
             ClientState::Exchange(exchange) => self.drive(exchange),
             ClientState::Relay(relay) => self.drive_relay(relay),
             ClientState::Lingering(_) => self.drop_input(key),
@@ -434,6 +445,8 @@ impl Worker {
             }
             UpstreamState::Exchange(exchange) => self.drive(exchange),
             UpstreamState::Relay(relay) => self.on_relay_upstream(relay, key),
+            UpstreamState::Racing(dial) => self.on_racing(dial, key),
+            UpstreamState::Delivering(delivery) => self.on_delivery_upstream(delivery, key),
         }
     }
 
@@ -467,14 +480,18 @@ impl Worker {
                 self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
             ClientState::Idle | ClientState::Lingering(_) => self.close_client(key),
+            ClientState::Opening(opening) => self.on_opening_timeout(opening),
+            ClientState::Delivering(delivery) => self.on_delivery_timeout(delivery),
             ClientState::Exchange(exchange_key) => {
+                if let Some(dial) = self.dial_of(exchange_key) {
+                    return self.on_dial_timeout(dial);
+                }
+                let Some(client) = self.clients.get_mut(key) else { return };
                 let Some(exchange) = self.exchanges.get_mut(exchange_key) else { return };
                 let step = exchange.on_client_timeout(client, &mut self.cx);
                 self.carry_out(exchange_key, step);
             }
-            ClientState::Relay(relay) => {
-                self.end_relay(relay, Some(Reason::Text("nothing moved for longer than the tunnel timeout")))
-            }
+            ClientState::Relay(relay) => self.on_relay_timeout(relay),
         }
     }
 
@@ -488,6 +505,8 @@ impl Worker {
                 self.carry_out(exchange_key, step);
             }
             UpstreamState::Relay(relay) => self.relay_connect_failed(relay, &"timed out connecting to the server"),
+            UpstreamState::Racing(dial) => self.on_racing_timeout(dial, key),
+            UpstreamState::Delivering(delivery) => self.on_delivery_connect_timeout(delivery),
         }
     }
 
@@ -498,7 +517,14 @@ impl Worker {
             return;
         }
         loop {
+            let Some(client) = self.clients.get_mut(key) else { return };
             if client.input.is_some() {
+                if !client.is_http {
+                    if !self.is_http(key) {
+                        return;
+                    }
+                    continue;
+                }
                 let bytes = client.unanswered(&self.cx.arena);
                 match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
@@ -570,11 +596,16 @@ impl Worker {
             client.make_body_room(length, &mut self.cx);
         }
         let mut exchange = Exchange::new(client_key, client, &self.cx);
-        let admitted = exchange.admit(length, client, &self.cx);
+        let forward = self.cx.site.snapshot.listeners[usize::from(client.listener)].forward.is_some();
+        let admitted = if forward {
+            exchange.admit_forward(length, client, &self.cx)
+        } else {
+            exchange.admit(length, client, &self.cx).map(drop)
+        };
         self.cx.control.stats().requests.add(1);
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
         let step = match admitted {
-            Ok(_) => self.assign(key),
+            Ok(()) => self.assign(key),
             Err(problem) => Step::Reply(problem),
         };
         self.carry_out(key, step);

@@ -37,6 +37,7 @@ fuzz_target!(|raw: &[u8]| {
         scheme: "http",
         worker_pid: Some(1),
         default_host: b"default",
+        forward: None,
     };
     let mut out = Vec::new();
     rewrite::request(&mut out, raw, &head, &cx);

@@ -34,6 +34,7 @@ fuzz_target!(|raw: &[u8]| {
         switch_protocols: head.status == 101,
         pass_trailers: framing == OutFraming::Chunked,
         keep_length: false,
+        via: None,
     };
     let mut out = Vec::new();
     rewrite::response(&mut out, raw, &head, &cx, b"Tue, 02 Jan 2024 03:04:05 GMT");

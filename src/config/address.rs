@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use ipc::forward::NameMatch;
 use ipc::snapshot::{Address, HostMatch, Network, PathMatch, Target};
 use workers::dns::name::{self, Host};
 
@@ -260,6 +261,25 @@ pub fn parse_path(text: &str) -> Result<PathMatch, Fault> {
     }
     let path = path.to_owned();
     Ok(if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path) })
+}
+
+/// Reads the name of a target in a rule, into lower case: exact, or behind a dot a suffix.
+///
+/// # Errors
+/// Says what is wrong with the text, and how to write it.
+pub fn parse_name_match(text: &str) -> Result<NameMatch, Fault> {
+    let lower = text.to_ascii_lowercase();
+    if let Some(rest) = lower.strip_prefix("*.") {
+        return Err(Fault::new(format!("{} has a `*`", quoted(text)))
+            .help(format!("names below a domain are written \".{}\"", plain(rest))));
+    }
+    if lower.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() || lower.contains('/') {
+        return Err(Fault::new(format!("{} is an address, not a name", quoted(text))).help("write it under `networks`"));
+    }
+    match lower.strip_prefix('.') {
+        Some(rest) => check_host(rest).map(|()| NameMatch::Suffix(lower.clone())),
+        None => check_host(&lower).map(|()| NameMatch::Exact(lower)),
+    }
 }
 
 /// Reads a network in CIDR form, or a single address.

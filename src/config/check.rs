@@ -2,9 +2,12 @@
 //!
 //! Every fault goes into the report; a snapshot is handed out only when there is no error in it.
 
+mod forward;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use ipc::forward::RuleSet;
 use ipc::snapshot::{
     AccessLog, Address, Dispatch, Endpoint, Group, GroupId, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat,
     LogTarget, Mode, NamedServer, Network, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, Target,
@@ -37,6 +40,8 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     tunnel_ms: 3_600_000,
 };
 
+/// Connecting to a target that a client names: it may be far away, and a lost packet is sent again after a second.
+const DEFAULT_FORWARD_CONNECT_MS: u32 = 10_000;
 const DEFAULT_SHUTDOWN_MS: u32 = 30_000;
 const DEFAULT_WORKER_TIMEOUT_MS: u32 = 10_000;
 const DEFAULT_ORPHAN_TIMEOUT_MS: u32 = 60_000;
@@ -62,12 +67,24 @@ const DEFAULT_LIMITS: Limits = Limits {
 /// `report` with all that was added to it, when an error is among it.
 pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: Report) -> Result<Loaded, Report> {
     let names = file.groups.iter().zip(0..).map(|(group, id)| (group.name.value.clone(), id)).collect();
-    let mut check = Check { report, system, names, resolved: HashMap::new() };
+    let connect_set = file.timeouts.common.connect_ms.is_some();
+    let mut check = Check {
+        report,
+        system,
+        names,
+        resolved: HashMap::new(),
+        rules: HashMap::new(),
+        users_whole: false,
+        connect_set,
+    };
     let mut process = ProcessSettings { source, ..ProcessSettings::default() };
     check.accounts(&file, &mut process);
     process.control = check.control(&file);
     process.upgrade_timeout_ms = file.upgrade_timeout_ms.unwrap_or(DEFAULT_UPGRADE_TIMEOUT_MS);
     let global = merged(DEFAULT_TIMEOUTS, &file.timeouts);
+    let (users_file, users) = check.users(&file);
+    check.rule_sets(&file, users_file.is_some().then_some(&users));
+    process.users_file = users_file;
     let routed = !file.routes.is_empty();
     let listeners = check.listeners(&file.listen, routed, &global, &mut process.unix_permissions);
     let routes = check.routes(&file.routes);
@@ -95,6 +112,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
             to: file.log_to.map_or(LogTarget::Off, |at| at.value),
             format: file.log_format.unwrap_or(LogFormat::Combined),
         },
+        users,
         trusted_proxies: file.trusted_proxies.into_iter().map(|at| at.value).collect(),
         shutdown_timeout_ms: file.shutdown_timeout_ms.unwrap_or(DEFAULT_SHUTDOWN_MS),
         on_removal: file.on_removal.unwrap_or(OnRemoval::Keep),
@@ -111,6 +129,12 @@ struct Check<'s> {
     report: Report,
     system: &'s dyn System,
     names: HashMap<String, GroupId>,
+    /// The sets of rules by their names.
+    rules: HashMap<String, RuleSet>,
+    /// Whether all of the file of users could be read.
+    users_whole: bool,
+    /// Whether a time limit for connecting is set for all.
+    connect_set: bool,
     /// What the servers' names stand for, or why they stand for nothing.
     resolved: HashMap<Target, Result<Vec<Endpoint>, String>>,
 }
@@ -166,6 +190,7 @@ impl Check<'_> {
                 timeouts: *global,
                 removed: false,
                 proxy_protocol: ProxyProtocol::default(),
+                forward: None,
             }];
         }
         let mut binds: Vec<&At<Address>> = Vec::new();
@@ -189,15 +214,20 @@ impl Check<'_> {
                 );
             }
             binds.push(bind);
+            let mut base = *global;
+            if mode == Some(Mode::Forward) && !self.connect_set {
+                base.connect_ms = DEFAULT_FORWARD_CONNECT_MS;
+            }
             self.unix_listener(bind, listen.permissions.as_ref(), unix_permissions);
             listeners.push(Listener {
                 bind: bind.value.clone(),
                 mode: mode.unwrap_or(Mode::Http),
                 to,
                 backlog: listen.backlog.unwrap_or(DEFAULT_BACKLOG),
-                timeouts: merged(*global, &listen.timeouts),
+                timeouts: merged(base, &listen.timeouts),
                 removed: false,
                 proxy_protocol: self.proxy_protocol(bind, &listen.proxy_protocol),
+                forward: self.forward(listen, mode),
             });
         }
         listeners
@@ -205,6 +235,14 @@ impl Check<'_> {
 
     fn listener_target(&mut self, listen: &syntax::Listen, mode: Option<Mode>, routed: bool) -> Option<GroupId> {
         match (&listen.to, mode) {
+            (Given::Is(to), Some(Mode::Forward)) => {
+                self.report.push(
+                    Diagnostic::error("a forward listener goes where its clients say, not to a backend group")
+                        .at(to.span.clone(), "")
+                        .help("remove `to`; what clients may reach is up to `rules`"),
+                );
+                return None;
+            }
             (Given::Is(to), _) => return self.group_id(to),
             (Given::Absent, Some(Mode::Tcp)) => self.report.push(
                 Diagnostic::error("a TCP listener needs to know where its connections go")
@@ -220,7 +258,7 @@ impl Check<'_> {
                         self.example_route()
                     )),
             ),
-            (Given::Absent, Some(Mode::Http) | None) | (Given::Wrong, _) => {}
+            (Given::Absent, Some(Mode::Http | Mode::Forward) | None) | (Given::Wrong, _) => {}
         }
         None
     }
@@ -311,7 +349,7 @@ impl Check<'_> {
             return;
         }
         let reaches = |l: &syntax::Listen| {
-            !matches!((&l.mode, &l.to), (Given::Is(At { value: Mode::Tcp, .. }), _) | (_, Given::Is(_)))
+            !matches!((&l.mode, &l.to), (Given::Is(At { value: Mode::Tcp | Mode::Forward, .. }), _) | (_, Given::Is(_)))
         };
         if let Some(route) = file.routes.first()
             && !file.listen.is_empty()
@@ -323,6 +361,7 @@ impl Check<'_> {
                     .help("routes are for listeners with mode = \"http\" and without `to`"),
             );
         }
+        self.unused_rules(file);
         let listen = file.listen.iter().filter_map(|l| l.to.as_ref());
         let used: std::collections::HashSet<&str> =
             file.routes.iter().filter_map(|r| r.to.as_ref()).chain(listen).map(|to| to.value.as_str()).collect();

@@ -92,7 +92,7 @@ pub fn only_workers(options: &Options) -> Result<(), Report> {
 
 fn listener(bind: At<ipc::snapshot::Address>, mode: Mode) -> Listen {
     let to = match mode {
-        Mode::Http => Given::Absent,
+        Mode::Http | Mode::Forward => Given::Absent,
         Mode::Tcp => Given::Is(group_name()),
     };
     let span = bind.span.clone();
@@ -106,6 +106,8 @@ fn listener(bind: At<ipc::snapshot::Address>, mode: Mode) -> Listen {
         permissions: None,
         timeouts: Timeouts::default(),
         proxy_protocol: Vec::new(),
+        protocols: Given::Absent,
+        rules: Given::Absent,
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Reads back as the same snapshot. What names of servers stand for at the time is said in comments.
 
+mod forward;
+
 use std::fmt::Write as _;
 
 use ipc::snapshot::{
@@ -73,6 +75,7 @@ pub fn dump(snapshot: &Snapshot, process: &ProcessSettings) -> String {
     for one in &snapshot.groups {
         group(&mut out, one);
     }
+    forward::tables(&mut out, snapshot, process);
     out.0
 }
 
@@ -117,8 +120,12 @@ fn listener(out: &mut Toml, listener: &Listener, snapshot: &Snapshot, process: &
         match listener.mode {
             Mode::Http => "http",
             Mode::Tcp => "tcp",
+            Mode::Forward => "forward",
         },
     );
+    if let Some(what) = &listener.forward {
+        forward::listener(out, what);
+    }
     if let Some(group) = listener.to.and_then(|id| snapshot.groups.get(usize::from(id))) {
         out.text("to", &group.name);
     }

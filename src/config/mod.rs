@@ -22,6 +22,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod units;
+mod users;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -63,6 +64,8 @@ pub struct ProcessSettings {
     pub upgrade_timeout_ms: u32,
     /// Permission bits of Unix listeners, by the socket's path; absent = what the umask leaves.
     pub unix_permissions: BTreeMap<PathBuf, u32>,
+    /// Where the users of forward listeners are written.
+    pub users_file: Option<PathBuf>,
     /// The hosts file; `None` = none is read.
     pub hosts: Option<PathBuf>,
 }

@@ -2,6 +2,8 @@
 //!
 //! What values refer to, and which defaults stand in for absent ones, is not decided here.
 
+mod forward;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,12 +54,14 @@ static TOP: Schema = Schema {
         "listen",
         "route",
         "backends",
+        "rules",
+        "users",
     ],
 };
 static LISTEN: Schema = Schema {
     name: "`[[listen]]`",
     home: "`[[listen]]`",
-    keys: &["bind", "mode", "to", "backlog", "permissions", "timeouts", "proxy_protocol"],
+    keys: &["bind", "mode", "to", "backlog", "permissions", "timeouts", "proxy_protocol", "protocols", "rules"],
 };
 static PROXY_PROTOCOL: Schema =
     Schema { name: "[listen.proxy_protocol]", home: "`[listen.proxy_protocol]`", keys: &["from"] };
@@ -98,7 +102,7 @@ static HEALTH: Schema = Schema {
     home: "`[backends.NAME.health]`",
     keys: &["failures", "eject", "eject_max"],
 };
-static ALL: [&Schema; 12] = [
+static ALL: [&Schema; 17] = [
     &TOP,
     &LISTEN,
     &PROXY_PROTOCOL,
@@ -111,6 +115,11 @@ static ALL: [&Schema; 12] = [
     &ACCESS_LOG,
     &KEEPALIVE,
     &HEALTH,
+    &forward::RULES,
+    &forward::RULE,
+    &forward::RULES_LIMITS,
+    &forward::USE_LIMITS,
+    &forward::USERS,
 ];
 
 /// Reads `source` as far as it can be read; `None` where it is not TOML, which leaves nothing to be checked
@@ -205,6 +214,8 @@ impl Parser {
         self.bounded(routes.len(), ROUTES_MAX, "routes", routes.last().map(|(_, span)| span.clone()));
         let routes = routes.into_iter().map(|(table, span)| self.route(table, span)).collect();
         let groups = self.groups(&top);
+        let rule_sets = self.rule_sets(&top);
+        let users = self.users(&top);
         File {
             workers,
             dispatch,
@@ -225,6 +236,8 @@ impl Parser {
             listen,
             routes,
             groups,
+            rule_sets,
+            users,
         }
     }
 
@@ -292,7 +305,8 @@ impl Parser {
         let section = self.section(table, span.clone(), &LISTEN);
         let report = &mut self.report;
         let bind = section.read_bind(report);
-        let mode = section.choice("mode", &[("http", Mode::Http), ("tcp", Mode::Tcp)], report);
+        let mode =
+            section.choice("mode", &[("http", Mode::Http), ("tcp", Mode::Tcp), ("forward", Mode::Forward)], report);
         let to = section.string("to", "\"web\"", report);
         let backlog = section.integer("backlog", 1..=65535, report).value();
         let permissions = section.parsed("permissions", "\"0660\"", report, |text| {
@@ -305,7 +319,10 @@ impl Parser {
         });
         let timeouts = self.timeouts(&section, "[listen.timeouts]");
         let proxy_protocol = self.proxy_protocol(&section);
-        Listen { span, bind, mode, to, backlog, permissions: permissions.at(), timeouts, proxy_protocol }
+        let protocols = self.protocols(&section);
+        let rules = section.string("rules", "\"office\"", &mut self.report);
+        let permissions = permissions.at();
+        Listen { span, bind, mode, to, backlog, permissions, timeouts, proxy_protocol, protocols, rules }
     }
 
     fn proxy_protocol(&mut self, listen: &Section<'_>) -> Vec<At<ProxySource>> {
@@ -388,7 +405,7 @@ impl Parser {
     }
 
     fn group<'t>(&mut self, name: At<String>, table: &'t DeTable<'t>, span: Span) -> Group {
-        if let Err(fault) = check_name(&name.value) {
+        if let Err(fault) = check_name(&name.value, "a backend group") {
             self.report.push(fault.at(name.span.clone()));
         }
         let section = self.section(table, span, &GROUP);
@@ -560,10 +577,10 @@ pub fn control_of(text: &str) -> Option<Control> {
     read_control(document.get_ref().get("control")?.get_ref().as_str()?).ok()
 }
 
-fn check_name(name: &str) -> Result<(), Fault> {
+fn check_name(name: &str, of: &str) -> Result<(), Fault> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(allowed) {
-        return Err(Fault::new(format!("{} cannot be the name of a backend group", quoted(name)))
+        return Err(Fault::new(format!("{} cannot be the name of {of}", quoted(name)))
             .help("names are made of letters, digits, `-`, `_` and `.`"));
     }
     Ok(())

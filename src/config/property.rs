@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use ipc::forward::*;
 use ipc::snapshot::*;
 use proptest::collection::vec;
 use proptest::option;
@@ -12,7 +13,7 @@ use proptest::prelude::*;
 use super::address::conflict;
 use super::check::{host_text, path_text};
 use super::dump;
-use super::tests::read;
+use super::tests::{USERS, read};
 use super::units::DURATION_MAX_MS;
 use super::{Control, OsGroup, OsUser, ProcessSettings};
 
@@ -155,18 +156,63 @@ fn route(groups: usize) -> impl Strategy<Value = Route> {
     (host, path, 0..groups).prop_map(|(host, path, to)| Route { host, path, to: u16::try_from(to).unwrap() })
 }
 
+fn rule() -> impl Strategy<Value = Rule> {
+    let action = prop_oneof![Just(Action::Allow), Just(Action::Deny)];
+    let name = prop_oneof![
+        "[a-z0-9_-]{1,9}(\\.[a-z]{1,5}){1,2}".prop_map(NameMatch::Exact),
+        "(\\.[a-z]{1,5}){1,3}".prop_map(NameMatch::Suffix),
+    ];
+    let port = (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) });
+    let users = prop_oneof![Just(vec![]), Just(vec!["ann".to_owned()]), Just(vec!["bob".to_owned(), "ann".to_owned()])];
+    let parts =
+        (action, any::<bool>(), vec(network(), 0..3), users, vec(name, 0..3), vec(network(), 0..3), vec(port, 0..3));
+    parts.prop_map(|(action, replies, clients, users, names, networks, ports)| {
+        let subject = if replies { Subject::Replies } else { Subject::Targets };
+        let names = if replies { Vec::new() } else { names };
+        Rule { action, subject, clients, users, names, networks, ports }
+    })
+}
+
+fn use_limits() -> impl Strategy<Value = UseLimits> {
+    let count = || option::of(1..=1_000_000u32);
+    (count(), count(), option::of(1024..=1u64 << 40)).prop_map(|(connections, connections_per_second, rate_bytes)| {
+        UseLimits { connections, connections_per_second, rate_bytes }
+    })
+}
+
+/// One set of rules for all listeners that have some: two of the same name must be the same.
+fn rule_set() -> impl Strategy<Value = RuleSet> {
+    let parts =
+        ("[a-zA-Z0-9._-]{1,12}", any::<bool>(), option::of(duration()), vec(rule(), 0..4), use_limits(), use_limits());
+    parts.prop_map(|(name, auth, lifetime_ms, mut rules, per_user, per_address)| {
+        if !auth {
+            rules.iter_mut().for_each(|rule| rule.users.clear());
+        }
+        let per_user = if auth { per_user } else { UseLimits::default() };
+        RuleSet { name, auth, lifetime_ms, rules, per_user, per_address }
+    })
+}
+
+fn protocols() -> impl Strategy<Value = Protocols> {
+    let some = any::<[bool; 4]>().prop_filter("at least one is on", |on| on.contains(&true));
+    some.prop_map(|[http, socks5, socks4a, dynamic]| Protocols { http, socks5, socks4a, dynamic })
+}
+
 fn listener(groups: usize) -> impl Strategy<Value = Listener> {
-    let to = (any::<bool>(), option::of(0..groups), 0..groups).prop_map(|(http, some, always)| {
-        let id = |to: usize| u16::try_from(to).unwrap();
-        if http { (Mode::Http, some.map(id)) } else { (Mode::Tcp, Some(id(always))) }
-    });
+    let id = |to: usize| u16::try_from(to).unwrap();
+    let forward = (protocols(), option::of(rule_set()));
+    let to = prop_oneof![
+        option::of(0..groups).prop_map(move |to| (Mode::Http, to.map(id), None)),
+        (0..groups).prop_map(move |to| (Mode::Tcp, Some(id(to)), None)),
+        forward.prop_map(|(protocols, rules)| (Mode::Forward, None, Some(Box::new(Forward { protocols, rules })))),
+    ];
     let parts = (address(0..=u16::MAX), to, 1..=65535u32, timeouts(), vec(network(), 0..3), any::<bool>());
-    parts.prop_map(|(bind, (mode, to), backlog, timeouts, from, from_unix)| {
+    parts.prop_map(|(bind, (mode, to, forward), backlog, timeouts, from, from_unix)| {
         let proxy_protocol = match &bind {
             Address::Inet(_) => ProxyProtocol { from, from_unix: false },
             Address::Unix(_) => ProxyProtocol { from: Vec::new(), from_unix },
         };
-        Listener { bind, mode, to, backlog, timeouts, proxy_protocol, removed: false }
+        Listener { bind, mode, to, backlog, timeouts, proxy_protocol, removed: false, forward }
     })
 }
 
@@ -227,7 +273,11 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             }
             let mut seen = std::collections::HashSet::new();
             routes.retain(|route| seen.insert((host_text(&route.host), path_text(&route.path))));
-            let listeners = kept;
+            let mut listeners = kept;
+            let mut sets = std::collections::HashMap::new();
+            for set in listeners.iter_mut().filter_map(|listener| listener.forward.as_mut()?.rules.as_mut()) {
+                *set = sets.entry(set.name.clone()).or_insert_with(|| set.clone()).clone();
+            }
             Snapshot {
                 generation: 1,
                 workers,
@@ -237,6 +287,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 groups,
                 limits,
                 access_log,
+                users: super::users::parse(USERS).0,
                 trusted_proxies,
                 shutdown_timeout_ms,
                 on_removal,
@@ -263,6 +314,7 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         control: if bits.is_multiple_of(2) { Control::Off } else { Control::At("/run/pointsman.sock".into()) },
         upgrade_timeout_ms: 1 + bits,
         unix_permissions,
+        users_file: Some("/run/users".into()),
         hosts: None,
     }
 }

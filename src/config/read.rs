@@ -257,7 +257,11 @@ pub fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(At<String>, Value<'t>)> {
     entries
 }
 
-fn integer<T>(key: &str, value: Value<'_>, bounds: &RangeInclusive<T>, or: &str) -> Result<T, Fault>
+/// A whole number within `bounds`; `or` says what else the key may be.
+///
+/// # Errors
+/// Says what it is instead.
+pub fn integer<T>(key: &str, value: Value<'_>, bounds: &RangeInclusive<T>, or: &str) -> Result<T, Fault>
 where
     T: Copy + Display + Into<i128> + TryFrom<i128>,
 {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use ipc::forward::{Action, NameMatch, PortRange, Subject};
 use ipc::snapshot::{
     Address, Balance, Dispatch, HostMatch, LogFormat, LogTarget, Mode, Network, OnRemoval, PathMatch, ProxyVersion,
     TimeoutOverrides,
@@ -82,6 +83,8 @@ pub struct File {
     pub listen: Vec<Listen>,
     pub routes: Vec<Route>,
     pub groups: Vec<Group>,
+    pub rule_sets: Vec<RuleSet>,
+    pub users: Option<At<PathBuf>>,
 }
 
 /// Time limits, as far as they are set.
@@ -130,6 +133,43 @@ pub struct Listen {
     pub timeouts: Timeouts,
     /// `from` of `proxy_protocol`.
     pub proxy_protocol: Vec<At<ProxySource>>,
+    /// As numbers in the order of [`ipc::forward::Protocols::named`].
+    pub protocols: Given<Vec<usize>>,
+    /// The name of a rule set.
+    pub rules: Given<String>,
+}
+
+/// One `[rules.NAME]`.
+#[derive(Debug)]
+pub struct RuleSet {
+    pub name: At<String>,
+    pub auth: Option<At<bool>>,
+    /// The inner option is "none".
+    pub lifetime_ms: Option<Option<u32>>,
+    pub rules: Vec<Rule>,
+    pub per_user: Option<At<UseLimits>>,
+    pub per_address: Option<At<UseLimits>>,
+}
+
+/// One entry of `list`. Lists without entries are not written.
+#[derive(Debug)]
+pub struct Rule {
+    /// `None` = missing or wrong, and reported.
+    pub action: Option<Action>,
+    pub subject: Option<Subject>,
+    pub clients: Vec<At<Network>>,
+    pub users: Vec<At<String>>,
+    pub names: Vec<At<NameMatch>>,
+    pub networks: Vec<At<Network>>,
+    pub ports: Vec<PortRange>,
+}
+
+/// What one user or one address may use. The inner option is "none".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct UseLimits {
+    pub connections: Option<Option<u32>>,
+    pub connections_per_second: Option<Option<u32>>,
+    pub rate_bytes: Option<Option<u64>>,
 }
 
 /// From whom PROXY headers are expected.

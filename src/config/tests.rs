@@ -12,6 +12,10 @@ use super::command_line::check_options;
 use super::system::System;
 use super::{Control, Loaded, Names, Options, OsGroup, OsUser, Report, Workers, check_text, dump, gather, load};
 
+/// Two users with cheap hashes of "secret".
+pub const USERS: &str = "ann:$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$u7rDJMrE1ytKEMGSLG7/c9uDXFIlaDHC\n\
+                         bob:$2y$04$DtTq..GtZEd.xTa43Bl6Fu/Em2b96F/vC6axcSTaA9jH/L.lUlpSK\n";
+
 /// A machine with 4 cores, a user and a group `www-data`, the directories `/`, `/run` and `/var/log`, and names
 /// that begin with `one.` and `two.` for that many addresses.
 pub struct TestSystem;
@@ -37,6 +41,8 @@ impl System for TestSystem {
 
     fn read(&self, path: &Path) -> io::Result<String> {
         match path.to_str() {
+            Some("/run/users") => Ok(USERS.to_owned()),
+            Some("/run/broken") => Ok("ann:nothing\nbob\n".to_owned()),
             Some("/etc/resolv.conf") => Ok("nameserver 10.0.0.9\nsearch test\noptions ndots:2\n".to_owned()),
             Some("/etc/hosts" | "/run/hosts") => Ok("127.0.0.1 localhost\n10.0.0.5 five\n".to_owned()),
             Some(_) | None => Err(io::ErrorKind::NotFound.into()),
@@ -676,4 +682,85 @@ fn wrong_proxy_protocol_says_what_to_write() {
     let loaded = read(&format!("{text}proxy_protocol.from = [\"0.0.0.0/0\", \"10.0.0.1/8\"]")).unwrap();
     let shown = loaded.warnings.to_string();
     assert!(shown.contains("every client can claim any address") && shown.contains("behind its prefix"), "{shown}");
+}
+
+const FORWARD: &str = "[[listen]]\nbind = \"127.0.0.1:3128\"\nmode = \"forward\"\n";
+
+#[test]
+fn a_forward_listener_speaks_everything_and_needs_no_group() {
+    let text = format!("{FORWARD}rules = \"o\"\n[rules.o]\nlist = [{{ action = \"allow\", names = [\"A.test\"] }}]\n");
+    let loaded = good(&text);
+    let listener = &loaded.snapshot.listeners[0];
+    let forward = listener.forward.as_ref().unwrap();
+    assert_eq!((listener.mode, forward.protocols), (Mode::Forward, ipc::forward::Protocols::ALL));
+    assert_eq!(forward.rules.as_ref().unwrap().rules[0].names, [ipc::forward::NameMatch::Exact("a.test".to_owned())]);
+    // Targets are farther away than servers of one's own; what is written counts all the same.
+    assert_eq!(listener.timeouts.connect_ms, 10_000);
+    let set = good(&format!("timeouts.connect = \"3s\"\n{text}")).snapshot;
+    assert_eq!(set.listeners[0].timeouts.connect_ms, 3000);
+    assert_dump_reads_back(&loaded);
+}
+
+#[test]
+fn a_forward_listener_that_allows_nothing_is_warned_of() {
+    let warnings = |text: &str| read(text).unwrap().warnings.to_string();
+    let shown = warnings(FORWARD);
+    assert!(shown.contains("this listener has no rules: everything will be refused"), "{shown}");
+    let shown = warnings(&format!("{FORWARD}rules = \"o\"\n[rules.o]\nlist = [{{ action = \"deny\" }}]\n[rules.p]\n"));
+    assert!(shown.contains("no rule of `o` allows anything"), "{shown}");
+    assert!(shown.contains("no listener goes by the rules `p`"), "{shown}");
+}
+
+#[test]
+fn wrong_rules_say_what_to_write() {
+    let with = |listen: &str, rest: &str| bad(&format!("{FORWARD}{listen}\n{rest}"));
+    let rule = |text: &str| with("rules = \"o\"", &format!("[rules.o]\nlist = [{{ {text} }}]"));
+    for (shown, parts) in [
+        (with("to = \"web\"", ""), ["goes where its clients say", "remove `to`"]),
+        (with("protocols = []", ""), ["no protocol is listed", "leave `protocols` out"]),
+        (with("protocols = [\"sock5\"]", ""), ["there is no protocol `sock5`", "did you mean \"socks5\"?"]),
+        (with("rules = \"ofice\"", "[rules.office]"), ["there are no rules `ofice`", "did you mean `office`?"]),
+        (with("", "[rules.o]\nauth = \"required\""), ["there are no users", "[users]"]),
+        (with("", "[rules.o.limits]\nuser = { rate = \"1KiB\" }"), ["not asked who they are", "auth = \"required\""]),
+        (with("", "[rules.o.limits]\naddress = { rate = \"1B\" }"), ["`rate` is out of bounds", "from 1KiB"]),
+        (rule("names = [\"a.test\"]"), ["has no `action`", "action = \"allow\""]),
+        (rule("action = \"allow\", names = [\"*.a.test\"]"), ["has a `*`", "\".a.test\""]),
+        (rule("action = \"allow\", names = [\"127.0.0.1\"]"), ["is an address, not a name", "`networks`"]),
+        (rule("action = \"allow\", networks = [\"a.test\"]"), ["is not an IP network", "prefix length"]),
+        (rule("action = \"allow\", names = []"), ["`names` lists nothing", "leave `names` out"]),
+        (rule("action = \"allow\", users = [\"ann\"]"), ["a rule for users", "auth = \"required\""]),
+        (rule("action = \"allow\", ports = [0]"), ["`ports` is out of bounds", "1 to 65535"]),
+        (rule("action = \"allow\", ports = [\"90-80\"]"), ["the range `90-80` is empty", "\"80-90\""]),
+        (rule("action = \"allow\", ports = [\"http\"]"), ["`http` are no ports", "8000-8999"]),
+        (rule("action = \"allow\", about = \"replies\", names = [\"a.test\"]"), ["never a host", "`networks`"]),
+    ] {
+        for part in parts {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+    }
+    let shown = bad_after_sound("[[listen]]\nbind = \"127.0.0.1:1\"\nrules = \"o\"\nprotocols = [\"http\"]");
+    assert!(shown.contains("`rules` is for forward listeners only"), "{shown}");
+    assert!(shown.contains("`protocols` is for forward listeners only"), "{shown}");
+}
+
+#[test]
+fn users_are_read_with_the_configuration_and_their_faults_have_lines() {
+    let with = |file: &str, user: &str| {
+        format!(
+            "[users]\nfile = \"/run/{file}\"\n{FORWARD}rules = \"o\"\n[rules.o]\nauth = \"required\"\n\
+             list = [{{ action = \"allow\", users = [\"{user}\"] }}]"
+        )
+    };
+    let loaded = good(&with("users", "ann"));
+    assert_eq!(loaded.snapshot.users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["ann", "bob"]);
+    assert_dump_reads_back(&loaded);
+    let shown = bad(&with("users", "anne"));
+    assert!(shown.contains("there is no user `anne`") && shown.contains("did you mean `ann`?"), "{shown}");
+    let shown = bad(&with("broken", "ann"));
+    assert!(shown.contains("`/run/broken` line 1: the hash of `ann` is of no kind that is read here"), "{shown}");
+    assert!(shown.contains("`/run/broken` line 2: there is no `:`"), "{shown}");
+    let shown = bad(&with("missing", "ann"));
+    assert!(shown.contains("cannot read the users in `/run/missing`"), "{shown}");
+    let shown = bad("[users]\nfile = \"users\"");
+    assert!(shown.contains("`users` is not the path of a file from the root"), "{shown}");
 }

@@ -371,12 +371,13 @@ pub(super) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Http => "http",
         Mode::Tcp => "tcp",
+        Mode::Forward => "forward",
     }
 }
 
 /// What a worker that starts under `snapshot` has room for, and how many descriptors go into one message.
 pub(super) fn room(nofile: u64, snapshot: &Snapshot, sockets: usize) -> (Layout, usize) {
-    let relays = snapshot.listeners.iter().any(|listener| listener.mode == Mode::Tcp);
+    let relays = snapshot.listeners.iter().any(|listener| listener.mode != Mode::Http);
     let capacity = privilege::capacity(nofile, sockets, snapshot.limits.connections, relays);
     // One more than can be in use: moving a request to another slot takes two for a moment.
     let slots = (capacity.records + 1).min(MAX_SLOTS);

@@ -14,7 +14,7 @@ use crate::common::proxy::{Addr, Conf, Proxy};
 use crate::common::rng::{Rng, Seed};
 use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
 use crate::common::traffic::server::{self, Ledger, What};
-use crate::common::traffic::stream::{Relay, Tunnel};
+use crate::common::traffic::stream::{Named, Relay, Tunnel};
 use crate::common::traffic::{Kind, Peer, Progress, Score, drive, table};
 
 /// Many, since one that dies thrice in quick succession is not started again at once.
@@ -41,19 +41,24 @@ struct Outcome {
 struct Bed {
     proxy: Proxy,
     ledger: Arc<Ledger>,
-    _servers: [Backend; 2],
+    servers: [Backend; 2],
 }
 
 impl Bed {
     fn new() -> Bed {
+        Bed::with("")
+    }
+
+    /// With more in its configuration.
+    fn with(more: &str) -> Bed {
         let ledger = Arc::new(Ledger::default());
         let servers = [server::http(&ledger), server::tcp(&ledger)];
         let tcp = format!(
-            "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"tcp\"\nto = \"streams\"\n[backends.streams]\nservers = [\"{}\"]",
+            "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"tcp\"\nto = \"streams\"\n[backends.streams]\nservers = [\"{}\"]\n{more}",
             servers[1].addr
         );
         let proxy = Conf::http(&[servers[0].addr]).tables(&tcp).launch().workers(WORKERS).start();
-        Bed { proxy, ledger, _servers: servers }
+        Bed { proxy, ledger, servers }
     }
 
     fn kind(
@@ -186,6 +191,17 @@ fn tunnels_lose_no_byte_in_any_state() {
     let mut kind =
         bed.kind("tunnels", 6, |http, _, ledger| Box::new(Tunnel { addr: http.clone(), ledger: Arc::clone(ledger) }));
     kind.paced = false;
+    let Outcome { score, quarantined, .. } = bed.run(kind);
+    score.check(quarantined, 0);
+}
+
+#[test]
+fn tunnels_to_named_targets_lose_no_byte_in_any_state() {
+    let rules = "[rules.t]\nlist = [{ action = \"allow\", networks = [\"127.0.0.0/8\"], ports = [\"1-65535\"] }]";
+    let bed = Bed::with(&format!("[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"\n{rules}"));
+    let (addr, target, ledger) = (bed.proxy.addrs()[2].clone(), bed.servers[1].addr, Arc::clone(&bed.ledger));
+    let make = move || -> Box<dyn Peer> { Box::new(Named { addr: addr.clone(), target, ledger: Arc::clone(&ledger) }) };
+    let kind = Kind { name: "tunnels to named targets", clients: 6, paced: false, make: Box::new(make) };
     let Outcome { score, quarantined, .. } = bed.run(kind);
     score.check(quarantined, 0);
 }

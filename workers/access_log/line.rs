@@ -42,6 +42,8 @@ const MAX_REFERER: usize = 1024;
 const MAX_USER_AGENT: usize = 1024;
 const MAX_BACKEND: usize = 256;
 const MAX_REASON: usize = 256;
+const MAX_USER: usize = 64;
+const MAX_RULE: usize = 96;
 
 /// Fields' names, numbers and dates come to less than this.
 const MAX_REST: usize = 768;
@@ -54,6 +56,8 @@ const _: () = assert!(
         + MAX_USER_AGENT
         + MAX_BACKEND
         + MAX_REASON
+        + MAX_USER
+        + MAX_RULE
         + MAX_REST
         <= MAX_LINE_BYTES
 );
@@ -99,6 +103,10 @@ pub struct Entry<'a> {
     pub retries: u32,
     /// Why it failed; `None` if it did not.
     pub reason: Option<&'a str>,
+    /// Who asked for it, where that was proved.
+    pub user: Option<&'a str>,
+    /// The rule that decided, as `SET:RULE`, on forward listeners.
+    pub rule: Option<&'a str>,
 }
 
 impl<'a> Entry<'a> {
@@ -125,6 +133,8 @@ impl<'a> Entry<'a> {
             total_us: None,
             retries: 0,
             reason: None,
+            user: None,
+            rule: None,
         }
     }
 }
@@ -149,7 +159,12 @@ impl Line<'_> {
             Some(client) => _ = write!(self.out, "{}", client.ip().to_canonical()),
             None => self.raw("-"),
         }
-        self.raw(" - - ");
+        self.raw(" - ");
+        match entry.user {
+            Some(user) => self.user(user),
+            None => self.raw("-"),
+        }
+        self.raw(" ");
         self.out.extend_from_slice(dates.log_date(entry.unix_ms / 1000));
         self.raw(" \"");
         if entry.method.is_none() && entry.target.is_none() {
@@ -178,6 +193,9 @@ impl Line<'_> {
         self.number_or_dash(" bytes_in=", Some(entry.bytes_in));
         self.number_or_dash(" retries=", Some(entry.retries));
         self.ascii_field(" reason=", entry.reason.map(str::as_bytes), MAX_REASON);
+        if entry.mode == Mode::Forward {
+            self.ascii_field(" rule=", entry.rule.map(str::as_bytes), MAX_RULE);
+        }
         self.raw("\n");
     }
 
@@ -207,7 +225,18 @@ impl Line<'_> {
         self.number_or_null("total_us", entry.total_us);
         self.number_or_null("retries", Some(entry.retries));
         self.text_field("reason", entry.reason.map(str::as_bytes), MAX_REASON);
+        if entry.mode == Mode::Forward {
+            self.text_field("user", entry.user.map(str::as_bytes), MAX_USER);
+            self.text_field("rule", entry.rule.map(str::as_bytes), MAX_RULE);
+        }
         self.raw("}\n");
+    }
+
+    /// A name where the combined format has no quotes: blanks in it must not begin another field.
+    fn user(&mut self, name: &str) {
+        let from = self.out.len();
+        self.ascii(name.as_bytes(), MAX_USER);
+        self.out[from..].iter_mut().filter(|byte| **byte == b' ').for_each(|byte| *byte = b'_');
     }
 
     fn raw(&mut self, text: &str) {
@@ -364,5 +393,6 @@ fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Http => "http",
         Mode::Tcp => "tcp",
+        Mode::Forward => "forward",
     }
 }

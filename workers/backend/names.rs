@@ -17,6 +17,8 @@ use crate::balance::ServerId;
 use crate::dns::discover::{Discovered, Discovery, ENDPOINTS_MAX, Progress};
 use crate::dns::resolver::Resolver;
 use crate::dns::{Answer, DnsError};
+use crate::forward::dial::Dial;
+use crate::slab::Key;
 
 /// Names asked for at the same time.
 const ASKED_MAX: usize = 32;
@@ -32,6 +34,8 @@ const SHOWN: usize = 8;
 pub enum Waiter {
     /// The name of a server.
     Server(Question),
+    /// The way to a target that a client has named.
+    Dial(Key<Dial>),
 }
 
 /// A question about a name of a server.

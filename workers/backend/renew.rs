@@ -18,11 +18,13 @@ impl Worker {
     pub(crate) fn serve_names(&mut self) {
         let cx = &mut self.cx;
         let now_ms = cx.clock.now_ms;
+        let mut dials = Vec::new();
         loop {
             cx.dns.flush(now_ms);
             let Some((waiter, result)) = cx.dns.next_finished() else { break };
             match waiter {
                 Waiter::Server(question) => cx.names.answer(question, result, cx.dns.resolver(), now_ms),
+                Waiter::Dial(dial) => dials.push((dial, result)),
             }
         }
         if cx.names.next_due().is_some_and(|due_ms| due_ms <= now_ms) {
@@ -47,6 +49,9 @@ impl Worker {
             if let Some((remap, surplus)) = self.cx.pools.renew(group, names, self.cx.seed) {
                 self.move_connections(&remap, surplus);
             }
+        }
+        for (dial, result) in dials {
+            self.on_name(dial, result);
         }
     }
 

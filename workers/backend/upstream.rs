@@ -5,6 +5,8 @@ use log::warn;
 use crate::backend::pool::Place;
 use crate::ctx::{Ctx, Owner};
 use crate::exchange::Exchange;
+use crate::forward::delivery::Delivery;
+use crate::forward::dial::Dial;
 use crate::io::socket::Socket;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -18,6 +20,10 @@ pub enum UpstreamState {
     Exchange(Key<Exchange>),
     /// Serves a relay.
     Relay(Key<Relay>),
+    /// Races with others to a target that a client has named.
+    Racing(Key<Dial>),
+    /// Has a part in a delivery.
+    Delivering(Key<Delivery>),
 }
 
 /// See the module's description.
@@ -40,6 +46,23 @@ pub struct Upstream {
     pub partial: Vec<u8>,
     /// Whether its last answer was one to be moved without being read, as its next may well be.
     pub answers_at_length: bool,
+}
+
+impl Upstream {
+    /// A connection to an address that is no configured server's.
+    #[must_use]
+    pub fn new(socket: Socket, state: UpstreamState, connecting: bool) -> Upstream {
+        Upstream {
+            socket,
+            place: None,
+            state,
+            connecting,
+            reused: false,
+            private: false,
+            partial: Vec::new(),
+            answers_at_length: false,
+        }
+    }
 }
 
 /// Adds a connection and registers it with epoll; `None` when there is no room for it.
@@ -68,10 +91,14 @@ pub fn close(upstreams: &mut Slab<Upstream>, key: Key<Upstream>, cx: &mut Ctx) {
             cx.pools.forget_idle(place, key);
         }
         cx.pools.closed(place);
+    } else if upstream.state == UpstreamState::Idle {
+        cx.origins.forget(key);
     }
     cx.buffers.put(std::mem::take(&mut upstream.partial));
     match upstream.state {
         UpstreamState::Relay(_) => cx.forget(&mut upstream.socket),
-        UpstreamState::Idle | UpstreamState::Exchange(_) => cx.forget_own(&mut upstream.socket),
+        UpstreamState::Idle | UpstreamState::Exchange(_) | UpstreamState::Racing(_) | UpstreamState::Delivering(_) => {
+            cx.forget_own(&mut upstream.socket)
+        }
     }
 }

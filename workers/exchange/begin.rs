@@ -65,6 +65,7 @@ impl Exchange {
             descriptor_by_ms: None,
             understood: false,
             last_problem: None,
+            forward: None,
         }
     }
 
@@ -74,17 +75,10 @@ impl Exchange {
     /// # Errors
     /// The answer, when it is ours to give.
     pub fn admit(&mut self, length: usize, client: &Client, cx: &Ctx) -> Result<GroupId, Problem> {
+        self.understand(length, client, cx);
         let head = &cx.request;
-        self.head.1 = self.head.0 + length;
-        self.body_at = self.head.1;
-        self.understood = true;
-        let listener = &self.site.snapshot.listeners[usize::from(client.listener)];
-        // Where nothing is accepted any more, the client should go elsewhere.
-        self.close = listener.removed;
-        let to = listener.to;
-        self.take_head(head, cx);
+        let to = self.site.snapshot.listeners[usize::from(client.listener)].to;
         let bytes = client.input_from(self.head.0, &cx.arena);
-        self.client_keep_alive = head.keep_alive;
         if self.method == Method::Connect {
             // What follows may be meant for a tunnel.
             self.close = true;
@@ -97,12 +91,7 @@ impl Exchange {
         if rewrite::ends_here(head) {
             return Err(Problem::new(200, "Max-Forwards was 0"));
         }
-        if let (BodyFraming::Length(n), Some(most)) = (head.framing, self.site.snapshot.limits.body_bytes)
-            && n > most
-        {
-            self.close = true;
-            return Err(Problem::new(413, "the request body is larger than limits.body"));
-        }
+        self.check_announced(head)?;
         if head.target.scheme == Some(Scheme::Https) {
             return Err(Problem::new(421, "an https target on a connection without TLS"));
         }
@@ -119,6 +108,31 @@ impl Exchange {
             self.timeouts = self.timeouts.with(&settings.timeouts);
         }
         Ok(group)
+    }
+
+    /// Takes over where the head lies and what it says.
+    pub fn understand(&mut self, length: usize, client: &Client, cx: &Ctx) {
+        self.head.1 = self.head.0 + length;
+        self.body_at = self.head.1;
+        self.understood = true;
+        // Where nothing is accepted any more, the client should go elsewhere.
+        self.close = self.site.snapshot.listeners[usize::from(client.listener)].removed;
+        self.take_head(&cx.request, cx);
+        self.client_keep_alive = cx.request.keep_alive;
+    }
+
+    /// Refuses a body that says itself that it is too large.
+    ///
+    /// # Errors
+    /// The answer.
+    pub fn check_announced(&mut self, head: &RequestHead) -> Result<(), Problem> {
+        if let (BodyFraming::Length(n), Some(most)) = (head.framing, self.site.snapshot.limits.body_bytes)
+            && n > most
+        {
+            self.close = true;
+            return Err(Problem::new(413, "the request body is larger than limits.body"));
+        }
+        Ok(())
     }
 
     /// Takes over what the head says.

@@ -53,8 +53,19 @@ impl Worker {
     fn advance(&mut self, key: Key<Exchange>) -> Step {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         let Some(client) = self.clients.get_mut(exchange.client) else { return Step::Wait };
-        let upstream = exchange.upstream.and_then(|key| self.upstreams.get_mut(key));
-        exchange.advance(client, upstream, &mut self.cx)
+        let mut upstream = exchange.upstream.and_then(|key| self.upstreams.get_mut(key));
+        let Some(forward) = &exchange.forward else { return exchange.advance(client, upstream, &mut self.cx) };
+        let lease = forward.lease();
+        if self.forward.allowance(lease, Work::Exchange(key), self.cx.clock.now_ms) == 0 {
+            return Step::Wait;
+        }
+        let moved = |upstream: &Option<&mut Upstream>| {
+            upstream.as_ref().map_or(0, |upstream| upstream.socket.bytes_in + upstream.socket.bytes_out)
+        };
+        let before = moved(&upstream);
+        let step = exchange.advance(client, upstream.as_deref_mut(), &mut self.cx);
+        self.forward.uses.moved(lease, moved(&upstream).saturating_sub(before));
+        step
     }
 
     /// Finds a server for the exchange and begins to send the request, whose head is in `cx.request`.
@@ -65,7 +76,7 @@ impl Worker {
         }
     }
 
-    fn begin_request(&mut self, key: Key<Exchange>) -> Step {
+    pub(crate) fn begin_request(&mut self, key: Key<Exchange>) -> Step {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         let Some(client) = self.clients.get_mut(exchange.client) else { return Step::Wait };
         let Some(upstream) = exchange.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return Step::Wait };
@@ -80,6 +91,9 @@ impl Worker {
     /// Gives the exchange a kept connection, or a new one to the next server that can be connected to.
     fn attach_upstream(&mut self, key: Key<Exchange>) -> Result<(), Step> {
         self.make_room();
+        if self.exchanges.get(key).is_some_and(|exchange| exchange.forward.is_some()) {
+            return self.attach_origin(key);
+        }
         let mut made_room = false;
         let Some(mut exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
         let nobody = exchange.last_problem.unwrap_or(NO_SERVER);
@@ -172,7 +186,8 @@ impl Worker {
         }
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
-        if !allowed {
+        // A target that a client has named has no other server to try.
+        if !allowed || exchange.forward.is_some() && !reused {
             return if exchange.is_unanswered() {
                 Step::Reply(failure.problem)
             } else {
@@ -236,6 +251,15 @@ impl Worker {
                     let owner = exchange.client_goes_on().then_some(exchange.client);
                     self.cx.pools.ended(place);
                     self.keep_upstream(upstream, place, owner);
+                }
+                None if exchange.forward.is_some() && exchange.server_goes_on() && !self.cx.draining => {
+                    if self.keep_origin(key) {
+                        if let Some(exchange) = self.exchanges.get_mut(key) {
+                            exchange.upstream = None;
+                        }
+                    } else {
+                        self.detach_upstream(key);
+                    }
                 }
                 Some(_) | None => self.detach_upstream(key),
             }
@@ -302,12 +326,16 @@ impl Worker {
         if let Some(mut exchange) = self.exchanges.remove(key) {
             exchange.release(&mut self.cx);
             self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
+            self.drop_forwarding(exchange.forward.take());
         }
     }
 
-    /// Turns the exchange into a relay of bytes, after a 101.
+    /// Turns the exchange into a relay of bytes, after a 101, or a 200 to CONNECT. The latter is logged at its end.
     fn begin_tunnel(&mut self, key: Key<Exchange>) {
-        self.log_exchange(key);
+        let forward = self.exchanges.get(key).and_then(|exchange| exchange.forward.as_ref());
+        if !forward.is_some_and(|forward| forward.is_tunnel()) {
+            self.log_exchange(key);
+        }
         let Some(mut exchange) = self.exchanges.remove(key) else { return };
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
         let Some(upstream) = exchange.upstream else { return self.close_client(exchange.client) };
@@ -315,9 +343,10 @@ impl Worker {
             self.cx.pools.succeeded(place);
         }
         let to_client = exchange.take_to_client();
+        let pass = exchange.forward.as_mut().and_then(|forward| forward.take_pass());
         let (client, end, tunnel_ms) = (exchange.client, exchange.request_end(), exchange.timeouts.tunnel_ms);
         exchange.release(&mut self.cx);
-        self.relay_tunnel(client, upstream, end, to_client, tunnel_ms);
+        self.relay_tunnel(client, upstream, end, to_client, tunnel_ms, pass);
     }
 
     fn log_exchange(&mut self, key: Key<Exchange>) {
@@ -332,6 +361,8 @@ impl Worker {
         let head = head.get(..end - start).unwrap_or(&[]);
         let server = exchange.place.map(|place| self.cx.pools.server(place).name.as_str());
         let server = server.or(exchange.gone_server.as_deref());
+        let address = exchange.forward.as_ref().and_then(|forward| forward.logged().2).map(|to| to.to_string());
+        let server = server.or(address.as_deref());
         let entry = exchange.log_entry(client, head, server, &self.cx.clock, self.cx.index);
         let reason = exchange.reason.map(|reason| reason.to_string());
         log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);

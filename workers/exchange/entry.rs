@@ -25,6 +25,9 @@ impl Exchange {
             Version::Http10 => &b"HTTP/1.0"[..],
             Version::Http11 => b"HTTP/1.1",
         };
+        let forward = self.site.snapshot.listeners[usize::from(client.listener)].forward.is_some();
+        let mode = if forward { Mode::Forward } else { Mode::Http };
+        let (user, rule, _) = self.forward.as_ref().map_or((None, None, None), |forward| forward.logged());
         Entry {
             client: client.peer,
             method,
@@ -41,7 +44,9 @@ impl Exchange {
             first_byte_us: self.times.first_us.checked_sub(self.times.began_us),
             total_us: Some(clock.now_us.saturating_sub(self.times.began_us)),
             retries: self.retries(),
-            ..Entry::new(Mode::Http, clock.unix_ms, worker)
+            user,
+            rule,
+            ..Entry::new(mode, clock.unix_ms, worker)
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::backend::pool::{Place, PoolId};
 use crate::buffer::{Buffers, Pending};
 use crate::client::Client;
 use crate::ctx::{Ctx, Site};
+use crate::forward::http::Forwarding;
 use crate::io::socket::{Io, Socket};
 use crate::io::splice::Pipe;
 use crate::proto::h1::body::BodyError;
@@ -239,6 +240,8 @@ pub struct Exchange {
     understood: bool,
     /// What the last server tried led to.
     pub last_problem: Option<Problem>,
+    /// What it wants of a forward listener.
+    pub forward: Option<Box<Forwarding>>,
 }
 
 impl Exchange {
@@ -246,6 +249,9 @@ impl Exchange {
     pub fn advance(&mut self, client: &mut Client, upstream: Option<&mut Upstream>, cx: &mut Ctx) -> Step {
         if client.socket.is_gone() {
             return Step::Cut(CLIENT_GONE);
+        }
+        if self.forward.as_ref().is_some_and(|forward| forward.is_dialing()) {
+            return Step::Wait;
         }
         let Some(upstream) = upstream else {
             return self.flush(client, cx);
@@ -346,6 +352,13 @@ impl Exchange {
     /// Makes no further use of the client's connection after this exchange.
     pub fn close_client(&mut self) {
         self.close = true;
+    }
+
+    /// Agrees to a tunnel: `head` is the first of what the client gets.
+    pub fn agree_to_tunnel(&mut self, head: &[u8], cx: &mut Ctx) {
+        self.status = 200;
+        self.times.first_us = cx.clock.now_us;
+        self.to_client.push(head, &mut cx.buffers);
     }
 
     /// What is stuck on the way to the client, for a relay to send first.

@@ -27,10 +27,16 @@ impl Exchange {
         let echo = trace.then(|| trace_body(client.input_from(self.head.0, &cx.arena), &cx.request));
         let options = problem.status == 200 && !trace;
         let allow = [("Allow", ALLOW)];
+        let authenticate = [("Proxy-Authenticate", "Basic realm=\"pointsman\", charset=\"UTF-8\"")];
         OwnResponse {
             status: problem.status,
             date: cx.date.http_date(cx.clock.unix_ms / 1000),
-            fields: if options || problem.status == 405 { &allow } else { &[] },
+            fields: match problem.status {
+                407 => &authenticate,
+                405 => &allow,
+                _ if options => &allow,
+                _ => &[],
+            },
             content_type: if trace { "message/http" } else { "text/plain" },
             body: if options { Some(&[]) } else { echo.as_deref() },
             head: self.method == Method::Head,

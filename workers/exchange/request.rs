@@ -33,6 +33,7 @@ impl Exchange {
             peer_trusted: trusted,
             scheme: "http",
             worker_pid,
+            forward: self.forward.is_some().then_some(self.site.via.as_bytes()),
             default_host: self.site.listener_names[usize::from(client.listener)].as_bytes(),
         };
         cx.out.clear();

@@ -135,6 +135,7 @@ impl Exchange {
             switch_protocols: false,
             pass_trailers: false,
             keep_length: false,
+            via: self.forward.is_some().then_some(self.site.via.as_bytes()),
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
@@ -164,6 +165,7 @@ impl Exchange {
             switch_protocols: true,
             pass_trailers: false,
             keep_length: false,
+            via: self.forward.is_some().then_some(self.site.via.as_bytes()),
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
@@ -216,6 +218,7 @@ impl Exchange {
             switch_protocols: false,
             pass_trailers: trailers && out_framing == OutFraming::Chunked,
             keep_length: self.method == Method::Head || cx.response.status == 304,
+            via: self.forward.is_some().then_some(self.site.via.as_bytes()),
         };
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));

@@ -25,6 +25,9 @@ pub struct RequestContext<'a> {
     pub scheme: &'static str,
     /// Written as X-Pointsman-Worker when given.
     pub worker_pid: Option<u32>,
+    /// On a forward listener, this proxy's name in Via: the request is the client's own, and the server is told nothing
+    /// of who that is.
+    pub forward: Option<&'a [u8]>,
     /// The authority for a request that named none (HTTP/1.0 without Host): our own name or address and port
     /// (RFC 9112 section 3.3).
     pub default_host: &'a [u8],
@@ -45,7 +48,7 @@ pub enum OutFraming {
 
 /// What the rewriting of a response depends on, besides the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ResponseContext {
+pub struct ResponseContext<'a> {
     /// How the content goes to the client. `None` writes no framing field, except with `keep_length`.
     pub framing: OutFraming,
     /// How the client's connection goes on.
@@ -56,6 +59,8 @@ pub struct ResponseContext {
     pub pass_trailers: bool,
     /// The answer to HEAD, or 304: Content-Length is passed on though there is no content (RFC 9110 section 8.6).
     pub keep_length: bool,
+    /// This proxy's name in Via, where the client has chosen to use it (RFC 9110 section 7.6.3).
+    pub via: Option<&'a [u8]>,
 }
 
 /// Copies field lines, several in one go where they lie together in canonical form.
@@ -100,7 +105,16 @@ fn passes(kind: FieldName, head: &RequestHead, cx: &RequestContext<'_>) -> bool 
     match kind {
         FieldName::Other | FieldName::Via | FieldName::Date => true,
         FieldName::MaxForwards => head.max_forwards.is_none(),
-        FieldName::ClientIdentity => cx.peer_trusted,
+        FieldName::ClientIdentity => cx.peer_trusted || cx.forward.is_some(),
+        FieldName::XForwardedFor
+        | FieldName::XForwardedProto
+        | FieldName::XForwardedHost
+        | FieldName::Forwarded
+        | FieldName::Disguised
+            if cx.forward.is_some() =>
+        {
+            true
+        }
         // Written below from what was parsed.
         FieldName::Host
         | FieldName::Expect
@@ -143,13 +157,15 @@ pub fn request(out: &mut Vec<u8>, bytes: &[u8], head: &RequestHead, cx: &Request
         }
     }
     copier.flush(out);
-    forwarded(out, bytes, head, cx, host);
+    if cx.forward.is_none() {
+        forwarded(out, bytes, head, cx, host);
+    }
     let received = match head.version {
         Version::Http10 => b"Via: 1.0 ",
         Version::Http11 => b"Via: 1.1 ",
     };
     out.extend_from_slice(received);
-    out.extend_from_slice(VIA_NAME.as_bytes());
+    out.extend_from_slice(cx.forward.unwrap_or(VIA_NAME.as_bytes()));
     out.extend_from_slice(b"\r\n");
     if let Some(hops) = head.max_forwards {
         out.extend_from_slice(b"Max-Forwards: ");
@@ -251,7 +267,7 @@ fn display(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 
 /// Writes the head of `head` as it is sent to the client. `date` is the value of a Date field, used when the server
 /// sent none (RFC 9110 section 6.6.1).
-pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &ResponseContext, date: &[u8]) {
+pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &ResponseContext<'_>, date: &[u8]) {
     out.reserve(head.len + 128);
     write::status_line(out, head.status, head.reason.of(bytes));
     let mut copier = Copier::new(bytes);
@@ -290,6 +306,14 @@ pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &ResponseHead, cx: &Respo
     copier.flush(out);
     if !head.has_date && !head.is_interim() {
         write::field(out, b"Date", date);
+    }
+    if let Some(name) = cx.via {
+        out.extend_from_slice(match head.version {
+            Version::Http10 => b"Via: 1.0 ",
+            Version::Http11 => b"Via: 1.1 ",
+        });
+        out.extend_from_slice(name);
+        out.extend_from_slice(b"\r\n");
     }
     match (cx.framing, head.content_length) {
         (OutFraming::None, Some(length)) if cx.keep_length => write::content_length(out, length),

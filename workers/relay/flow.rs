@@ -8,7 +8,7 @@ use crate::io::socket::{Io, Socket};
 use crate::io::splice::Pipe;
 
 /// Bytes moved in one direction in one turn at most.
-pub(super) const TURN_BYTES: usize = 1024 * 1024;
+pub(crate) const TURN_BYTES: usize = 1024 * 1024;
 /// Bytes moved into the pipe at a time; the pipe takes less.
 const FILL_BYTES: usize = 1024 * 1024;
 
@@ -65,9 +65,16 @@ impl Flow {
         self.passed_on
     }
 
-    /// Moves bytes as far as they go now, those of `owner`.
-    pub fn pump(&mut self, from: &mut Socket, to: &mut Socket, owner: (u32, Direction), cx: &mut Ctx) -> Moved {
-        let mut budget = TURN_BYTES;
+    /// Moves bytes as far as they go now, those of `owner`, and takes up to `most` new ones.
+    pub fn pump(
+        &mut self,
+        from: &mut Socket,
+        to: &mut Socket,
+        owner: (u32, Direction),
+        most: usize,
+        cx: &mut Ctx,
+    ) -> Moved {
+        let mut budget = TURN_BYTES.min(most);
         loop {
             let flushed = self.flush(to, cx);
             if flushed != Moved::Again {
@@ -91,7 +98,7 @@ impl Flow {
             }
             let Some(pipe) = cx.take_pipe() else { return Moved::NoPipe };
             claim(&pipe, Some(owner), cx);
-            match from.splice_in(&pipe, FILL_BYTES) {
+            match from.splice_in(&pipe, FILL_BYTES.min(most)) {
                 Io::Moved(n) => {
                     budget = budget.saturating_sub(n);
                     self.pipe = Some((pipe, n));

@@ -12,6 +12,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::Owner;
 use crate::exchange::carry::source_of;
 use crate::exchange::{MAX_TRIES, Reason};
+use crate::forward::Pass;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
@@ -41,6 +42,7 @@ impl Relay {
             queued: false,
             look_again: false,
             tcp: false,
+            pass: None,
         }
     }
 }
@@ -73,6 +75,7 @@ impl Worker {
         request_end: usize,
         to_client: Pending,
         tunnel_ms: u32,
+        pass: Option<Box<Pass>>,
     ) {
         let (Some(connection), Some(server)) = (self.clients.get_mut(client), self.upstreams.get_mut(upstream)) else {
             return self.close_client(client);
@@ -83,6 +86,7 @@ impl Worker {
         relay.upstream = Some(upstream);
         relay.place = server.place;
         relay.pool = server.place.map(Place::group);
+        relay.pass = pass;
         relay.to_server.early = early;
         relay.to_client.early = to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
@@ -111,9 +115,24 @@ impl Worker {
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
         (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
+        let forwarded = listener.forward.is_some();
+        let rules = listener.forward.as_ref().and_then(|forward| forward.rules.as_ref());
+        let lifetime_ms = rules.and_then(|rules| rules.lifetime_ms);
         (relay.begun, relay.handed_over) = (true, connection.protected);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
+        if forwarded {
+            // Who asked for it, and by which rule, its former worker knew.
+            let now_us = self.cx.clock.now_us;
+            let address = socket.peer_addr();
+            relay.pass = Some(Box::new(Pass {
+                address,
+                began_us: now_us,
+                connected_us: now_us,
+                lifetime_ms,
+                ..Pass::default()
+            }));
+        }
         for (flow, fd) in
             [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)
         {

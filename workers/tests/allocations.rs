@@ -62,6 +62,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         timeouts,
         removed: false,
         proxy_protocol: ProxyProtocol::default(),
+        forward: None,
     };
     let group = Group {
         name: "group".to_owned(),
@@ -101,6 +102,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
             to: if load.logged { LogTarget::File(PathBuf::from("/dev/null")) } else { LogTarget::Off },
             format: LogFormat::Combined,
         },
+        users: Vec::new(),
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1000,
         on_removal: OnRemoval::Keep,
@@ -122,7 +124,7 @@ fn serve(listener: &TcpListener, load: Load) {
                 // An HTTP request grows on its way, and ends with an empty line; relayed bytes come as they are.
                 let whole = match load.mode {
                     Mode::Http => buffer[..length].ends_with(b"\r\n\r\n"),
-                    Mode::Tcp => length == load.request.len(),
+                    Mode::Tcp | Mode::Forward => length == load.request.len(),
                 };
                 if whole {
                     length = 0;

@@ -87,6 +87,7 @@ impl Small {
                     timeouts,
                     removed: false,
                     proxy_protocol: ProxyProtocol::default(),
+                    forward: None,
                 })
                 .collect(),
             routes: Vec::new(),
@@ -100,6 +101,7 @@ impl Small {
                 min_rate_bytes: 0,
             },
             access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Json },
+            users: Vec::new(),
             trusted_proxies: Vec::new(),
             shutdown_timeout_ms: 1,
             worker_timeout_ms: 1,

@@ -5,7 +5,7 @@
 //! neither too early nor too late.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -173,6 +173,68 @@ impl Peer for Tunnel {
             Ok(response) if response.status == 502 => return Ok(Seen::BadGateway),
             Ok(response) => return Err(format!("{target}: {response:?}")),
             Err(broken) => return Err(format!("{target}: {}", describe(&broken))),
+        }
+        turn(&mut client, &self.ledger, rng)
+    }
+}
+
+/// A new connection to a target that the client names, for each stream: by CONNECT, SOCKS4, SOCKS5, or a line of JSON.
+#[derive(Debug)]
+pub struct Named {
+    pub addr: Addr,
+    pub target: SocketAddr,
+    pub ledger: Arc<Ledger>,
+}
+
+impl Peer for Named {
+    fn turn(&mut self, rng: &mut Rng) -> Outcome {
+        let mut client = Client::connect(&self.addr);
+        let SocketAddr::V4(target) = self.target else { panic!("{}", self.target) };
+        let (request, wanted) = match rng.below(4) {
+            0 => (format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").into_bytes(), "HTTP/1.1 200 "),
+            1 => {
+                let (port, ip) = (target.port().to_be_bytes(), target.ip().octets());
+                ([&[4, 1][..], &port, &ip, &[0]].concat(), "\0Z\0\0\0\0\0\0")
+            }
+            2 => {
+                // A question and its answer come before the target.
+                client.send([5, 1, 0]);
+                client.wire.begin();
+                match client.wire.take(2) {
+                    Ok(method) if method == [5, 0] => {}
+                    Ok(method) if method == b"HT" => return Ok(Seen::BadGateway),
+                    other => return Err(format!("the method: {other:?}")),
+                }
+                dawdle(rng.pause(2000));
+                let (port, ip) = (target.port().to_be_bytes(), target.ip().octets());
+                ([&[5, 1, 0, 1][..], &ip, &port].concat(), "\u{5}\0\0\u{1}")
+            }
+            _ => (format!("{{\"target\":\"{target}\"}}\n").into_bytes(), "{\"ok\":true,"),
+        };
+        // In pieces, so that workers die within it too.
+        let (first, rest) = request.split_at(rng.below(request.len() as u64) as usize);
+        client.send(first);
+        dawdle(rng.pause(2000));
+        client.send(rest);
+        client.wire.begin();
+        let mut answer = Vec::new();
+        let whole = |answer: &[u8]| match answer.first() {
+            Some(0) => answer.len() == 8,
+            Some(5) => answer.len() == 10,
+            Some(b'{') => answer.ends_with(b"\n"),
+            _ => answer.ends_with(b"\r\n\r\n"),
+        };
+        while !whole(&answer) {
+            match client.wire.take(1) {
+                Ok(byte) => answer.extend(byte),
+                Err(broken) => return Err(format!("{wanted:?}: {}", describe(&broken))),
+            }
+        }
+        if answer.starts_with(b"HTTP/1.1 502 ") {
+            return Ok(Seen::BadGateway);
+        }
+        if !answer.starts_with(wanted.as_bytes()) {
+            return Err(format!("{wanted:?}: {}", String::from_utf8_lossy(&answer)));
         }
         turn(&mut client, &self.ledger, rng)
     }

@@ -12,6 +12,7 @@ fn cx(trusted: bool) -> RequestContext<'static> {
         peer_trusted: trusted,
         scheme: "http",
         worker_pid: None,
+        forward: None,
         default_host: b"127.0.0.1:8080",
     }
 }
@@ -222,7 +223,7 @@ fn max_forwards_counts_down() {
     }
 }
 
-fn respond(raw: &str, cx: &ResponseContext) -> String {
+fn respond(raw: &str, cx: &ResponseContext<'_>) -> String {
     let mut head = ResponseHead::default();
     assert_eq!(head.parse(raw.as_bytes(), &LIMITS), Ok(Some(raw.len())), "{raw:?}");
     let mut out = Vec::new();
@@ -230,12 +231,13 @@ fn respond(raw: &str, cx: &ResponseContext) -> String {
     String::from_utf8(out).unwrap()
 }
 
-const PLAIN: ResponseContext = ResponseContext {
+const PLAIN: ResponseContext<'_> = ResponseContext {
     framing: OutFraming::None,
     connection: Persistence::Keep,
     switch_protocols: false,
     pass_trailers: false,
     keep_length: false,
+    via: None,
 };
 
 #[test]

@@ -150,6 +150,7 @@ fn context(trusted: bool) -> RequestContext<'static> {
         peer_trusted: trusted,
         scheme: "http",
         worker_pid: None,
+        forward: None,
         default_host: b"default:80",
     }
 }
@@ -387,6 +388,7 @@ proptest! {
                 switch_protocols: head.status == 101,
                 pass_trailers: framing == OutFraming::Chunked,
                 keep_length: head.status == 304,
+                via: None,
             };
             let mut out = Vec::new();
             rewrite::response(&mut out, &raw, &head, &cx, b"Tue, 02 Jan 2024 03:04:05 GMT");

@@ -1,0 +1,195 @@
+//! How long connections through a forward listener live: deaths, reloads, upgrades, time limits, and what is left open.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr};
+
+use crate::common::backend::{Backend, Refusing, Unanswering};
+use crate::common::client::{Client, End};
+use crate::common::proxy::kill_all;
+use crate::common::wait_until;
+use crate::forward::{
+    LOOPBACK, connect, echo, guarded, launch, log, open, read_exactly, read_line, socks5_request, stream,
+};
+
+/// Connections to `to` on this machine that have not been answered, as the kernel lists them.
+fn syn_sent(to: SocketAddr) -> usize {
+    let SocketAddr::V4(v4) = to else { panic!("{to}") };
+    let wanted = format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let waits = |line: &&str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next() == Some(&wanted) && words.next() == Some("02")
+    };
+    table.lines().filter(waits).count()
+}
+
+#[test]
+fn tunnels_of_every_protocol_outlive_their_workers() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = open().start();
+    let mut tunnels = Vec::new();
+    let mut http = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut http, backend.addr, "").status, 200);
+    let mut socks = stream(&proxy);
+    socks.write_all(&[&[5, 1, 0], &socks5_request(backend.addr)[..]].concat()).unwrap();
+    assert_eq!(read_exactly(&mut socks, 12)[3], 0);
+    let mut dynamic = stream(&proxy);
+    dynamic.write_all(format!("{{\"target\":\"{}\"}}\n", backend.addr).as_bytes()).unwrap();
+    read_line(&mut dynamic);
+    tunnels.extend([http.wire.stream.try_clone().unwrap(), socks, dynamic]);
+    for round in 0..3 {
+        for tunnel in &mut tunnels {
+            let text = format!("round {round}");
+            tunnel.write_all(text.as_bytes()).unwrap();
+            assert_eq!(read_exactly(tunnel, text.len()), text.as_bytes());
+        }
+        kill_all(&proxy);
+        proxy.wait_for_workers(2);
+    }
+    assert_eq!(backend.connections(), 3);
+    for mut tunnel in tunnels {
+        tunnel.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(tunnel.read(&mut [0; 8]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_request_for_a_tunnel_that_is_under_way_is_run_again() {
+    // The target answers only once it is let: until then its queue is full.
+    let unanswering = Unanswering::new();
+    let mut proxy = launch(&format!("list = [{LOOPBACK}]"), "timeouts.connect = \"20s\"").workers(1).start();
+    let mut http = Client::connect(proxy.addr());
+    http.send(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", unanswering.addr));
+    let mut dynamic = stream(&proxy);
+    dynamic.write_all(format!("{{\"target\":\"{}\"}}\n", unanswering.addr).as_bytes()).unwrap();
+    wait_until("both are under way", || syn_sent(unanswering.addr) >= 2);
+    kill_all(&proxy);
+    proxy.wait_for_workers(1);
+    wait_until("both are under way again", || syn_sent(unanswering.addr) >= 2);
+    drop((http, dynamic));
+}
+
+#[test]
+fn a_socks_negotiation_outlives_a_worker_after_each_of_its_steps() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = guarded("").workers(1).start();
+    let request = socks5_request(backend.addr);
+    // What is sent, and what comes back; a worker dies behind one of them.
+    let steps: [(&[u8], &[u8]); 6] = [
+        (&[5, 2, 0], &[]),
+        (&[2], &[5, 2]),
+        (b"\x01\x03ann\x06sec", &[]),
+        (b"ret", &[1, 0]),
+        (&request[..4], &[]),
+        (&request[4..], &[5, 0, 0, 1]),
+    ];
+    for deadly in 0..steps.len() {
+        let mut client = stream(&proxy);
+        for (step, (sent, answer)) in steps.iter().enumerate() {
+            client.write_all(sent).unwrap();
+            assert_eq!(&read_exactly(&mut client, answer.len()), answer, "step {step}, death in {deadly}");
+            if step == deadly {
+                kill_all(&proxy);
+                proxy.wait_for_workers(1);
+            }
+        }
+        read_exactly(&mut client, 6);
+        client.write_all(b"hello").unwrap();
+        assert_eq!(read_exactly(&mut client, 5), b"hello");
+    }
+    assert_eq!(backend.connections(), steps.len());
+}
+
+#[test]
+fn nobody_gets_in_by_claiming_to_have_been_answered() {
+    let backend = Backend::tcp_echo();
+    let proxy = guarded("").start();
+    for mark in [0x85, 0x86] {
+        let mut client = stream(&proxy);
+        let request = socks5_request(backend.addr);
+        client.write_all(&[&[mark, 1, 2], &b"\x01\x03ann\x05wrong"[..], &request].concat()).unwrap();
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer);
+        assert!(!answer.starts_with(&[5, 0]), "{answer:?}");
+        let mut client = stream(&proxy);
+        client.write_all(&[&[mark, 1, 0], &request[..]].concat()).unwrap();
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer);
+        assert_eq!(answer, [5, 0xff]);
+    }
+    assert_eq!(backend.connections(), 0);
+}
+
+#[test]
+fn tunnels_outlive_reloads_and_upgrades() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = open().start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    echo(&mut client, "before");
+    proxy.upgrade();
+    echo(&mut client, "after the upgrade");
+    let text = std::fs::read_to_string(proxy.dir.join("pointsman.toml")).unwrap();
+    let text = text.split_once('\n').unwrap().1.replace("rules = \"t\"", "rules = \"t\"\nprotocols = [\"socks5\"]");
+    proxy.reload(2, &text);
+    echo(&mut client, "after the reload");
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn a_tunnel_lasts_no_longer_than_the_rules_let_it() {
+    let backend = Backend::tcp_echo();
+    let proxy = launch(&format!("lifetime = \"400ms\"\nlist = [{LOOPBACK}]"), "").start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    // It is never idle, and ends all the same.
+    wait_until("the tunnel ends", || {
+        client.send("x");
+        client.wire.begin();
+        client.wire.take(1).is_err()
+    });
+    assert_eq!(log(&proxy, 1)[0]["reason"], "it has lasted as long as the rules let it");
+    let idle = launch(&format!("list = [{LOOPBACK}]"), "timeouts.tunnel = \"200ms\"").start();
+    let mut client = Client::connect(idle.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    assert_eq!(client.end(), End::Reset);
+    assert_eq!(log(&idle, 1)[0]["reason"], "nothing moved for longer than the tunnel timeout");
+}
+
+#[test]
+fn slow_and_silent_clients_are_let_go() {
+    let proxy = launch(&format!("list = [{LOOPBACK}]"), "timeouts.header = \"300ms\"").start();
+    for begin in [&b"\x05"[..], b"\x05\x01\x00", b"\x04\x01", b"{\"target\"", b"CONNECT a"] {
+        let mut client = stream(&proxy);
+        client.write_all(begin).unwrap();
+        let mut rest = Vec::new();
+        // Whether something is said before, the connection ends.
+        let _ = client.read_to_end(&mut rest);
+    }
+}
+
+#[test]
+fn nothing_is_left_open_by_what_fails() {
+    let (refusing, backend) = (Refusing::new(), Backend::tcp_echo());
+    let proxy = open().workers(1).start();
+    let round = || {
+        for target in [refusing.addr.to_string(), "10.0.0.1:443".to_owned(), backend.addr.to_string()] {
+            let mut client = Client::connect(proxy.addr());
+            client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"));
+            client.wire.begin();
+            client.wire.response_head().unwrap();
+            let mut dynamic = stream(&proxy);
+            dynamic.write_all(format!("{{\"target\":\"{target}\"}}\n").as_bytes()).unwrap();
+            read_line(&mut dynamic);
+            let mut socks = stream(&proxy);
+            socks.write_all(&[5, 1, 0, 5, 1]).unwrap();
+        }
+        wait_until("every relay ends", || backend.open() == 0);
+    };
+    round();
+    let before = proxy.descriptors();
+    for _ in 0..5 {
+        round();
+    }
+    proxy.assert_no_leaks(&before, 8);
+}

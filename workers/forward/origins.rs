@@ -1,0 +1,101 @@
+//! Idle connections to the targets of requests, kept for the next one to the same host and port.
+//!
+//! Holds keys of connections, with the addresses they go to: the rules are asked about those again for each request.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use crate::backend::Upstream;
+use crate::proto::endpoint::Endpoint;
+use crate::slab::Key;
+
+/// Connections kept to one target, and in all.
+const PER_ORIGIN: usize = 64;
+const IN_ALL: usize = 512;
+/// How long one is kept.
+pub const KEEP_MS: u64 = 60_000;
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Origins {
+    idle: HashMap<Endpoint, Vec<(Key<Upstream>, SocketAddr)>>,
+    targets: HashMap<Key<Upstream>, Endpoint>,
+}
+
+impl Origins {
+    /// The connection kept last for `target`.
+    pub fn take(&mut self, target: &Endpoint) -> Option<(Key<Upstream>, SocketAddr)> {
+        let idle = self.idle.get_mut(target)?;
+        let found = idle.pop();
+        if idle.is_empty() {
+            self.idle.remove(target);
+        }
+        if let Some((key, _)) = &found {
+            self.targets.remove(key);
+        }
+        found
+    }
+
+    /// Keeps a connection; false when there are enough.
+    #[must_use]
+    pub fn put(&mut self, target: &Endpoint, key: Key<Upstream>, address: SocketAddr) -> bool {
+        if self.targets.len() >= IN_ALL {
+            return false;
+        }
+        let idle = self.idle.entry(target.clone()).or_default();
+        if idle.len() >= PER_ORIGIN {
+            return false;
+        }
+        idle.push((key, address));
+        self.targets.insert(key, target.clone());
+        true
+    }
+
+    /// Whether it is kept here.
+    #[must_use]
+    pub fn has(&self, key: Key<Upstream>) -> bool {
+        self.targets.contains_key(&key)
+    }
+
+    /// A connection is being closed.
+    pub fn forget(&mut self, key: Key<Upstream>) {
+        let Some(target) = self.targets.remove(&key) else { return };
+        if let Some(idle) = self.idle.get_mut(&target) {
+            idle.retain(|(kept, _)| *kept != key);
+            if idle.is_empty() {
+                self.idle.remove(&target);
+            }
+        }
+    }
+
+    /// All of them, to be closed.
+    pub fn take_all(&mut self) -> Vec<Key<Upstream>> {
+        self.idle.clear();
+        self.targets.drain().map(|(key, _)| key).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_warmest_is_used_first_and_bounds_hold() {
+        let (a, b) = (Endpoint::parse(b"a.test:80").unwrap(), Endpoint::parse(b"a.test:81").unwrap());
+        let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let mut origins = Origins::default();
+        for n in 0..PER_ORIGIN as u64 {
+            assert!(origins.put(&a, Key::from_bits(n), address));
+        }
+        assert!(!origins.put(&a, Key::from_bits(99), address));
+        assert!(origins.put(&b, Key::from_bits(100), address));
+        assert_eq!(origins.take(&a), Some((Key::from_bits(PER_ORIGIN as u64 - 1), address)));
+        origins.forget(Key::from_bits(100));
+        assert_eq!(origins.take(&b), None);
+        for n in 0..2 * IN_ALL as u64 {
+            let target = Endpoint::parse(format!("h{n}.test:80").as_bytes()).unwrap();
+            let _ = origins.put(&target, Key::from_bits(1000 + n), address);
+        }
+        assert_eq!((origins.take_all().len(), origins.idle.len()), (IN_ALL, 0));
+    }
+}
