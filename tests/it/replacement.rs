@@ -163,6 +163,7 @@ fn the_log_says_when_the_former_master_was_killed_before_it_had_given_everything
         }
         // It waits for the request.
         let orphans = proxy.kill_master();
+        proxy.wait_for_log_after(1, &["the master has died; finishing"]);
         let said = if part {
             "the former master ended before it had given everything: connections that were on their way are lost"
         } else {
