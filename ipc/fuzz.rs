@@ -86,6 +86,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         sample("listeners", &ToSuccessor::Listeners { bound: bound(), last: true }),
         sample("connections", &ToSuccessor::Connections(vec![handed])),
+        sample("everything", &ToSuccessor::Everything),
         sample("status", &Answer::Status(status)),
         sample("refused", &Answer::Refused { text: "error: no such key".to_owned() }),
         sample("greeting", &greeting),

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::message::Passed;
 use crate::snapshot::Address;
 
-/// The version of [`ToSuccessor::Connections`] and all in it. A former side that hears of another one from its
+/// The version of [`ToSuccessor::Connections`], all in it, and what follows it. A former side that hears of another one from its
 /// successor has given its listening sockets by then, and finishes its connections itself. The form of everything else
 /// here must never change, and what is added comes last: it is how two versions find out that they differ.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Text in [`ToFormer::Failed`] at most, in bytes.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024;
@@ -45,8 +45,11 @@ pub enum ToSuccessor {
         /// Whether these are the last.
         last: bool,
     },
-    /// Connections, each with as many descriptors as its task says. The end of the channel says that there are no more.
+    /// Connections, each with as many descriptors as its task says.
     Connections(Vec<Handed>),
+    /// The last word: there are no more connections. Without it the end of the channel says that this side has died,
+    /// or that it is of another version and gives none.
+    Everything,
 }
 
 /// Where a listening socket is bound.

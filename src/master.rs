@@ -323,7 +323,7 @@ impl Master {
     }
 
     fn is_over(&self) -> bool {
-        let handed = self.course != Course::HandingOver || self.homeless.is_empty() && self.formers.is_empty();
+        let handed = self.course != Course::HandingOver || self.has_handed_over();
         self.course != Course::Running && handed && self.seats.iter().all(|seat| seat.worker.is_none())
     }
 
@@ -379,7 +379,7 @@ impl Master {
         let heard = |worker: &Worker| worker.readable && !(holding && worker.is_draining());
         let unheard = self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(heard);
         let asked = self.control.as_ref().is_some_and(control::Server::is_ready);
-        if self.course == Course::HandingOver && !self.homeless.is_empty() {
+        if self.course == Course::HandingOver && self.owes_successor() {
             return Some(Duration::from_millis(1));
         }
         if more || unheard || asked || self.formers_ready && self.may_take_in() {

@@ -75,6 +75,10 @@ enum Stage {
     Waiting,
     /// It gives its connections.
     Told,
+    /// It has given some.
+    Giving,
+    /// It has said that there are no more.
+    Done,
 }
 
 /// One that this master succeeds, or may come to succeed.
@@ -109,10 +113,21 @@ pub enum News {
     Connections(Vec<Handed>, Vec<OwnedFd>),
     /// Connections were lost for want of descriptors.
     Lost,
-    /// It is gone, having given what it had or nothing.
+    /// It is gone: what it had given by then [`Former::end`] says.
     Gone,
     /// What it says makes no sense.
     Broken(String),
+}
+
+/// What a former side had given when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All that could be given.
+    Everything,
+    /// Some connections; it was about to give more.
+    Part,
+    /// No connection, and it has not said that it had none.
+    Nothing,
 }
 
 impl Former {
@@ -160,6 +175,15 @@ impl Former {
         self.stage != Stage::Knocked
     }
 
+    /// Now that it is gone: what became of its connections.
+    pub fn end(&self) -> End {
+        match self.stage {
+            Stage::Done => End::Everything,
+            Stage::Giving => End::Part,
+            Stage::Knocked | Stage::Asked | Stage::Waiting | Stage::Told => End::Nothing,
+        }
+    }
+
     /// Says that its connections can be served now, if it waits for that.
     ///
     /// # Errors
@@ -200,7 +224,9 @@ impl Former {
         let heard = match self.stage {
             Stage::Knocked => self.receive(&mut fds).and_then(|greeting| self.greeted(greeting)),
             Stage::Asked => self.receive(&mut fds).and_then(|message| self.asked(message, fds)),
-            Stage::Waiting | Stage::Told => self.receive(&mut fds).and_then(|message| self.told(message, fds)),
+            Stage::Waiting | Stage::Told | Stage::Giving | Stage::Done => {
+                self.receive(&mut fds).and_then(|message| self.told(message, fds))
+            }
         };
         heard.unwrap_or_else(|news| news)
     }
@@ -209,7 +235,11 @@ impl Former {
         self.channel.recv(fds).map_err(|error| match error {
             RecvError::Empty => News::None,
             RecvError::Closed => News::Gone,
-            RecvError::DescriptorsLost if self.stage == Stage::Told => News::Lost,
+            RecvError::DescriptorsLost if matches!(self.stage, Stage::Told | Stage::Giving) => {
+                // Only connections are that many.
+                self.stage = Stage::Giving;
+                News::Lost
+            }
             RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_) => News::Broken(error.to_string()),
         })
     }
@@ -232,7 +262,9 @@ impl Former {
         let (bound, last) = match message {
             ToSuccessor::Listeners { bound, last } if bound.len() == fds.len() => (bound, last),
             ToSuccessor::Listeners { .. } => return Err(News::Broken("listening sockets are missing".to_owned())),
-            ToSuccessor::Connections(_) => return Err(News::Broken("it gives connections unasked".to_owned())),
+            ToSuccessor::Connections(_) | ToSuccessor::Everything => {
+                return Err(News::Broken("it gives connections unasked".to_owned()));
+            }
         };
         self.listeners.extend(bound.into_iter().zip(fds));
         if self.listeners.len() > LISTENERS {
@@ -251,13 +283,20 @@ impl Former {
 
     fn told(&mut self, message: ToSuccessor, fds: Vec<OwnedFd>) -> Result<News, News> {
         match message {
-            ToSuccessor::Connections(handed) if self.stage == Stage::Told => {
+            ToSuccessor::Connections(handed) if matches!(self.stage, Stage::Told | Stage::Giving) => {
+                self.stage = Stage::Giving;
                 if handed.iter().map(|one| one.passed.task.descriptors()).sum::<usize>() != fds.len() {
                     return Err(News::Broken("connections come with too many or too few descriptors".to_owned()));
                 }
                 Ok(News::Connections(handed, fds))
             }
-            ToSuccessor::Connections(_) => Err(News::Broken("it gives connections unasked".to_owned())),
+            ToSuccessor::Everything if matches!(self.stage, Stage::Told | Stage::Giving) => {
+                self.stage = Stage::Done;
+                Ok(News::More)
+            }
+            ToSuccessor::Connections(_) | ToSuccessor::Everything => {
+                Err(News::Broken("it gives connections unasked".to_owned()))
+            }
             ToSuccessor::Listeners { .. } => Err(News::Broken("it gives listening sockets unasked".to_owned())),
         }
     }

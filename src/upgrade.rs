@@ -76,6 +76,8 @@ pub struct Successor {
     pub deadline: Option<Instant>,
     /// Who asked for it.
     pub asker: Option<ClientId>,
+    /// It was told that it has been given everything.
+    pub told_all: bool,
 }
 
 /// What a successor has said.
@@ -115,7 +117,7 @@ impl Successor {
         }
         let process = spawn.successor(program, theirs)?;
         let pid = process.pid().as_raw_nonzero().get().unsigned_abs();
-        Ok(Successor { channel, pid, process, deadline: Some(Instant::now() + timeout), asker })
+        Ok(Successor { channel, pid, process, deadline: Some(Instant::now() + timeout), asker, told_all: false })
     }
 
     /// Hears what it says.

@@ -111,7 +111,7 @@ impl Worker {
     /// Whether everything is finished, or the time is over.
     pub(crate) fn is_drained(&self) -> bool {
         let over = self.cx.clock.now_ms >= self.drain_until_ms;
-        let empty = self.clients.is_empty() && self.cx.given_back.is_empty() && self.succession.given.is_empty();
+        let empty = self.clients.is_empty() && self.cx.given_back.is_empty() && !self.succession.owes();
         self.cx.draining && (over || empty)
     }
 
@@ -128,5 +128,7 @@ impl Worker {
             self.close_client(key);
         }
         self.report();
+        // Of what could be given everything has been.
+        self.send_to_successor();
     }
 }

@@ -1,11 +1,13 @@
 //! What a worker does when its master has died: it serves on, keeps the listening sockets open, and waits on the
 //! control socket for another master, to which it gives everything it has.
 //!
-//! Without a successor it finishes and leaves when the configured time is over.
+//! Without a successor it finishes and leaves when the configured time is over. So it does when the successor ends
+//! before it has everything: by then the control socket at the known place is the successor's own, and the next master
+//! would not find this worker.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use ipc::channel::{Channel, RecvError};
+use ipc::channel::{Channel, RecvError, SendError};
 use ipc::control::{Answer, Greeting, Request, Role};
 use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
@@ -49,8 +51,12 @@ enum State {
     },
     /// It has died, and this worker finishes without a successor.
     Forsaken,
-    /// A successor takes the connections.
-    Succeeded { channel: Channel },
+    /// A successor takes the connections, or, being of another version, only the listening sockets.
+    Succeeded {
+        channel: Channel,
+        /// It has yet to be told that there are no more.
+        owes_last_word: bool,
+    },
 }
 
 /// See the module's description.
@@ -99,6 +105,11 @@ impl Succession {
     /// Whether connections go to a successor.
     pub(crate) fn is_succeeded(&self) -> bool {
         matches!(self.state, State::Succeeded { .. })
+    }
+
+    /// Whether something is still to be sent to the successor.
+    pub(crate) fn owes(&self) -> bool {
+        !self.given.is_empty() || matches!(self.state, State::Succeeded { owes_last_word: true, .. })
     }
 
     /// Whether the master has died, and no other is waited for.
@@ -188,10 +199,25 @@ impl Worker {
     /// Who has connected says something, or goes.
     pub(crate) fn on_visitor(&mut self) {
         loop {
+            if let State::Succeeded { channel, owes_last_word } = &mut self.succession.state {
+                match channel.recv::<ToFormer>(&mut Vec::new()) {
+                    Ok(ToFormer::Ready { .. } | ToFormer::Failed { .. }) => continue,
+                    Err(RecvError::Empty) => return,
+                    // It gets nothing anyway.
+                    Err(_) if !*owes_last_word => return,
+                    Err(
+                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
+                    ) => return self.lose_successor(&"it has ended"),
+                }
+            }
             let State::Visited { channel, asked, until_ms } = &mut self.succession.state else { return };
             if *asked {
                 match channel.recv::<ToFormer>(&mut Vec::new()) {
-                    Ok(ToFormer::Ready { version }) => return self.succeed(version == handover::VERSION),
+                    Ok(ToFormer::Ready { version }) => {
+                        self.succeed(version == handover::VERSION);
+                        // Its end may be there already, and would not be told of again.
+                        continue;
+                    }
                     Err(RecvError::Empty) => return,
                     Ok(ToFormer::Failed { why }) => {
                         let why = why.lines().next().unwrap_or_default();
@@ -257,8 +283,22 @@ impl Worker {
         } else {
             info!("another master, of another version, takes over the listeners");
         }
-        self.succession.state = State::Succeeded { channel };
+        self.succession.state = State::Succeeded { channel, owes_last_word: gives };
         self.begin_drain(self.cx.site.snapshot.shutdown_timeout_ms, gives);
+    }
+
+    /// The successor takes nothing more, and `why`: clients are told with their answers that their connections end.
+    fn lose_successor(&mut self, why: &dyn std::fmt::Display) {
+        let State::Succeeded { channel, .. } = std::mem::replace(&mut self.succession.state, State::Forsaken) else {
+            return;
+        };
+        let _ = self.poll.registry().deregister(&mut SourceFd(&channel.as_fd().as_raw_fd()));
+        let lost = std::mem::take(&mut self.succession.given).len();
+        warn!(
+            "the other master takes no connections any more: {why}; {lost} on their way are lost, {} are finished here",
+            self.clients.len()
+        );
+        self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
     }
 
     /// Puts a client's connection among those for the successor: `rest` are the other descriptors that its task needs.
@@ -284,24 +324,26 @@ impl Worker {
         self.succession.given.push((Handed { listener, passed, server }, fds));
     }
 
-    /// Sends what is for the successor, as much as it takes now.
+    /// Sends what is for the successor, as much as it takes now; after everything else, that this was all.
     pub(crate) fn send_to_successor(&mut self) {
-        let State::Succeeded { channel } = &mut self.succession.state else { return };
         while !self.succession.given.is_empty() {
+            let State::Succeeded { channel, .. } = &mut self.succession.state else { return };
             let count = batch(&self.succession.given);
             let handed = self.succession.given.iter().take(count).map(|(handed, _)| handed.clone()).collect();
             let fds: Vec<_> =
                 self.succession.given.iter().take(count).flat_map(|(_, fds)| fds.iter().map(AsFd::as_fd)).collect();
             match channel.send(&ToSuccessor::Connections(handed), &fds) {
                 Ok(()) => drop(self.succession.given.drain(..count)),
-                Err(ipc::channel::SendError::Full) => return,
-                Err(error) => {
-                    warn!(
-                        "the other master does not take connections: {error}; {} are lost",
-                        self.succession.given.len()
-                    );
-                    self.succession.given.clear();
-                }
+                Err(SendError::Full) => return,
+                Err(error) => return self.lose_successor(&error),
+            }
+        }
+        let State::Succeeded { channel, owes_last_word } = &mut self.succession.state else { return };
+        if *owes_last_word && self.cx.draining && self.clients.is_empty() {
+            match channel.send(&ToSuccessor::Everything, &[]) {
+                Ok(()) => *owes_last_word = false,
+                Err(SendError::Full) => {}
+                Err(error) => self.lose_successor(&error),
             }
         }
     }

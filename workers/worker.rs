@@ -263,7 +263,8 @@ impl Worker {
         let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let others = others.into_iter().chain([self.forward.due_ms()]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty();
+        let last_word = self.clients.is_empty() && self.succession.owes();
+        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty() || last_word;
         if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {

@@ -38,8 +38,7 @@ struct Ready {
 impl Master {
     /// Begins to read the configuration again.
     pub(super) fn ask_reload(&mut self, who: Option<Asker>) {
-        if self.course != Course::Running {
-            let text = "the master is stopping".to_owned();
+        if let Some(text) = self.leaving() {
             warn!("configuration not reloaded: {text}");
             return self.tell(who, &Answer::Busy { text });
         }
@@ -56,10 +55,10 @@ impl Master {
     /// Does what is to be done when a reading of the configuration is over.
     pub(super) fn take_reading(&mut self, now: Instant) {
         while let Some(outcome) = self.reload.take_outcome() {
-            let applied = match outcome.loaded {
-                Ok(_) if self.course != Course::Running => Err(Refusal::Text("the master is stopping".to_owned())),
-                Ok(loaded) => self.apply(loaded, now),
-                Err(refusal) => Err(refusal),
+            let applied = match (outcome.loaded, self.leaving()) {
+                (Ok(_), Some(text)) => Err(Refusal::Text(text)),
+                (Ok(loaded), None) => self.apply(loaded, now),
+                (Err(refusal), _) => Err(refusal),
             };
             match applied {
                 Ok(reloaded) => {

@@ -15,7 +15,7 @@ use ipc::tcp_info;
 use log::{error, info, warn};
 use mio::Interest;
 
-use super::lifecycle::drain_worker;
+use super::lifecycle::{drain_worker, finish_alone};
 use super::reconfigure::permissions;
 use super::{Before, Course, FORMERS, Master, SUCCESSOR, open_control, unwatch, watch};
 use crate::config::Loaded;
@@ -26,7 +26,7 @@ use crate::listen::{self, Socket};
 use crate::notify;
 use crate::salvage;
 use crate::supervise::Errand;
-use crate::takeover::{self, Former};
+use crate::takeover::{self, End, Former};
 use crate::upgrade::{News, Successor};
 
 /// Messages heard from one former side in one turn at most.
@@ -146,8 +146,18 @@ impl Master {
                     warn!("{}: connections were lost for want of descriptors; raise the limit", former.name);
                 }
                 takeover::News::Gone => {
-                    if former.is_met() {
-                        info!("{} has given everything", former.name);
+                    match former.end() {
+                        End::Everything => info!("{} has given everything", former.name),
+                        End::Part => warn!(
+                            "{} ended before it had given everything: connections that were on their way are lost",
+                            former.name
+                        ),
+                        End::Nothing if former.is_met() => warn!(
+                            "{} has ended and given no connection: it was killed, and what it had in hand is lost, or it is of \
+                             another version and has finished what it had",
+                            former.name
+                        ),
+                        End::Nothing => {}
                     }
                     self.follow_next(former.knock_past());
                     return false;
@@ -269,7 +279,7 @@ impl Master {
     pub(super) fn upgrade(&mut self, asker: Option<ClientId>) {
         if let Some(text) = self.not_now() {
             warn!("not upgraded: {text}");
-            return self.answer(asker, &Answer::Busy { text: text.to_owned() });
+            return self.answer(asker, &Answer::Busy { text });
         }
         let listeners: Vec<_> = self
             .sockets
@@ -294,17 +304,30 @@ impl Master {
     }
 
     /// Why there can be no upgrade now; `None` when there can.
-    fn not_now(&self) -> Option<&'static str> {
-        if self.course != Course::Running {
-            Some("the master is stopping")
+    fn not_now(&self) -> Option<String> {
+        let text = if let Some(leaving) = self.leaving() {
+            return Some(leaving);
         } else if self.successor.is_some() {
-            Some("another upgrade is under way")
+            "another upgrade is under way"
         } else if !self.announced || self.formers.iter().any(Former::is_met) {
-            Some("this master has not yet taken over everything itself; try again when the former one is gone")
+            "this master has not yet taken over everything itself; try again when the former one is gone"
         } else if std::process::id() == 1 {
-            Some("this master is process 1, whose end is that of its container")
+            "this master is process 1, whose end is that of its container"
         } else {
-            None
+            return None;
+        };
+        Some(text.to_owned())
+    }
+
+    /// Why nothing new is begun: this master is about to end. `None` while it is not.
+    pub(super) fn leaving(&self) -> Option<String> {
+        match (self.course, &self.successor) {
+            (Course::Running, _) => None,
+            (Course::HandingOver | Course::Draining, Some(Successor { pid, .. })) => Some(format!(
+                "another master (pid {pid}) is taking over from this one (pid {}); ask that one",
+                std::process::id()
+            )),
+            (Course::HandingOver | Course::Draining | Course::Stopping, _) => Some("the master is stopping".to_owned()),
         }
     }
 
@@ -322,8 +345,17 @@ impl Master {
             News::Gone(why) if successor.deadline.is_some() => self.give_up_successor(&why),
             News::Gone(why) => {
                 error!("the successor is gone: {why}; connections on their way to it are lost");
-                self.successor = None;
+                self.lose_successor(now);
             }
+        }
+    }
+
+    /// The successor takes nothing more: the workers finish what they have, and tell their clients with the answers
+    /// that their connections end.
+    fn lose_successor(&mut self, now: Instant) {
+        self.successor = None;
+        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
+            finish_alone(worker, now);
         }
     }
 
@@ -418,7 +450,7 @@ impl Master {
     pub(super) fn send_to_successor(&mut self, now: Instant) {
         if self.successor.is_some() && self.hand_over_until.is_some_and(|until| until <= now) {
             error!("the successor does not take connections; {} are cut", self.homeless.len());
-            self.successor = None;
+            self.lose_successor(now);
         }
         let Some(successor) = &mut self.successor else {
             // It is gone, and nobody accepts here any more.
@@ -461,11 +493,37 @@ impl Master {
                 Err(SendError::Full) => return,
                 Err(failed) => {
                     error!("the successor does not take connections: {failed}");
-                    self.successor = None;
-                    return;
+                    return self.lose_successor(now);
                 }
             }
         }
+        let all = self.has_given_all();
+        if let Some(successor) = &mut self.successor
+            && all
+            && !successor.told_all
+        {
+            match successor.channel.send(&ToSuccessor::Everything, &[]) {
+                // Tried again in the next turn.
+                Err(SendError::Full) => {}
+                // Whoever is gone does not want to know.
+                Ok(()) | Err(SendError::Closed | SendError::TooLarge | SendError::Io(_)) => successor.told_all = true,
+            }
+        }
+    }
+
+    /// Whether there is nothing more that it could give to a successor.
+    fn has_given_all(&self) -> bool {
+        self.homeless.is_empty() && self.formers.is_empty() && self.seats.iter().all(|seat| seat.worker.is_none())
+    }
+
+    /// Whether a successor has everything, and knows it.
+    pub(super) fn has_handed_over(&self) -> bool {
+        self.has_given_all() && self.successor.as_ref().is_none_or(|successor| successor.told_all)
+    }
+
+    /// Whether the successor is to be sent something that it has not taken.
+    pub(super) fn owes_successor(&self) -> bool {
+        !self.homeless.is_empty() || self.has_given_all() && !self.has_handed_over()
     }
 
     fn answer(&mut self, client: Option<ClientId>, answer: &Answer) {

@@ -18,6 +18,7 @@ use crate::common::load::Load;
 use crate::common::proxy::{Conf, Proxy, alive, children, wait_gone};
 use crate::common::{TempDir, need_packages, wait_for, wait_until};
 use crate::continuity::{receive, send, tunnel, upgrading};
+use crate::succession::wait_passed;
 
 const MARK: &str = "not upgraded";
 
@@ -87,6 +88,98 @@ fn upgrades_under_load_cost_nothing() {
     }
     kept.flow();
     assert!(kept.finish() + fresh.finish() > 100);
+}
+
+/// A master with a request that waits for the backend's gate.
+fn busy(backend: &Backend) -> (Proxy, Client) {
+    let proxy = Conf::http(&[backend.addr]).start();
+    let mut client = Client::connect(proxy.addr());
+    let before = backend.heads();
+    client.send("GET /kept HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait_until("the request is at the backend", || backend.heads() > before);
+    (proxy, client)
+}
+
+/// Has another master take over, and gives its number; the former one is still there if it has to wait.
+fn begin_upgrade(proxy: &Proxy) -> Pid {
+    let output = proxy.question("upgrade");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let pid = said.strip_prefix("upgraded: the master with pid ").and_then(|rest| rest.split(' ').next()).unwrap();
+    Pid::from_raw(pid.parse().unwrap())
+}
+
+#[test]
+fn a_master_that_is_succeeded_names_the_one_to_ask() {
+    let backend = gated();
+    let (mut proxy, mut client) = busy(&backend);
+    let next = begin_upgrade(&proxy);
+    let instead = format!("another master (pid {next}) is taking over from this one");
+    proxy.signal(Signal::SIGHUP);
+    proxy.wait_for_log(&["configuration not reloaded", &instead]);
+    proxy.signal(Signal::SIGUSR2);
+    proxy.wait_for_log(&["not upgraded", &instead]);
+    backend.gate().open();
+    assert_eq!(client.response().status, 200);
+    proxy.succeeded(next);
+    proxy.wait_for_log(&["the former master has given everything"]);
+    assert_eq!(client.get("/").status, 200);
+}
+
+#[test]
+fn clients_are_told_when_the_successor_is_killed_beside_the_former_master() {
+    let backend = gated();
+    let (mut proxy, mut client) = busy(&backend);
+    let next = begin_upgrade(&proxy);
+    proxy.forgive("the successor is gone");
+    let workers = children(next);
+    kill(next, Signal::SIGKILL).unwrap();
+    proxy.wait_for_log(&["the successor is gone"]);
+    // The workers hear of it from their master.
+    let (_, line) = proxy.wait_for_log_after(1, &["finishing 1 connections"]);
+    assert!(line.contains("worker"), "{line}");
+    let third = proxy.again();
+    backend.gate().open();
+    let response = client.response();
+    assert_eq!(response.fields.get("connection"), Some("close"));
+    client.end();
+    proxy.check_end(None);
+    wait_gone(&workers);
+    third.check_log();
+}
+
+#[test]
+fn the_log_says_when_the_former_master_was_killed_before_it_had_given_everything() {
+    for part in [false, true] {
+        let backend = gated();
+        let (mut proxy, mut client) = busy(&backend);
+        let idle = part.then(|| Client::connect(proxy.addr()));
+        wait_passed(&proxy, 1 + u32::from(part));
+        let next = begin_upgrade(&proxy);
+        // Both workers have been told to give back what they can.
+        proxy.wait_for_log_after(1, &["finishing", "connections"]);
+        if part {
+            wait_passed(&proxy, 1);
+        }
+        // It waits for the request.
+        let orphans = proxy.kill_master();
+        proxy.wait_for_log_after(1, &["the master has died; finishing"]);
+        let said = if part {
+            "the former master ended before it had given everything: connections that were on their way are lost"
+        } else {
+            "the former master has ended and given no connection: it was killed, and what it had in hand is lost, or"
+        };
+        proxy.wait_for_log(&["WARN", said]);
+        assert!(!proxy.text().contains("given everything\n"), "{}", proxy.text());
+        backend.gate().open();
+        assert_eq!(client.response().fields.get("connection"), Some("close"));
+        client.end();
+        drop(idle);
+        wait_gone(&orphans);
+        let workers = children(next);
+        kill(next, Signal::SIGTERM).unwrap();
+        wait_gone(&workers);
+    }
 }
 
 #[test]

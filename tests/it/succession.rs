@@ -51,7 +51,7 @@ fn wait_taken_over(next: &Proxy, orphans: &[Pid]) {
 
 /// Waits until workers have so many connections. What a master has accepted and not yet passed on is lost with it.
 #[track_caller]
-fn wait_passed(proxy: &Proxy, count: u32) {
+pub(crate) fn wait_passed(proxy: &Proxy, count: u32) {
     wait_until("the connections are with the workers", || {
         let output = proxy.question("status");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -631,6 +631,30 @@ fn stopping_ends_listening_at_once_although_workers_have_copies() {
         backend.gate().open();
         proxy.check_end(None);
     }
+}
+
+#[test]
+fn clients_are_told_when_the_successor_is_killed_before_it_has_everything() {
+    let backend = gated();
+    // With one worker each the second master has met all when it is killed.
+    let mut proxy = Conf::http(&[backend.addr]).launch().workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    client.send("POST /kept HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+    wait_until("the request is at the backend", || backend.requests().len() == 1);
+    let orphans = proxy.kill_master();
+    let mut second = proxy.again();
+    proxy.wait_for_log(&["another master takes over 1 connections"]);
+    let more = second.kill_master();
+    proxy.wait_for_log(&["the other master takes no connections any more", "0 on their way are lost, 1 are finished"]);
+    let third = second.again();
+    backend.gate().open();
+    let response = client.response();
+    assert_eq!(response.fields.get("connection"), Some("close"));
+    assert_eq!(response.text(), "/kept 2");
+    client.end();
+    wait_gone(&orphans);
+    wait_gone(&more);
+    third.check_log();
 }
 
 /// Meets one worker of a dead master, as a master of any version would.

@@ -12,6 +12,7 @@ use ipc::snapshot::{self, Group, GroupId};
 use log::{info, warn};
 
 use crate::backend::Upstream;
+use crate::backend::health::Ejected;
 use crate::backend::names::{self, Names};
 use crate::balance::{GroupState, ServerId};
 use crate::ctx::Site;
@@ -45,6 +46,9 @@ impl Place {
 /// Stands for a server that a reload took out, in lists of those already tried. No server has this index.
 pub const GONE: ServerId = ServerId::MAX;
 
+/// The log is told of one server's ejections once in so many milliseconds at most.
+const SAY_EVERY_MS: u64 = 10_000;
+
 /// One server's connections.
 #[derive(Debug, Default)]
 struct Server {
@@ -52,6 +56,37 @@ struct Server {
     idle: Vec<Key<Upstream>>,
     /// Open ones, idle or not.
     open: u32,
+    said: Said,
+}
+
+/// What the log has been told of a server's ejections: one that fails and answers by turns is ejected several times a
+/// second.
+#[derive(Debug, Default)]
+struct Said {
+    /// When it was last told of one.
+    last_ms: Option<u64>,
+    /// Ejections since then of which it was not.
+    left_out: u32,
+    /// It has been told of one, and not that the server answers again.
+    down: bool,
+}
+
+impl Said {
+    /// A server was ejected. If the log is to be told, how many ejections it was not told of.
+    fn ejected(&mut self, now_ms: u64) -> Option<u32> {
+        if self.last_ms.is_some_and(|last_ms| now_ms.saturating_sub(last_ms) < SAY_EVERY_MS) {
+            self.left_out = self.left_out.saturating_add(1);
+            return None;
+        }
+        self.last_ms = Some(now_ms);
+        self.down = true;
+        Some(std::mem::take(&mut self.left_out))
+    }
+
+    /// The server answers again. Whether the log is to be told.
+    fn back(&mut self) -> bool {
+        std::mem::take(&mut self.down)
+    }
 }
 
 #[derive(Debug)]
@@ -167,23 +202,38 @@ impl Pools {
 
     /// A server did what it should.
     pub fn succeeded(&mut self, place: Place) {
-        if self.balance(place).succeeded(place.server) {
+        if self.balance(place).succeeded(place.server) && self.connections(place).said.back() {
             info!("backends.{}: {} answers again", self.settings(place.group).name, self.shown(place));
         }
     }
 
     /// A server failed, and `why`.
     pub fn failed(&mut self, place: Place, why: &dyn std::fmt::Display, now_ms: u64) {
-        if let Some(ejected) = self.balance(place).failed(place.server, now_ms) {
-            warn!(
-                "backends.{}: {} failed {} times in a row, the last time because: {why}; it is passed over for {} ms while \
-                 others are there",
-                self.settings(place.group).name,
-                self.shown(place),
-                ejected.failures,
-                ejected.for_ms
-            );
+        if let Some(ejected) = self.balance(place).failed(place.server, now_ms)
+            && let Some(left_out) = self.connections(place).said.ejected(now_ms)
+        {
+            warn!("{}", self.ejection(place, ejected, left_out, why));
         }
+    }
+
+    /// What the log says of an ejection, when it was not told of the `left_out` before it.
+    fn ejection(&self, place: Place, ejected: Ejected, left_out: u32, why: &dyn std::fmt::Display) -> String {
+        let group = self.settings(place.group);
+        let Ejected { for_ms, failures } = ejected;
+        let follows = if group.servers.len() == 1 {
+            "requests still go there, since the group has no other server".to_owned()
+        } else {
+            format!("it is passed over for {for_ms} ms while others are there")
+        };
+        let before = match left_out {
+            0 => String::new(),
+            _ => format!(" ({left_out} times more since this was last said)"),
+        };
+        format!(
+            "backends.{}: {} failed {failures} times in a row{before}, the last time because: {why}; {follows}",
+            group.name,
+            self.shown(place)
+        )
     }
 
     /// An idle connection to a server.

@@ -280,3 +280,33 @@ fn renewed_names_keep_health_counts_and_connections_of_what_stays() {
     remap.tried(Some(gone.group()), &mut tried);
     assert_eq!(tried, [GONE, moved.server()]);
 }
+
+#[test]
+fn a_server_that_flaps_is_in_the_log_once_in_ten_seconds() {
+    let mut said = Said::default();
+    let mut lines = Vec::new();
+    for now_ms in (0..25_000).step_by(50) {
+        if let Some(left_out) = said.ejected(now_ms) {
+            lines.push((now_ms, left_out));
+        }
+        assert_eq!(said.back(), lines.last().is_some_and(|(at, _)| *at == now_ms), "{now_ms}");
+    }
+    assert_eq!(lines, [(0, 0), (10_000, 199), (20_000, 199)]);
+}
+
+#[test]
+fn the_log_does_not_speak_of_other_servers_where_there_are_none() {
+    let ejected = Ejected { for_ms: 500, failures: 3 };
+    let two = fresh(&site(Balance::RoundRobin, 1, &[(0, vec![(1, 1), (2, 1)])]), 1);
+    assert_eq!(
+        two.ejection(two.find(1).unwrap(), ejected, 7, &"no"),
+        "backends.group-0: server-1 failed 3 times in a row (7 times more since this was last said), the last time \
+         because: no; it is passed over for 500 ms while others are there"
+    );
+    let one = fresh(&site(Balance::RoundRobin, 1, &[(0, vec![(1, 1)])]), 1);
+    assert_eq!(
+        one.ejection(one.find(1).unwrap(), ejected, 0, &"no"),
+        "backends.group-0: server-1 failed 3 times in a row, the last time because: no; requests still go there, since \
+         the group has no other server"
+    );
+}
