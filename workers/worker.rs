@@ -4,25 +4,25 @@
 //! at the end the reports to the master and the log. Nothing in a turn blocks.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use ipc::channel::{RecvError, SendError};
-use ipc::message::{MAX_FDS, Passed, Task, ToMaster, ToWorker};
-use ipc::snapshot::{Mode, OnRemoval};
+use ipc::channel::SendError;
+use ipc::message::ToMaster;
 use ipc::state::Phase;
-use log::{debug, error, warn};
+use log::warn;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::access_log::AccessLog;
-use crate::backend::{Upstream, UpstreamState, upstream};
+use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::forward::Forwarder;
 use crate::forward::dial::PASSWORDS;
-use crate::io::socket::{Io, Socket};
+use crate::io::socket::Io;
+use crate::messages::REPORT_MS;
 use crate::orphan::{CONTROL, Succession, VISITOR};
 use crate::proto::h1::head::{BodyFraming, Method, Version};
 use crate::proxy_protocol::Refusals;
@@ -33,15 +33,6 @@ use crate::timers::Armed;
 const CHANNEL: Token = Token(usize::MAX);
 /// Events taken in one turn at most.
 const EVENTS: usize = 512;
-/// Messages taken from the master in one turn at most.
-const MESSAGES: usize = 16;
-/// Finished connections are reported when so many have come together,
-const REPORT_CONNECTIONS: usize = 64;
-/// or when the first of them has waited so long.
-const REPORT_MS: u64 = 20;
-/// Bytes read and dropped from a client that is being let go, and for how long.
-const LINGER_BYTES: u32 = 1024 * 1024;
-const LINGER_MS: u64 = 5000;
 
 /// How the worker's life ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +64,7 @@ pub struct Worker {
     /// When draining must be over.
     pub(crate) drain_until_ms: u64,
     /// Whether the master said to stop.
-    stopped: bool,
+    pub(crate) stopped: bool,
     /// Whether a message from the master may be there.
     channel_ready: bool,
     /// Timers that have fired: kept for its memory only.
@@ -286,142 +277,6 @@ impl Worker {
         }
     }
 
-    /// Takes messages from the master. `Some(true)` when more may be there, `None` when the master is gone.
-    fn on_channel(&mut self) -> io::Result<Option<bool>> {
-        let mut fds = Vec::new();
-        for _ in 0..MESSAGES {
-            if !self.can_receive() {
-                return Ok(Some(true));
-            }
-            // What comes after that is the end of the channel.
-            if self.stopped {
-                return Ok(Some(false));
-            }
-            match self.cx.channel.recv::<ToWorker>(&mut fds) {
-                Ok(message) => self.on_message(message, &mut fds)?,
-                Err(RecvError::Empty) => return Ok(Some(false)),
-                Err(RecvError::Closed) => return Ok(None),
-                Err(RecvError::Malformed(what)) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        format!("a message from the master: {what}"),
-                    ));
-                }
-                // What was passed is lost here, but not to the master, which finds it another worker.
-                Err(lost @ RecvError::DescriptorsLost) => return Err(io::Error::other(lost.to_string())),
-                Err(RecvError::Io(error)) => return Err(error),
-            }
-        }
-        Ok(Some(true))
-    }
-
-    /// Whether there are descriptors for a message from the master, if need be after closing what is idle. If not,
-    /// the message waits until something ends.
-    fn can_receive(&mut self) -> bool {
-        if !self.cx.can_receive() {
-            self.free_descriptors(MAX_FDS);
-        }
-        self.cx.can_receive()
-    }
-
-    fn on_message(&mut self, message: ToWorker, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
-        match message {
-            ToWorker::Pass(passed) if passed.iter().map(|one| one.task.descriptors()).sum::<usize>() == fds.len() => {
-                let mut fds = fds.drain(..);
-                for passed in passed {
-                    let Some(client) = fds.next() else { break };
-                    let rest = fds.by_ref().take(passed.task.descriptors() - 1).collect();
-                    self.take_up(passed, client, rest);
-                }
-            }
-            ToWorker::OpenLog if fds.len() == 1 => {
-                if let (Some(fd), Some(log)) = (fds.pop(), &mut self.cx.log) {
-                    log.replace(fd, self.cx.clock.now_ms);
-                }
-            }
-            ToWorker::Reload { generation } if !fds.is_empty() => {
-                let snapshot = fds.remove(0);
-                self.reload(generation, &snapshot, fds.pop())?;
-            }
-            ToWorker::GiveWay { connections } => {
-                self.on_plea(usize::try_from(connections).unwrap_or(usize::MAX));
-            }
-            // Whoever finishes gives nothing to anybody but its master.
-            ToWorker::Unkept { ids } => self.lose_protection(&ids),
-            ToWorker::Keep { .. } if self.cx.draining => {}
-            ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
-            ToWorker::Stop => self.stopped = true,
-            ToWorker::Ping { sent_ms } => {
-                let stats = self.cx.control.stats();
-                stats.lag_ms.set(self.cx.clock.now_ms.saturating_sub(sent_ms));
-                stats.pinged_ms.set(sent_ms);
-            }
-            ToWorker::Ease { connections } => {
-                self.ease(usize::try_from(connections).unwrap_or(usize::MAX));
-            }
-            ToWorker::Drain { timeout_ms, give_back } => self.begin_drain(timeout_ms, give_back),
-            ToWorker::Hello { .. } | ToWorker::Pass(_) | ToWorker::OpenLog | ToWorker::Reload { .. } => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "a message from the master makes no sense here",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes up a connection that the master passes.
-    fn take_up(&mut self, passed: Passed, fd: OwnedFd, rest: Vec<OwnedFd>) {
-        self.cx.control.stats().taken.add(1);
-        let Some(listener) = self.cx.site.snapshot.listeners.get(usize::from(passed.listener)) else {
-            error!("the master passed a connection of a listener that does not exist");
-            return self.cx.report_finished(passed.id);
-        };
-        let (mode, to) = (listener.mode, listener.to);
-        let cut = listener.removed && self.cx.site.snapshot.on_removal == OnRemoval::Cut;
-        let socket = if passed.peer.is_some() { Socket::new(fd) } else { Socket::unix(fd) };
-        let client = Client::new(socket, passed.id, passed.listener, passed.peer);
-        let Ok(key) = self.clients.insert(client) else { return self.cx.report_finished(passed.id) };
-        self.cx.sockets += 1;
-        let Some(client) = self.clients.get_mut(key) else { return };
-        // What comes with unanswered bytes is not taken up before they are in a slot: until then the master has them.
-        if !matches!(passed.task, Task::Relay { .. } | Task::Resume(_)) {
-            client.publish(ipc::state::Phase::Open, &self.cx);
-        }
-        if !passed.kept {
-            client.lose_protection();
-        }
-        client.begin(&passed.origin);
-        match (passed.task, mode, to) {
-            (Task::Relay { .. }, _, _) | (_, Mode::Tcp, _) if cut => {
-                client.socket.reset();
-                self.close_client(key);
-            }
-            (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
-            (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
-            (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
-            (_, Mode::Tcp, _) => {
-                client.socket.reset();
-                self.close_client(key);
-            }
-            (Task::Serve, Mode::Http | Mode::Forward, _) => self.serve_client(key),
-            (Task::Resume(bytes), Mode::Http | Mode::Forward, _) => {
-                if client.resume(&bytes, &mut self.cx) {
-                    self.serve_client(key);
-                } else {
-                    client.publish(ipc::state::Phase::Open, &self.cx);
-                    self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
-                }
-            }
-            (Task::Fail, Mode::Http | Mode::Forward, _) => {
-                self.answer(key, Problem::new(502, "the worker that served the request died"));
-            }
-            (Task::Refuse, Mode::Http | Mode::Forward, _) => {
-                self.answer(key, Problem::new(503, "the client has too many connections"));
-            }
-        }
-    }
-
     fn on_client(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
@@ -613,7 +468,7 @@ impl Worker {
     }
 
     /// Answers whatever the client has sent with an error, and ends the connection.
-    fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
+    pub(crate) fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
         self.answer_to(Method::Other, client_key, problem);
     }
 
@@ -641,96 +496,5 @@ impl Worker {
         }
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
         Some(key)
-    }
-
-    /// Lets a client go that may still be sending: everything is said, what still comes is dropped.
-    pub(crate) fn linger(&mut self, key: Key<Client>) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        client.release_input(&mut self.cx);
-        client.publish(Phase::Done, &self.cx);
-        client.socket.shutdown_write();
-        client.state = ClientState::Lingering(LINGER_BYTES);
-        self.drop_input(key);
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let due_ms = self.cx.clock.now_ms + LINGER_MS;
-        self.cx.watch(&mut client.socket, Owner::Client(key));
-        self.cx.arm(&mut client.socket, Owner::Client(key), due_ms);
-    }
-
-    /// Ends the connection of a client that has been answered and is not known to have sent more. If it has, it
-    /// lingers: closed with bytes unread the connection would be reset, and the client might lose the answer.
-    pub(crate) fn part(&mut self, key: Key<Client>) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        client.publish(ipc::state::Phase::Done, &self.cx);
-        if !client.socket.registered {
-            // Of what has come to one that is not watched only the kernel knows.
-            client.socket.look_again();
-        }
-        match client.socket.recv(&mut self.cx.scratch) {
-            Io::Moved(_) => self.linger(key),
-            Io::Blocked | Io::Eof | Io::Broken(_) => self.close_client(key),
-        }
-    }
-
-    fn drop_input(&mut self, key: Key<Client>) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let ClientState::Lingering(mut left) = client.state else { return };
-        loop {
-            match client.socket.recv(&mut self.cx.scratch) {
-                Io::Moved(n) => left = left.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX)),
-                Io::Blocked => break,
-                Io::Eof | Io::Broken(_) => left = 0,
-            }
-            if left == 0 {
-                return self.close_client(key);
-            }
-        }
-        client.state = ClientState::Lingering(left);
-    }
-
-    /// Ends a client's connection: out of epoll, shut down for every holder, closed, reported.
-    pub(crate) fn close_client(&mut self, key: Key<Client>) {
-        let Some(mut client) = self.clients.remove(key) else { return };
-        client.release_input(&mut self.cx);
-        if let Some(kept) = client.kept {
-            self.close_upstream(kept);
-        }
-        self.cx.forget(&mut client.socket);
-        client.regain_protection();
-        client.socket.shutdown_both();
-        client.publish(Phase::Done, &self.cx);
-        self.cx.report_finished(client.id);
-    }
-
-    /// Ends a connection to a server.
-    pub(crate) fn close_upstream(&mut self, key: Key<Upstream>) {
-        upstream::close(&mut self.upstreams, key, &mut self.cx);
-    }
-
-    /// Tells the master which connections are finished, in batches.
-    pub(crate) fn report(&mut self) {
-        self.acknowledge();
-        if self.cx.finished.is_empty() {
-            return;
-        }
-        let waited_ms = self.cx.clock.now_ms - self.cx.finished_since_ms;
-        if self.cx.finished.len() < REPORT_CONNECTIONS && waited_ms < REPORT_MS && !self.cx.draining {
-            return;
-        }
-        let ids = std::mem::take(&mut self.cx.finished);
-        // A record holds far more numbers than this; the rest goes in the next turn.
-        const MOST: usize = 8192;
-        let now = &ids[..ids.len().min(MOST)];
-        match self.cx.channel.send(&ToMaster::Finished(now.to_vec()), &[]) {
-            Ok(()) => self.cx.finished = ids[now.len()..].to_vec(),
-            Err(SendError::Full) => {
-                self.cx.finished = ids;
-                self.cx.finished_since_ms = self.cx.clock.now_ms;
-            }
-            // The master's end is noticed as the channel's end of file.
-            Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
-                debug!("cannot report: {error}")
-            }
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! process behind.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -85,6 +85,16 @@ pub struct Launch {
     listeners: usize,
     descriptors: Option<(u64, u64)>,
     own_group: bool,
+}
+
+/// Starts a program. One that a test has just written cannot be started as long as a child of another test's thread has
+/// it open for writing still, between its fork and its exec.
+fn spawn(mut command: Command) -> Child {
+    wait_for("the program can be started", || match command.spawn() {
+        Ok(child) => Some(child),
+        Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => None,
+        Err(error) => panic!("{command:?}: {error}"),
+    })
 }
 
 impl Launch {
@@ -211,7 +221,7 @@ impl Launch {
     /// Starts it and waits until it listens and every worker is ready.
     #[track_caller]
     pub fn start(self) -> Proxy {
-        let mut child = self.command().spawn().unwrap();
+        let mut child = spawn(self.command());
         let (log, output) = (Lines::default(), Lines::default());
         log.read(child.stderr.take().unwrap());
         output.read(child.stdout.take().unwrap());
@@ -245,8 +255,7 @@ impl Launch {
     /// Runs it to its end, for arguments that do not start anything.
     #[track_caller]
     pub fn run(self) -> Output {
-        let mut command = self.command();
-        let child = command.spawn().unwrap();
+        let child = spawn(self.command());
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         let (done, alarm) = std::sync::mpsc::channel::<()>();
         let guard = thread::spawn(move || {
