@@ -266,7 +266,7 @@ impl Launch {
         let output = child.wait_with_output().unwrap();
         drop(done);
         guard.join().unwrap();
-        assert!(output.status.code().is_some(), "{command:?} did not end by itself: {output:?}");
+        assert!(output.status.code().is_some(), "the program did not end by itself: {output:?}");
         output
     }
 }
