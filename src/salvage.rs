@@ -150,9 +150,29 @@ pub fn strikes(before: u8, image: Option<&Image>) -> u8 {
     if same { before.saturating_add(1) } else { 1 }
 }
 
+/// Whether these are the first bytes of an HTTP request, as far as the first of them tells: a method is a token (RFC 9110
+/// section 9.1), and an empty line may come before it. Whoever speaks something else cannot be answered in HTTP.
+pub fn begins_as_http(bytes: &[u8]) -> bool {
+    bytes.first().is_none_or(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~\r\n".contains(byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_other_protocols_begin_with_is_not_http() {
+        for (bytes, http) in [
+            (&b"GET /"[..], true),
+            (b"\r\nGET", true),
+            (b"", true),
+            (b"\x05\x01\x00", false),
+            (b"\x04\x01", false),
+            (b"{\"target\"", false),
+        ] {
+            assert_eq!(begins_as_http(bytes), http, "{bytes:?}");
+        }
+    }
 
     const BASE: Base = Base { consumed: 100, written: 50 };
 

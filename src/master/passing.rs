@@ -353,6 +353,13 @@ fn judge(
         }
         Salvage::Resume(bytes) => {
             connection.strikes = salvage::strikes(connection.strikes, image.as_ref());
+            if connection.strikes >= MAX_STRIKES && !salvage::begins_as_http(&bytes) {
+                warn!(
+                    "{:?}: {MAX_STRIKES} workers died over it; cut, since it does not speak HTTP",
+                    connection.client()
+                );
+                return (Verdict::Cut(connection), from);
+            }
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
                 connection.task = Task::Fail;

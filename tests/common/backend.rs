@@ -424,6 +424,15 @@ impl Unanswering {
         }
         Unanswering { addr, _queue: (TcpListener::from(refusing.socket), fillers) }
     }
+
+    /// Whether somebody is trying to connect: has sent the first packet and waits (`SYN_SENT` in proc(5)).
+    pub fn is_asked(&self) -> bool {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let port = format!(":{:04X}", self.addr.port());
+        table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|columns| {
+            columns.get(2).is_some_and(|remote| remote.ends_with(&port)) && columns.get(3) == Some(&"02")
+        })
+    }
 }
 
 /// A response with this body and its length.

@@ -62,6 +62,14 @@ pub fn connect(client: &mut Client, target: impl std::fmt::Display, fields: &str
     client.wire.response_head().unwrap()
 }
 
+/// Asks for a tunnel on a connection of its own: after a refusal that ends.
+pub fn try_connect(proxy: &Proxy, target: impl std::fmt::Display, fields: &str) -> crate::common::h1::Response {
+    let mut client = Client::connect(proxy.addr());
+    let response = client.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n"));
+    assert!(response.status == 200 || response.closes(), "{response:?}");
+    response
+}
+
 /// Sends through a tunnel that echoes, and checks what comes back.
 pub fn echo(client: &mut Client, text: &str) {
     client.send(text);
@@ -140,13 +148,18 @@ fn bytes_behind_a_connect_that_fails_are_no_request() {
 }
 
 #[test]
-fn a_connection_goes_on_after_a_connect_that_fails() {
-    let backend = Backend::tcp_echo();
-    let proxy = open().start();
+fn bytes_that_come_while_a_connect_is_still_to_fail_are_no_request_either() {
+    let (backend, unanswering) = (Backend::ok(), Unanswering::new());
+    let proxy = launch(&format!("list = [{LOOPBACK}]"), "timeouts.connect = \"500ms\"").start();
     let mut client = Client::connect(proxy.addr());
-    assert_eq!(client.ask("CONNECT 10.0.0.1:443 HTTP/1.1\r\nHost: 10.0.0.1:443\r\n\r\n").status, 403);
-    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
-    echo(&mut client, "x");
+    client.send(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", unanswering.addr));
+    // The head is read once the proxy connects.
+    wait_until("the proxy connects", || unanswering.is_asked());
+    client.send(format!("GET http://{0}/ HTTP/1.1\r\nHost: {0}\r\n\r\n", backend.addr));
+    let response = client.response();
+    assert!(response.status == 504 && response.closes(), "{response:?}");
+    assert_eq!(client.end(), End::Clean);
+    assert_eq!(backend.heads(), 0);
 }
 
 #[test]
@@ -156,9 +169,9 @@ fn targets_that_cannot_be_reached_are_told_so() {
         &format!("list = [{LOOPBACK}, {{ action = \"allow\", names = [\"none.test\"] }}]"),
         "timeouts.connect = \"300ms\"",
     )
+    .workers(1)
     .start();
-    let mut client = Client::connect(proxy.addr());
-    let mut status = |target: String| client.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")).status;
+    let status = |target: String| try_connect(&proxy, target, "").status;
     assert_eq!(status(refusing.addr.to_string()), 502);
     assert_eq!(status(unanswering.addr.to_string()), 504);
     // There is no name server here.
@@ -171,18 +184,16 @@ fn targets_that_cannot_be_reached_are_told_so() {
 fn passwords_are_asked_for_and_checked() {
     let backend = Backend::tcp_echo();
     let proxy = guarded("").start();
-    let mut client = Client::connect(proxy.addr());
-    let ask = |client: &mut Client, fields: &str| {
-        client.ask(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n{fields}\r\n", backend.addr))
-    };
-    let response = ask(&mut client, "");
+    let ask = |fields: &str| try_connect(&proxy, backend.addr, fields);
+    let response = ask("");
     assert_eq!(response.status, 407);
     assert!(response.fields.get("proxy-authenticate").unwrap().starts_with("Basic realm="));
     // ann:wrong, eve:secret, bob:pw; then ann:secret.
-    assert_eq!(ask(&mut client, "Proxy-Authorization: Basic YW5uOndyb25n\r\n").status, 407);
-    assert_eq!(ask(&mut client, "Proxy-Authorization: Basic ZXZlOnNlY3JldA==\r\n").status, 407);
-    assert_eq!(ask(&mut client, "Proxy-Authorization: Basic Ym9iOnB3\r\n").status, 403);
+    assert_eq!(ask("Proxy-Authorization: Basic YW5uOndyb25n\r\n").status, 407);
+    assert_eq!(ask("Proxy-Authorization: Basic ZXZlOnNlY3JldA==\r\n").status, 407);
+    assert_eq!(ask("Proxy-Authorization: Basic Ym9iOnB3\r\n").status, 403);
     let right = "Proxy-Authorization: Basic YW5uOnNlY3JldA==\r\n";
+    let mut client = Client::connect(proxy.addr());
     assert_eq!(connect(&mut client, backend.addr, right).status, 200);
     echo(&mut client, "in");
     drop(client);

@@ -9,7 +9,7 @@ use crate::common::client::{Client, End};
 use crate::common::dns::{Manner, NameServer};
 use crate::common::proxy::{Launch, Proxy};
 use crate::common::{pattern_bytes, wait_until};
-use crate::forward::{LOOPBACK, connect, echo, guarded, hash, launch, log, open};
+use crate::forward::{LOOPBACK, connect, echo, guarded, hash, launch, log, open, try_connect};
 
 /// A forward proxy that asks this name server, and allows 127.0.0.1 alone.
 fn asking(dns: &NameServer) -> Proxy {
@@ -25,7 +25,7 @@ fn what_the_rules_do_not_open_stays_closed_whatever_it_is_called() {
     // Everything is allowed, which opens nothing special.
     let rules = "list = [{ action = \"allow\", networks = [\"0.0.0.0/0\", \"::/0\"], ports = [\"1-65535\"] }, \
                  { action = \"allow\", ports = [\"1-65535\"] }]";
-    let proxy = launch(rules, "").start();
+    let proxy = launch(rules, "").workers(1).start();
     let mut client = Client::connect(proxy.addr());
     for host in [
         "127.0.0.1",
@@ -48,7 +48,7 @@ fn what_the_rules_do_not_open_stays_closed_whatever_it_is_called() {
         "255.255.255.255",
         "100.64.0.1",
     ] {
-        let response = client.ask(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"));
+        let response = try_connect(&proxy, format!("{host}:{port}"), "");
         assert_eq!(response.status, 403, "CONNECT {host}");
         let response = client.ask(format!("GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"));
         assert_eq!(response.status, 403, "GET {host}");
@@ -88,13 +88,11 @@ fn the_proxy_does_not_connect_to_itself() {
 fn connect_without_ports_in_the_rule_reaches_443_only() {
     let backend = Backend::tcp_echo();
     let proxy = launch("list = [{ action = \"allow\", networks = [\"127.0.0.0/8\"] }]", "").start();
-    let mut client = Client::connect(proxy.addr());
     for port in [80, 22, backend.addr.port()] {
-        let response = client.ask(format!("CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"));
-        assert_eq!(response.status, 403);
+        assert_eq!(try_connect(&proxy, format!("127.0.0.1:{port}"), "").status, 403);
     }
     // Nobody listens there, but it was tried.
-    assert_eq!(client.ask("CONNECT 127.0.0.9:443 HTTP/1.1\r\nHost: 127.0.0.9:443\r\n\r\n").status, 502);
+    assert_eq!(try_connect(&proxy, "127.0.0.9:443", "").status, 502);
 }
 
 #[test]
@@ -103,13 +101,11 @@ fn names_are_resolved_and_their_addresses_judged() {
     let port = backend.addr.port();
     let rules = "list = [{ action = \"allow\", names = [\"origin.test\", \"second.test\"], networks = [\"127.0.0.1/32\"], ports = [\"1-65535\"] }]";
     let proxy = launch(rules, "").start();
+    let status = |host: &str| try_connect(&proxy, format!("{host}:{port}"), "").status;
+    assert_eq!(status("second.test"), 403, "another address");
+    assert_eq!(status("rebind.test"), 403, "another name");
+    assert_eq!(status("127.0.0.1"), 403, "no name");
     let mut client = Client::connect(proxy.addr());
-    let status = |client: &mut Client, host: &str| {
-        client.ask(format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n")).status
-    };
-    assert_eq!(status(&mut client, "second.test"), 403, "another address");
-    assert_eq!(status(&mut client, "rebind.test"), 403, "another name");
-    assert_eq!(status(&mut client, "127.0.0.1"), 403, "no name");
     assert_eq!(connect(&mut client, format!("origin.test:{port}"), "").status, 200);
     echo(&mut client, "found");
 }
@@ -170,13 +166,12 @@ fn name_servers_that_fail_are_told_as_such() {
     let dns = NameServer::start();
     dns.set("empty.test", &[]);
     let proxy = asking(&dns);
-    let mut client = Client::connect(proxy.addr());
-    let mut status = |host: &str| client.ask(format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n")).status;
+    let status = |host: &str| try_connect(&proxy, format!("{host}:443"), "").status;
 
     assert_eq!((status("missing.test"), status("empty.test")), (502, 502));
     dns.behave(Manner::Silent);
     assert_eq!(status("other.test"), 504);
-    assert_eq!(client.ask("CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n\r\n").status, 403);
+    assert_eq!(try_connect(&proxy, "[::1]:443", "").status, 403);
 }
 
 #[test]
@@ -227,9 +222,9 @@ fn rules_and_users_change_with_a_reload() {
     let text = std::fs::read_to_string(proxy.dir.join("pointsman.toml")).unwrap();
     let text = text.split_once('\n').unwrap().1.to_owned();
     proxy.reload(2, &text);
-    let mut client = Client::connect(proxy.addr());
     let target = backend.addr;
-    assert_eq!(client.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{right}\r\n")).status, 407);
+    assert_eq!(try_connect(&proxy, target, right).status, 407);
+    let mut client = Client::connect(proxy.addr());
     // ann:other
     assert_eq!(connect(&mut client, target, "Proxy-Authorization: Basic YW5uOm90aGVy\r\n").status, 200);
     echo(&mut kept, "what is connected stays so");

@@ -16,6 +16,7 @@ use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
+use crate::proto::h1::head::Method;
 use crate::room::{self, is_shortage};
 use crate::slab::{Key, Slab};
 use crate::worker::Worker;
@@ -220,6 +221,10 @@ impl Worker {
         self.detach_upstream(key);
         let Some(exchange) = self.exchanges.get_mut(key) else { return Step::Wait };
         let Some(client) = self.clients.get_mut(exchange.client) else { return Step::Wait };
+        if exchange.method == Method::Connect {
+            // What comes behind a refused CONNECT may be meant for the tunnel: it must not become a request.
+            exchange.close_client();
+        }
         exchange.reply(problem, client, &mut self.cx);
         exchange.advance(client, None, &mut self.cx)
     }
