@@ -3,7 +3,8 @@
 //! a turn, workers become more and fewer, configurations change, masters are upgraded and followed by others, and
 //! time goes by. After each step the books of both sides are compared.
 //!
-//! `MODEL_SEED=…` runs one schedule again, `MODEL_SECONDS=…` goes on for so long with others.
+//! An ordinary run takes the same schedules each time. `MODEL_SEED=…` runs one again, `MODEL_SECONDS=…` looks for others
+//! for so long.
 
 mod clients;
 mod images;
@@ -21,8 +22,9 @@ use world::World;
 /// Schedules in one process: the memory of its workers is not given back before its end.
 const BATCH: u64 = 40;
 
-/// How long schedules are run unless `MODEL_SECONDS` says otherwise.
-const SECONDS: u64 = 4;
+/// How long schedules are run at most, and how many, unless `MODEL_SECONDS` says otherwise.
+const SECONDS: u64 = 5;
+const MOST: u64 = 80;
 
 /// The variable that has a batch begin with this seed, within the process that runs it.
 const FIRST: &str = "MODEL_FIRST";
@@ -39,8 +41,10 @@ fn run_batches(batch: &str) {
 
 fn run_for(batch: &str, time: Duration) {
     let seed = number("MODEL_SEED");
+    // The same in every ordinary run, which is there to show what has changed; new ones are looked for when asked to.
+    let search = number("MODEL_SECONDS").is_some();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let mut first = seed.unwrap_or(u64::from(now.subsec_nanos()));
+    let mut first = seed.unwrap_or(if search { u64::from(now.subsec_nanos()) } else { 0 });
     let start = Instant::now();
     let mut schedules = 0;
     loop {
@@ -56,7 +60,7 @@ fn run_for(batch: &str, time: Duration) {
         assert!(output.status.success(), "{text}\n{}", output.status);
         schedules += count;
         first += count;
-        if seed.is_some() || start.elapsed() >= time {
+        if seed.is_some() || start.elapsed() >= time || !search && schedules >= MOST {
             break;
         }
     }
