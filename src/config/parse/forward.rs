@@ -74,7 +74,7 @@ impl Parser {
             self.report.push(fault.help(format!("write some of \"{all}\", or leave `protocols` out")).at(span));
             return Given::Wrong;
         }
-        let read = self.each_of(values, "a protocol", |text| {
+        let read = self.each(values, "a protocol", |text| {
             let found = PROTOCOLS.iter().position(|known| *known == text);
             found.ok_or_else(|| {
                 let fault = Fault::new(format!("there is no protocol {}", quoted(text)));
@@ -167,7 +167,7 @@ impl Parser {
         parse: impl Fn(&str) -> Result<T, Fault>,
     ) -> Vec<At<T>> {
         let Some(values) = self.entries_of(section, key, example) else { return Vec::new() };
-        self.each_of(values, what, parse)
+        self.each(values, what, parse)
     }
 
     fn entries_of<'t>(&mut self, section: &Section<'t>, key: &str, example: &str) -> Option<Vec<Value<'t>>> {
@@ -195,27 +195,6 @@ impl Parser {
             }
         }
         ports
-    }
-
-    /// Reads strings that `parse` makes sense of.
-    fn each_of<T>(
-        &mut self,
-        values: Vec<Value<'_>>,
-        what: &str,
-        parse: impl Fn(&str) -> Result<T, Fault>,
-    ) -> Vec<At<T>> {
-        let mut read = Vec::new();
-        for value in values {
-            let parsed = match value.get_ref().as_str() {
-                Some(text) => parse(text),
-                None => Err(Fault::new(format!("{what} must be a string, found {}", type_of(value)))),
-            };
-            match parsed {
-                Ok(parsed) => read.push(At { value: parsed, span: value.span() }),
-                Err(fault) => self.report.push(fault.at(value.span())),
-            }
-        }
-        read
     }
 }
 
