@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::control::{Answer, Greeting, Role, Status, Unprotected, Who, WorkerStatus};
 use crate::handover::{Bound, Handed, ServerName, ToSuccessor};
-use crate::message::{GivenBack, Layout, Passed, Relaying, Task, ToMaster, ToWorker, VERSION};
+use crate::message::{GivenBack, Kept, Layout, Passed, Relaying, Task, ToMaster, ToWorker, VERSION};
 use crate::origin::{Ends, Origin};
 use crate::snapshot::{Address, Endpoint, Target};
 
@@ -65,7 +65,10 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
                 passed(8, relay.clone(), Origin::Awaited),
             ]),
         ),
-        sample("keep", &ToWorker::Keep { listeners: bound() }),
+        sample(
+            "keep",
+            &ToWorker::Keep { listeners: bound().into_iter().map(|bound| Kept { listener: 2, bound }).collect() },
+        ),
         sample("unkept", &ToWorker::Unkept { ids: vec![1, 70_000] }),
         sample("drain", &ToWorker::Drain { timeout_ms: 30_000, give_back: true }),
         sample("finished", &ToMaster::Finished(vec![1, 200, 70_000])),

@@ -12,7 +12,7 @@ use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
@@ -60,8 +60,8 @@ pub enum ToWorker {
     /// Hold these open, without using them, for the case that the master dies: listening sockets, the control socket,
     /// and whatever is to last as long as this worker. They replace those kept before.
     Keep {
-        /// Where each is bound.
-        listeners: Vec<Bound>,
+        /// The listening sockets.
+        listeners: Vec<Kept>,
     },
     /// Write what the log still holds and exit with 0, whatever is in progress.
     Stop,
@@ -83,6 +83,15 @@ pub enum ToWorker {
         /// Otherwise idle ones are closed, and relays go on until the time is over.
         give_back: bool,
     },
+}
+
+/// A listening socket that a worker keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Which listener's it is.
+    pub listener: ListenerId,
+    /// Where it is bound.
+    pub bound: Bound,
 }
 
 /// From a worker to the master.

@@ -116,6 +116,12 @@ impl Control {
         Ok(Control { mapping, records: layout.records as usize })
     }
 
+    /// How many connections have a record.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
     /// The worker's counters.
     #[must_use]
     pub fn stats(&self) -> &WorkerStats {

@@ -1,12 +1,11 @@
-//! Accepting in bursts, and what happens when descriptors run out. Chooses no worker.
+//! Accepting in bursts, and what happens when descriptors run out. Chooses no worker. The call itself is in
+//! `ipc::accept`.
 
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use log::warn;
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
 
 use crate::dispatch::Wait;
 
@@ -22,29 +21,6 @@ pub fn turns(next: &mut usize, count: usize) -> impl Iterator<Item = usize> + us
     let first = if *next < count { *next } else { 0 };
     *next = first + 1;
     (first..count).chain(0..first)
-}
-
-/// What one `accept4` gave.
-#[derive(Debug)]
-pub enum Accepted {
-    /// A connection, with the client's address unless it is a Unix socket.
-    Connection(OwnedFd, Option<SocketAddr>),
-    /// Nobody is waiting.
-    Empty,
-    /// No descriptor, or no memory, is left: the connection still waits in the kernel's queue.
-    Exhausted(Errno),
-    /// This one failed before it was accepted; the next may be fine.
-    Lost(Errno),
-}
-
-/// Takes one connection off the queue of `listener`: non-blocking, close-on-exec.
-pub fn accept(listener: impl AsFd) -> Accepted {
-    match rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-        Ok((fd, address)) => Accepted::Connection(fd, address.and_then(|address| SocketAddr::try_from(address).ok())),
-        Err(Errno::AGAIN) => Accepted::Empty,
-        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Accepted::Exhausted(errno),
-        Err(errno) => Accepted::Lost(errno),
-    }
 }
 
 /// Holds accepting back while descriptors are short.
@@ -128,18 +104,6 @@ impl Reserve {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn accepting_takes_what_waits_and_then_says_empty() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let Accepted::Connection(fd, peer) = accept(&listener) else { panic!("nobody") };
-        assert_eq!(peer, client.local_addr().ok());
-        assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        assert!(rustix::fs::fcntl_getfl(&fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
-        assert!(matches!(accept(&listener), Accepted::Empty));
-    }
 
     #[test]
     fn every_listener_is_first_in_turn_and_none_at_all_is_fine() {

@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ipc::accept::Accepted;
 use ipc::handover::Bound;
 use ipc::message::{Layout, MAX_FDS};
 use ipc::origin::Origin;
@@ -22,7 +23,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::accept::{self, Accepted, Gate, Reserve};
+use crate::accept::{self, Gate, Reserve};
 use crate::banner;
 use crate::config::{Control, Loaded, Names};
 use crate::control;
@@ -452,7 +453,7 @@ impl Master {
                 self.send_accepted(now);
             }
             let socket = &mut self.sockets[index];
-            match accept::accept(&*socket) {
+            match ipc::accept::accept(&*socket) {
                 Accepted::Connection(fd, peer) => {
                     self.gate.succeeded();
                     self.accepted += 1;

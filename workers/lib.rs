@@ -2,7 +2,8 @@
 //!
 //! [`run`] is the way in. The worker listens nowhere and accepts nothing.
 
-pub mod access_log;
+pub mod accepting;
+mod access_log;
 pub mod backend;
 pub mod balance;
 pub mod buffer;

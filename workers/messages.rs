@@ -108,7 +108,7 @@ impl Worker {
     }
 
     /// Takes up a connection that the master passes.
-    fn take_up(&mut self, passed: Passed, fd: OwnedFd, rest: Vec<OwnedFd>) {
+    pub(crate) fn take_up(&mut self, passed: Passed, fd: OwnedFd, rest: Vec<OwnedFd>) {
         self.cx.control.stats().taken.add(1);
         let Some(listener) = self.cx.site.snapshot.listeners.get(usize::from(passed.listener)) else {
             error!("the master passed a connection of a listener that does not exist");

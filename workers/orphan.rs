@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use ipc::channel::{Channel, RecvError, SendError};
 use ipc::control::{Answer, Greeting, Request, Role};
-use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
-use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
+use ipc::handover::{self, Handed, MAX_DESCRIPTORS, ToFormer, ToSuccessor};
+use ipc::message::{Kept, MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::{Ends, Origin};
 use log::{info, warn};
 use mio::unix::SourceFd;
@@ -62,7 +62,8 @@ enum State {
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Succession {
-    listeners: Vec<(Bound, OwnedFd)>,
+    /// The listening sockets.
+    pub(crate) listeners: Vec<(Kept, OwnedFd)>,
     control: Option<OwnedFd>,
     /// What ends with the last process that has it open.
     rest: Vec<OwnedFd>,
@@ -88,10 +89,10 @@ impl Succession {
 
     /// Keeps these open from now on: a listening socket for each place, the control socket, and the rest. Gives the
     /// number of descriptors.
-    pub(crate) fn keep(&mut self, bound: Vec<Bound>, fds: Vec<OwnedFd>) -> usize {
+    pub(crate) fn keep(&mut self, listeners: Vec<Kept>, fds: Vec<OwnedFd>) -> usize {
         let count = fds.len();
         let mut fds = fds.into_iter();
-        self.listeners = bound.into_iter().zip(fds.by_ref()).collect();
+        self.listeners = listeners.into_iter().zip(fds.by_ref()).collect();
         self.control = fds.next();
         self.rest = fds.collect();
         count
@@ -147,11 +148,13 @@ impl Worker {
         }
         let timeout_ms = self.cx.site.snapshot.orphan_timeout_ms;
         warn!(
-            "the master has died; serving {} connections on, for {timeout_ms} ms at most unless another is started",
+            "the master has died; serving {} connections on, and new ones, for {timeout_ms} ms at most unless another is \
+             started",
             self.clients.len()
         );
         self.succession.state = State::Orphan;
         self.succession.until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        self.accepting.start(&self.succession.listeners, &self.cx.site.snapshot, self.poll.registry());
     }
 
     /// Finishes within `timeout_ms`: there is nobody to give anything to.
@@ -164,10 +167,12 @@ impl Worker {
 
     /// Closes what it kept for a successor.
     pub(crate) fn keep_no_longer(&mut self) {
+        let registry = self.poll.registry();
+        self.accepting.stop(&self.succession.listeners, registry);
         self.succession.listeners.clear();
         if let Some(control) = self.succession.control.take() {
             // Others have copies, for which `close` would leave it watched.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
+            let _ = registry.deregister(&mut SourceFd(&control.as_raw_fd()));
         }
         self.cx.kept = self.succession.rest.len();
     }
@@ -363,13 +368,13 @@ pub(crate) fn batch(given: &[Given]) -> usize {
 }
 
 /// Sends the listening sockets; false when that fails.
-fn give_listeners(channel: &mut Channel, listeners: &[(Bound, OwnedFd)]) -> bool {
+fn give_listeners(channel: &mut Channel, listeners: &[(Kept, OwnedFd)]) -> bool {
     let count = listeners.chunks(MAX_DESCRIPTORS).len();
     if count == 0 {
         return channel.send(&ToSuccessor::Listeners { bound: Vec::new(), last: true }, &[]).is_ok();
     }
     listeners.chunks(MAX_DESCRIPTORS).enumerate().all(|(at, chunk)| {
-        let bound = chunk.iter().map(|(bound, _)| bound.clone()).collect();
+        let bound = chunk.iter().map(|(kept, _)| kept.bound.clone()).collect();
         let fds: Vec<_> = chunk.iter().map(|(_, fd)| fd.as_fd()).collect();
         channel.send(&ToSuccessor::Listeners { bound, last: at + 1 == count }, &fds).is_ok()
     })

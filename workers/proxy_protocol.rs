@@ -58,8 +58,11 @@ fn look(client: &mut Client, cx: &mut Ctx) -> Look {
 
 /// Publishes what the header says, and only then takes it from the socket. False when that is not possible.
 fn take(header: &Header, client: &mut Client, cx: &mut Ctx) -> bool {
-    let (Some(cell), Ok(length)) = (cx.control.origin(client.id), u16::try_from(header.length)) else { return false };
-    cell.publish(length, header.ends.as_ref());
+    let Ok(length) = u16::try_from(header.length) else { return false };
+    // One that was accepted without a master has no place there, and nobody who could look.
+    if let Some(cell) = cx.control.origin(client.id) {
+        cell.publish(length, header.ends.as_ref());
+    }
     if client.socket.recv(&mut cx.scratch[..header.length]) != Io::Moved(header.length) {
         return false;
     }

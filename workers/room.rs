@@ -173,7 +173,7 @@ impl Worker {
     }
 
     /// Closes up to `wanted` client connections, those that have been idle longest; how many were closed.
-    fn give_way(&mut self, wanted: usize) -> usize {
+    pub(crate) fn give_way(&mut self, wanted: usize) -> usize {
         let idle = self.longest_idle(wanted, GRACE_MS);
         for &key in &idle {
             self.close_client(key);

@@ -14,6 +14,7 @@ use log::warn;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+use crate::accepting::Accepting;
 use crate::access_log::AccessLog;
 use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
@@ -71,6 +72,8 @@ pub struct Worker {
     due: Vec<(u64, Armed)>,
     /// What becomes of the connections when the master dies.
     pub(crate) succession: Succession,
+    /// Where it accepts while there is none.
+    pub(crate) accepting: Accepting,
     /// Warnings of PROXY headers.
     pub(crate) header_refusals: Refusals,
     /// What forward listeners need.
@@ -100,6 +103,7 @@ impl Worker {
             channel_ready: true,
             due: Vec::new(),
             succession: Succession::new(),
+            accepting: Accepting::default(),
             header_refusals: Refusals::default(),
             forward: Forwarder::default(),
         };
@@ -188,7 +192,8 @@ impl Worker {
                     }
                 }
                 (_, Some(Owner::Dns(key))) => self.cx.dns.on_event(key, self.cx.clock.now_ms),
-                (_, Some(Owner::DnsTimer) | None) => {}
+                (_, Some(Owner::DnsTimer)) => {}
+                (token, None) => self.accepting.on_event(token),
             }
         }
         if self.channel_ready && !self.succession.is_orphan() && self.can_receive() {
@@ -206,6 +211,7 @@ impl Worker {
         if self.cx.clock.now_ms >= self.succession.due_ms() {
             self.on_succession_timeout();
         }
+        self.accept_in_masters_place();
         let mut due = std::mem::take(&mut self.due);
         self.cx.timers.expire(self.cx.clock.now_ms, &mut due);
         for (token, armed) in due.drain(..) {
@@ -252,13 +258,14 @@ impl Worker {
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
         let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
-        let others = others.into_iter().chain([self.forward.due_ms()]);
+        let accept = self.accepting.due_ms();
+        let others = others.into_iter().chain([self.forward.due_ms(), accept]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let last_word = self.clients.is_empty() && self.succession.owes();
         let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty() || last_word;
         if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
-        } else if more || !self.cx.work.is_empty() {
+        } else if more || !self.cx.work.is_empty() || accept.is_some_and(|due_ms| due_ms <= now_ms) {
             Some(Duration::ZERO)
         } else {
             // One millisecond more than the difference, since the clock's milliseconds are rounded down.

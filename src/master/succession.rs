@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipc::channel::SendError;
 use ipc::control::Answer;
 use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToSuccessor};
-use ipc::message::{MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
+use ipc::message::{Kept, MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
 use ipc::snapshot::{Address, ListenerId};
 use ipc::tcp_info;
 use log::{error, info, warn};
@@ -265,7 +265,8 @@ impl Master {
         if let Some(lifeline) = self.demo.as_ref().and_then(Demo::lifeline) {
             fds.push(copy(lifeline)?);
         }
-        let listeners = staying.iter().map(|socket| self.bound(socket)).collect();
+        let kept = |socket: &&Socket| Kept { listener: socket.id, bound: self.bound(socket) };
+        let listeners = staying.iter().map(kept).collect();
         Some(Errand { message: ToWorker::Keep { listeners }, fds, after_connections: false })
     }
 

@@ -44,4 +44,5 @@ mod tcp;
 mod timeouts;
 mod unix_kills;
 mod upgrade;
+mod without_master;
 mod workers;
