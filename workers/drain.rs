@@ -73,6 +73,7 @@ impl Worker {
         if let Some(kept) = client.kept {
             self.close_upstream(kept);
         }
+        self.cx.deregister(&mut client.socket);
         self.cx.forget(&mut client.socket);
         client.regain_protection();
         if self.succession.is_succeeded() {

@@ -13,6 +13,7 @@ use log::{debug, error};
 use crate::client::{Client, ClientState};
 use crate::exchange::Problem;
 use crate::io::socket::Socket;
+use crate::slab::Key;
 use crate::worker::Worker;
 
 /// Messages taken from the master in one turn at most.
@@ -141,7 +142,7 @@ impl Worker {
                 client.socket.reset();
                 self.close_client(key);
             }
-            (Task::Serve, Mode::Http | Mode::Forward, _) => self.serve_client(key),
+            (Task::Serve, Mode::Http | Mode::Forward, _) => self.serve_new(key),
             (Task::Resume(bytes), Mode::Http | Mode::Forward, _) => {
                 if client.resume(&bytes, &mut self.cx) {
                     self.serve_client(key);
@@ -157,6 +158,17 @@ impl Worker {
                 self.answer(key, Problem::new(503, "the client has too many connections"));
             }
         }
+    }
+
+    /// Begins to serve a client that has just been taken up.
+    fn serve_new(&mut self, key: Key<Client>) {
+        // Who is finishing does not wait for what may be there already.
+        if !self.cx.draining && !self.first_read.is_worthwhile() {
+            return self.wait_idle(key);
+        }
+        self.serve_client(key);
+        let waits = |client: &Client| client.state == ClientState::Idle && client.input.is_none();
+        self.first_read.note(!self.clients.get(key).is_some_and(waits));
     }
 
     /// Tells the master which connections are finished, in batches.

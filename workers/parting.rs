@@ -33,7 +33,7 @@ impl Worker {
     pub(crate) fn part(&mut self, key: Key<Client>) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.publish(Phase::Done, &self.cx);
-        if !client.socket.registered {
+        if !client.socket.is_watched() {
             // Of what has come to one that is not watched only the kernel knows.
             client.socket.look_again();
         }

@@ -347,6 +347,7 @@ impl Worker {
         });
         let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server };
         let Some(mut client) = self.clients.remove(relay.client) else { return };
+        self.cx.deregister(&mut client.socket);
         self.cx.forget(&mut client.socket);
         client.regain_protection();
         if self.succession.is_succeeded() {

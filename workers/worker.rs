@@ -20,6 +20,7 @@ use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
 use crate::exchange::{Exchange, Problem, Reason, Step};
+use crate::first_read::FirstRead;
 use crate::forward::Forwarder;
 use crate::forward::dial::PASSWORDS;
 use crate::io::socket::Io;
@@ -74,6 +75,8 @@ pub struct Worker {
     pub(crate) succession: Succession,
     /// Where it accepts while there is none.
     pub(crate) accepting: Accepting,
+    /// Whether connections are read from as soon as they are taken up.
+    pub(crate) first_read: FirstRead,
     /// Warnings of PROXY headers.
     pub(crate) header_refusals: Refusals,
     /// What forward listeners need.
@@ -104,6 +107,7 @@ impl Worker {
             due: Vec::new(),
             succession: Succession::new(),
             accepting: Accepting::default(),
+            first_read: FirstRead::default(),
             header_refusals: Refusals::default(),
             forward: Forwarder::default(),
         };
@@ -441,7 +445,11 @@ impl Worker {
         } else {
             self.cx.clock.now_ms + u64::from(timeouts.idle_ms)
         };
-        self.cx.watch(&mut client.socket, Owner::Client(key));
+        if client.socket.bytes_in == 0 && client.socket.bytes_out == 0 {
+            self.cx.watch_once(&mut client.socket, Owner::Client(key));
+        } else {
+            self.cx.watch(&mut client.socket, Owner::Client(key));
+        }
         if client.socket.is_gone() {
             return self.close_client(key);
         }

@@ -82,7 +82,7 @@ impl Exchange {
         if due_ms != u64::MAX {
             cx.watch(&mut client.socket, owner);
             cx.arm(&mut client.socket, owner, due_ms);
-        } else if client.socket.registered {
+        } else if client.socket.is_watched() {
             client.socket.deadline.due_ms = u64::MAX;
         } else {
             cx.arm(&mut client.socket, owner, cx.clock.now_ms + UNWATCHED_MS);

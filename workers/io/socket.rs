@@ -40,6 +40,19 @@ pub struct Deadline {
     pub armed: Option<Armed>,
 }
 
+/// How epoll watches a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// Not at all.
+    Off,
+    /// One event will come, when something can be read.
+    Once,
+    /// That event has come: it is still entered, and no more will come.
+    Spent,
+    /// An event comes for each change.
+    On,
+}
+
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -65,8 +78,8 @@ pub struct Socket {
     sent_end: bool,
     /// Something written may wait for more.
     held_back: bool,
-    /// Whether the descriptor is registered with epoll.
-    pub registered: bool,
+    /// Whether and how epoll watches it.
+    pub watch: Watch,
     /// Bytes taken from the socket.
     pub bytes_in: u64,
     /// Bytes given to the socket.
@@ -92,7 +105,7 @@ impl Socket {
             received_end: false,
             sent_end: false,
             held_back: false,
-            registered: false,
+            watch: Watch::Off,
             bytes_in: 0,
             bytes_out: 0,
             deadline: Deadline { due_ms: u64::MAX, armed: None },
@@ -114,11 +127,20 @@ impl Socket {
 
     /// Remembers what an event says.
     pub fn on_event(&mut self, event: &Event) {
+        if self.watch == Watch::Once {
+            self.watch = Watch::Spent;
+        }
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_error();
         self.read_closed |= event.is_read_closed();
         self.urgent |= event.is_priority();
         self.gone |= event.is_error() || event.is_write_closed();
+    }
+
+    /// Whether events will come.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        matches!(self.watch, Watch::Once | Watch::On)
     }
 
     /// No events will come for it: it is of no further use.
