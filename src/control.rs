@@ -22,11 +22,14 @@ use crate::listen::SocketFile;
 pub mod ask;
 pub mod place;
 
-/// Clients at once at most; further ones are turned away.
+/// Clients at once at most; further ones wait in the kernel's queue.
 pub const CLIENTS: usize = 8;
 
 /// How long a client may take to say what it wants.
 const ASK: Duration = Duration::from_secs(5);
+
+/// Those who may wait in the kernel's queue.
+const BACKLOG: i32 = 128;
 
 /// Connections taken in one turn at most.
 const ACCEPTS: usize = 16;
@@ -93,7 +96,7 @@ impl Server {
         rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600)).map_err(failed)?;
         rustix::net::bind(&socket, &name).map_err(failed)?;
         let file = SocketFile::at(path).map_err(failed)?;
-        rustix::net::listen(&socket, 16).map_err(failed)?;
+        rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
         Ok(Server { socket, file, clients: Default::default(), first_token, serial: 0, config, ready: false })
     }
 
@@ -118,6 +121,9 @@ impl Server {
             return;
         }
         for _ in 0..ACCEPTS {
+            if self.is_full() {
+                break;
+            }
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(fd) => {
                     if let Err(why) = self.admit(fd, registry, now) {
@@ -198,7 +204,11 @@ impl Server {
 
     /// Whether [`Server::accept`] has more to do.
     pub fn is_ready(&self) -> bool {
-        self.ready
+        self.ready && !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.clients.iter().all(Option::is_some)
     }
 }
 

@@ -15,10 +15,10 @@ mod tests;
 use std::os::fd::{AsFd, OwnedFd};
 
 use ipc::snapshot::LogFormat;
+use ipc::write_now::write_now;
 use log::warn;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
-use rustix::io::{Errno, IoSlice, ReadWriteFlags, pwritev2, write};
+use rustix::io::{Errno, write};
 
 use crate::date::DateCache;
 pub use line::{Entry, MAX_LINE_BYTES};
@@ -33,9 +33,6 @@ pub const MAX_KEPT_BYTES: usize = 256 * 1024;
 const RETRY_MS: u64 = 100;
 /// Dropped lines are warned of no more often.
 const WARN_MS: u64 = 10_000;
-/// The most a pipe takes as one piece (Linux's `PIPE_BUF`).
-const PIPE_BYTES: usize = 4096;
-
 /// The access log as one worker writes it. All times are the caller's monotonic milliseconds, but for
 /// [`Entry::unix_ms`].
 #[derive(Debug)]
@@ -155,20 +152,7 @@ impl AccessLog {
         if self.is_file {
             return write(&self.fd, bytes);
         }
-        // Standard output's open file is shared with whoever started the master, so it must not be set to
-        // O_NONBLOCK: each write says itself that it must not wait.
-        let bytes = whole_lines(bytes);
-        match pwritev2(&self.fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
-            // A terminal, for example. What poll says is room enough for a line or some.
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::SPIPE) => {
-                let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
-                match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
-                    0 => Err(Errno::AGAIN),
-                    _ => write(&self.fd, bytes),
-                }
-            }
-            result => result,
-        }
+        write_now(&self.fd, bytes)
     }
 
     /// Takes `written` bytes off the buffer's beginning.
@@ -205,13 +189,6 @@ impl AccessLog {
             self.warned_dropped = self.dropped;
         }
     }
-}
-
-/// As many whole lines from the beginning of `bytes` as a pipe takes in one piece; the first line if it is longer.
-fn whole_lines(bytes: &[u8]) -> &[u8] {
-    let piece = &bytes[..bytes.len().min(PIPE_BYTES)];
-    let end = memchr::memrchr(b'\n', piece).or_else(|| memchr::memchr(b'\n', bytes));
-    end.map_or(bytes, |end| &bytes[..=end])
 }
 
 fn is_file(fd: impl AsFd) -> bool {

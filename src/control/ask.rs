@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ipc::channel::{Channel, RecvError};
 use ipc::control::{Answer, Greeting, Reloaded, Request, Status, Unprotected, VERSION, Who};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::place;
@@ -77,22 +78,42 @@ fn receive<M: DeserializeOwned>(channel: &mut Channel, timeout: Duration) -> Res
         let left = end.checked_duration_since(Instant::now()).ok_or(None)?;
         let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: 1_000_000 };
         match poll(&mut [PollFd::new(&channel.as_fd(), PollFlags::IN)], Some(&left)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(Some(io::Error::from(errno).to_string())),
         }
     }
 }
 
+/// Says hello to whoever is behind `path`.
+///
+/// # Errors
+/// Why not, as a sentence: that nobody is there, or that somebody is who cannot be asked, which is not the same to whoever
+/// would start another.
 fn greet(path: &Path) -> Result<Running, String> {
-    let fd = place::connect(path).map_err(|errno| io::Error::from(errno).to_string())?;
+    let shown = path.display();
+    let fd = place::connect(path).map_err(|errno| match errno {
+        Errno::CONNREFUSED => format!("no master is running behind {shown}"),
+        Errno::NOENT => format!(
+            "no master is running behind {shown}: there is no such socket (a master whose socket was removed follows \
+             signals)"
+        ),
+        Errno::ACCESS | Errno::PERM => format!("{shown} may not be used by this user: ask as the master's, or as root"),
+        errno => format!("cannot ask the master behind {shown}: {}", io::Error::from(errno)),
+    })?;
     let mut channel = Channel::from_fd(fd);
-    let greeting = receive(&mut channel, GREET).map_err(|why| why.unwrap_or_else(|| "it does not greet".to_owned()))?;
+    let greeting = receive(&mut channel, GREET).map_err(|why| match why {
+        Some(why) => format!("the master behind {shown} cannot be asked: {why}; it hears its own user and root only"),
+        None => format!(
+            "the master behind {shown} runs and has not answered within {} s: it may be stopped or very busy",
+            GREET.as_secs()
+        ),
+    })?;
     Ok(Running { channel, greeting })
 }
 
 fn find(which: &Which<'_>) -> Result<Running, String> {
     if let Some(path) = which.socket {
-        return greet(path).map_err(|why| format!("no master is running behind {}: {why}", path.display()));
+        return greet(path);
     }
     let directory = place::directory();
     if let Some(config) = which.config {
@@ -104,10 +125,7 @@ fn find(which: &Which<'_>) -> Result<Running, String> {
         };
         match greet(&path) {
             Ok(running) => return Ok(running),
-            Err(why) if which.named => {
-                let path = path.display();
-                return Err(format!("no master is running with the configuration {shown} (behind {path}: {why})"));
-            }
+            Err(why) if which.named => return Err(format!("{why} (the place of configuration {shown})")),
             Err(_) => {}
         }
     }
@@ -117,10 +135,20 @@ fn find(which: &Which<'_>) -> Result<Running, String> {
 /// The one master that is running.
 fn only(directory: &Path) -> Result<Running, String> {
     let sockets: Vec<PathBuf> = place::sockets(directory);
-    let mut running: Vec<(PathBuf, Running)> =
-        sockets.into_iter().filter_map(|path| Some((path.clone(), greet(&path).ok()?))).collect();
+    let (mut running, mut silent) = (Vec::new(), Vec::new());
+    for path in sockets {
+        match greet(&path) {
+            Ok(one) => running.push((path, one)),
+            Err(why) if place::probe(&path) == place::Found::Alive => silent.push(why),
+            Err(_) => {}
+        }
+    }
     match running.len() {
-        0 => Err(format!("no master is running (none has a control socket in {})", directory.display())),
+        0 if !silent.is_empty() => Err(silent.join("\n")),
+        0 => Err(format!(
+            "no master is running that has its control socket in {}; with --control PATH others can be asked",
+            directory.display()
+        )),
         1 => running.pop().map(|(_, running)| running).ok_or_else(String::new),
         count => {
             let mut text = format!("{count} masters are running; say which one is meant:");

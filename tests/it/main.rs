@@ -30,6 +30,7 @@ mod limits;
 mod logs;
 mod master_kills;
 mod memory;
+mod own_log;
 mod pace;
 mod protection;
 mod proxy_protocol;

@@ -596,7 +596,7 @@ fn the_master_is_asked_only_when_there_is_one() {
     proxy.check_end(Some(Signal::SIGTERM));
     let output = proxy.question("reload");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(stderr(&output).contains("no master is running with the configuration"), "{output:?}");
+    assert!(stderr(&output).contains("no master is running behind"), "{output:?}");
 }
 
 #[test]
