@@ -1,6 +1,7 @@
 //! Accepting in bursts, and what happens when descriptors run out. Chooses no worker. The call itself is in
 //! `ipc::accept`.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,29 @@ impl Gate {
     /// A descriptor has become free: no need to wait longer.
     pub fn freed(&mut self) {
         self.closed_until = None;
+    }
+}
+
+/// Connections turned away because their address has as many as it may.
+#[derive(Debug, Default)]
+pub struct TurnedAway {
+    count: u64,
+    warned: Option<Instant>,
+}
+
+impl TurnedAway {
+    /// One from `client` was. Warns once a second.
+    pub fn note(&mut self, client: IpAddr, limit: u32, now: Instant) {
+        self.count += 1;
+        if self.warned.is_some_and(|warned| now.duration_since(warned) < Duration::from_secs(1)) {
+            return;
+        }
+        let count = std::mem::take(&mut self.count);
+        self.warned = Some(now);
+        warn!(
+            "refused {count} connections, the last from {client}: an address may have {limit} \
+             (limits.connections_per_address)"
+        );
     }
 }
 

@@ -23,7 +23,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::accept::{self, Gate, Reserve};
+use crate::accept::{self, Gate, Reserve, TurnedAway};
 use crate::banner;
 use crate::config::{Control, Loaded, Names};
 use crate::control;
@@ -122,6 +122,7 @@ pub struct Master {
     homeless: VecDeque<Connection>,
     addresses: Addresses,
     gate: Gate,
+    turned_away: TurnedAway,
     moderation: Moderation,
     /// Connections accepted in this turn.
     accepted: u32,
@@ -226,6 +227,7 @@ impl Master {
             homeless: VecDeque::new(),
             addresses: Addresses::new(snapshot.limits.connections_per_address),
             gate: Gate::new(),
+            turned_away: TurnedAway::default(),
             moderation: Moderation::new(now),
             accepted: 0,
             plea: Plea::new(),
@@ -466,6 +468,11 @@ impl Master {
                     if !self.addresses.enter(counted) {
                         self.addresses.leave(counted);
                         connection.task = ipc::message::Task::Refuse;
+                        if let (Some(peer), Some(limit)) =
+                            (counted, self.config.snapshot.limits.connections_per_address)
+                        {
+                            self.turned_away.note(peer.ip(), limit, now);
+                        }
                     }
                     self.give(connection);
                 }

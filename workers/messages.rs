@@ -171,6 +171,14 @@ impl Worker {
         self.first_read.note(!self.clients.get(key).is_some_and(waits));
     }
 
+    /// Whether every connection that is over counts at once: the master counts those of each address, or has hardly a
+    /// place left for others.
+    fn is_waited_for(&self) -> bool {
+        let records = self.cx.control.records();
+        self.cx.site.snapshot.limits.connections_per_address.is_some()
+            || self.clients.len() + self.cx.finished.len() >= records - records / 8
+    }
+
     /// Tells the master which connections are finished, in batches.
     pub(crate) fn report(&mut self) {
         self.acknowledge();
@@ -178,7 +186,8 @@ impl Worker {
             return;
         }
         let waited_ms = self.cx.clock.now_ms - self.cx.finished_since_ms;
-        if self.cx.finished.len() < REPORT_CONNECTIONS && waited_ms < REPORT_MS && !self.cx.draining {
+        let few = self.cx.finished.len() < REPORT_CONNECTIONS && waited_ms < REPORT_MS;
+        if few && !self.cx.draining && !self.is_waited_for() {
             return;
         }
         let ids = std::mem::take(&mut self.cx.finished);

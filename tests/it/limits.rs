@@ -52,6 +52,25 @@ fn connections_of_one_address_are_bounded() {
 }
 
 #[test]
+fn connections_that_are_over_do_not_count() {
+    let backend = Backend::ok();
+    let conf = Conf::http(&[backend.addr]).tables("[limits]\nconnections_per_address = 2");
+    let proxy = conf.launch().workers(1).start();
+    for number in 0..200 {
+        let end = if number % 2 == 0 { "Connection: close\r\n" } else { "" };
+        let mut client = Client::connect(proxy.addr());
+        let response = client.ask(format!("GET / HTTP/1.1\r\nHost: a\r\n{end}\r\n"));
+        assert_eq!(response.status, 200, "{number}: one connection is open at a time");
+    }
+    // Whoever is refused is named in the log.
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(proxy.addr())).collect();
+    for client in &mut clients {
+        client.get("/");
+    }
+    proxy.wait_for_log(&["refused 1 connections, the last from 127.0.0.1: an address may have 2"]);
+}
+
+#[test]
 fn connections_of_one_address_are_bounded_in_tcp_mode() {
     let backend = Backend::tcp_echo();
     let proxy = Conf::tcp(&[backend.addr]).tables("[limits]\nconnections_per_address = 2").start();
