@@ -169,6 +169,21 @@ pub struct User {
     pub hash: String,
 }
 
+/// How many wrong passwords each worker takes; `None` = any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureLimits {
+    /// For one name from one address in a minute, at least 1.
+    pub per_minute: Option<u32>,
+    /// From one address in a minute, for all names that have not been proved there; at least 1.
+    pub per_minute_address: Option<u32>,
+}
+
+impl Default for FailureLimits {
+    fn default() -> FailureLimits {
+        FailureLimits { per_minute: Some(10), per_minute_address: Some(100) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

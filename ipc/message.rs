@@ -12,7 +12,7 @@ use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;

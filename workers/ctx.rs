@@ -24,7 +24,7 @@ use crate::date::DateCache;
 use crate::dns::{Resolving, Wire};
 use crate::exchange::Exchange;
 use crate::exchange::rewrite::VIA_NAME;
-use crate::forward::auth::Users;
+use crate::forward::auth::users::Users;
 use crate::forward::delivery::Delivery;
 use crate::forward::origins::Origins;
 use crate::forward::special::Own;

@@ -103,6 +103,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
             format: LogFormat::Combined,
         },
         users: Vec::new(),
+        failures: ipc::forward::FailureLimits::default(),
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1000,
         on_removal: OnRemoval::Keep,
