@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use ipc::forward::Tunnel;
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
@@ -57,15 +58,17 @@ pub struct Relay<F = OwnedFd> {
     pub server: Option<u64>,
     /// Reading ends of the pipes that a dead worker left bytes in, by direction: to the server, to the client.
     pub pipes: [Option<F>; 2],
+    /// Of a forward listener: what a worker that goes on with it must know. Ours to keep, not to believe.
+    pub tunnel: Option<Box<Tunnel>>,
 }
 
 impl<F> Relay<F> {
     /// From what comes along with `task`, behind the client's socket; `None` when that is no relay.
     pub fn new(task: &Task, fds: &mut impl Iterator<Item = F>) -> Option<Relay<F>> {
-        let Task::Relay { server, to_server, to_client } = *task else { return None };
+        let Task::Relay { server, to_server, to_client, tunnel } = task else { return None };
         let server_fd = fds.next()?;
-        let pipes = [to_server, to_client].map(|there| if there { fds.next() } else { None });
-        Some(Relay { server_fd, server, pipes })
+        let pipes = [*to_server, *to_client].map(|there| if there { fds.next() } else { None });
+        Some(Relay { server_fd, server: *server, pipes, tunnel: tunnel.clone() })
     }
 }
 
@@ -258,7 +261,7 @@ impl<F> Table<F> {
         let mut batch = (Vec::new(), Vec::new());
         for &id in &self.queued {
             let Some(Place::Queued(connection)) = self.places.get(id as usize) else { continue };
-            bytes += connection.carried_bytes();
+            bytes += connection.task.carried_bytes();
             let fds = batch.1.len() + connection.task.descriptors();
             if (bytes > MAX_CARRIED_BYTES || fds > most) && !batch.0.is_empty() {
                 break;

@@ -28,6 +28,7 @@ use crate::forward::auth::users::Users;
 use crate::forward::delivery::Delivery;
 use crate::forward::origins::Origins;
 use crate::forward::special::Own;
+use crate::forward::uses::Share;
 use crate::io::socket::Socket;
 use crate::io::splice::{Pipe, Pipes};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
@@ -167,6 +168,8 @@ pub struct Ctx {
     pub site: Rc<Site>,
     /// Server choice and kept connections, by group.
     pub pools: Pools,
+    /// What workers count together, until the part that counts takes it.
+    pub share: Option<Share>,
     /// Kept connections to targets that clients have named.
     pub origins: Origins,
     /// What the names of servers stand for.

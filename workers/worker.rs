@@ -82,9 +82,10 @@ impl Worker {
     ///
     /// # Errors
     /// When the channel cannot be watched or the master is gone.
-    pub fn new(poll: Poll, cx: Ctx) -> io::Result<Worker> {
+    pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
+        let forward = Forwarder::new(cx.share.take());
         let mut worker = Worker {
             poll,
             clients: Slab::new(),
@@ -101,7 +102,7 @@ impl Worker {
             due: Vec::new(),
             succession: Succession::new(),
             header_refusals: Refusals::default(),
-            forward: Forwarder::default(),
+            forward,
         };
         // What the master gives every worker before it passes connections.
         worker.on_channel()?.ok_or_else(crate::master_is_gone)?;

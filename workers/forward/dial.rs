@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use ipc::forward::RuleSet;
+use ipc::forward::{RuleSet, Spoken};
 use ipc::snapshot::{Address, ListenerId};
 use log::debug;
 use mio::Token;
@@ -57,8 +57,8 @@ pub enum Waiter {
 /// What is wanted.
 #[derive(Debug)]
 pub struct Want {
-    /// What the access log calls it.
-    pub protocol: &'static str,
+    /// In what it was said.
+    pub spoken: Spoken,
     /// Where to.
     pub target: Endpoint,
     /// In which way it was asked for.
@@ -348,7 +348,7 @@ impl Worker {
             connection.socket.deadline.due_ms = u64::MAX;
         }
         let pass = Pass {
-            protocol: dial.want.protocol,
+            spoken: Some(dial.want.spoken),
             target: dial.want.target.to_string().into(),
             user: dial.want.user.take(),
             rule: dial.rule(by),

@@ -20,7 +20,7 @@ pub mod uses;
 
 use std::net::SocketAddr;
 
-use ipc::forward::Protocols;
+use ipc::forward::{Forward, Protocols, Spoken, Tunnel};
 use ipc::snapshot::Mode;
 
 use crate::client::ClientState;
@@ -29,7 +29,7 @@ use crate::forward::auth::Auth;
 use crate::forward::delivery::Delivery;
 use crate::forward::dial::{Dial, Waiter};
 use crate::forward::opening::{Opening, Protocol};
-use crate::forward::uses::{Lease, Uses};
+use crate::forward::uses::{Lease, Share, Uses};
 use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
@@ -39,8 +39,8 @@ const THROTTLE_MS: u64 = 20;
 /// What logs and limits know of a connection to a target.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// What the client spoke, as the access log has it; empty when a former worker knew it.
-    pub protocol: &'static str,
+    /// What the client spoke; `None` when only a former worker knew it.
+    pub spoken: Option<Spoken>,
     /// The target as it was named.
     pub target: Box<str>,
     /// Who asked for it, if that was proved.
@@ -60,10 +60,54 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// For a worker that goes on with it; `None` = there is nothing to tell, or it is longer than it can be.
+    #[must_use]
+    pub fn tunnel(&self) -> Option<Box<Tunnel>> {
+        let tunnel = Tunnel {
+            spoken: self.spoken?,
+            target: self.target.to_string(),
+            user: self.user.as_deref().map(str::to_owned),
+            rule: self.rule.as_deref().map(str::to_owned),
+            began_us: self.began_us,
+            connected_us: self.connected_us,
+            lifetime_ms: self.lifetime_ms,
+        };
+        Some(Box::new(tunnel)).filter(|tunnel| tunnel.is_sound())
+    }
+
+    /// What is known of one that a former worker has begun. It may have been anybody who said so: what it says is shown
+    /// and counted, and never asked whether something is allowed.
+    #[must_use]
+    pub fn taken_over(tunnel: Option<Box<Tunnel>>, forward: &Forward, now_us: u64) -> Pass {
+        let Some(tunnel) = tunnel.filter(|tunnel| tunnel.is_sound()) else {
+            let lifetime_ms = forward.rules.as_ref().and_then(|rules| rules.lifetime_ms);
+            return Pass { began_us: now_us, connected_us: now_us, lifetime_ms, ..Pass::default() };
+        };
+        let connected_us = tunnel.connected_us.min(now_us);
+        Pass {
+            spoken: Some(tunnel.spoken),
+            target: tunnel.target.into(),
+            user: tunnel.user.map(Into::into),
+            rule: tunnel.rule.map(Into::into),
+            address: None,
+            lease: Lease::default(),
+            began_us: tunnel.began_us.min(connected_us),
+            connected_us,
+            lifetime_ms: tunnel.lifetime_ms,
+        }
+    }
+
+    /// Whether it counts under the rules `set`: those that allowed it, or any when nobody knows which did.
+    #[must_use]
+    pub fn is_under(&self, set: &str) -> bool {
+        let allowed_by = self.rule.as_deref().and_then(|rule| rule.split_once(':'));
+        allowed_by.is_none_or(|(name, _)| name == set)
+    }
+
     /// When it must be over, by the worker's clock.
     #[must_use]
     pub fn ends_ms(&self) -> u64 {
-        self.lifetime_ms.map_or(u64::MAX, |ms| self.connected_us / 1000 + u64::from(ms))
+        self.lifetime_ms.map_or(u64::MAX, |ms| (self.connected_us / 1000).saturating_add(u64::from(ms)))
     }
 
     /// Why it is over, when nothing moves or it has lasted for too long.
@@ -96,6 +140,12 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
+    /// Nothing is under way. `share`: where all workers count.
+    #[must_use]
+    pub fn new(share: Option<Share>) -> Forwarder {
+        Forwarder { uses: Uses::new(share), ..Forwarder::default() }
+    }
+
     /// When something is to be done without an event; `None` = nothing waits for time.
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ipc::forward::Spoken;
 use ipc::snapshot::Mode;
 use ipc::state::Phase;
 
@@ -56,12 +57,12 @@ impl Protocol {
         matches!(first, 0x85 | 0x86).then(|| first - MARK)
     }
 
-    /// As the access log has it.
-    fn name(&self) -> &'static str {
+    /// For logs and limits.
+    fn spoken(&self) -> Spoken {
         match self {
-            Protocol::Socks5(_) => "SOCKS5",
-            Protocol::Socks4 => "SOCKS4",
-            Protocol::Dynamic => "DYNAMIC",
+            Protocol::Socks5(_) => Spoken::Socks5,
+            Protocol::Socks4 => Spoken::Socks4,
+            Protocol::Dynamic => Spoken::Dynamic,
         }
     }
 }
@@ -293,8 +294,8 @@ impl Worker {
                     opening.reply_to = reply_to;
                     opening.target = Some(target.clone());
                     let user = opening.user.clone();
-                    let (protocol, client) = (opening.protocol.name(), opening.client);
-                    let want = Want { protocol, target, way: Way::Plain, credentials, user, kept: false, reply_to };
+                    let (spoken, client) = (opening.protocol.spoken(), opening.client);
+                    let want = Want { spoken, target, way: Way::Plain, credentials, user, kept: false, reply_to };
                     return match self.dial(client, Purpose::Opening(key), want) {
                         Ok(dialed) => self.opening_dialed(key, dialed),
                         Err(dial) => self.opening_waits(key, dial),
@@ -429,7 +430,7 @@ impl Worker {
             self.drop_dial(dial);
         }
         let target = opening.target.as_ref().map(ToString::to_string).unwrap_or_default();
-        let name = opening.protocol.name();
+        let name = opening.protocol.spoken().name();
         self.log_refused_opening(opening.client, name, &target, status, reason, refused);
         let Some(client) = self.clients.get_mut(opening.client) else { return };
         // Before anything is said: nobody is to begin it anew.
