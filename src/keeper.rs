@@ -68,7 +68,8 @@ impl<F> Relay<F> {
         let Task::Relay { server, to_server, to_client, tunnel } = task else { return None };
         let server_fd = fds.next()?;
         let pipes = [*to_server, *to_client].map(|there| if there { fds.next() } else { None });
-        Some(Relay { server_fd, server: *server, pipes, tunnel: tunnel.clone() })
+        let tunnel = tunnel.clone().filter(|tunnel| tunnel.is_sound());
+        Some(Relay { server_fd, server: *server, pipes, tunnel })
     }
 }
 
@@ -483,6 +484,34 @@ mod tests {
         assert_eq!(table.next_batch(1).0.len(), 1);
         table.mark_passed(2);
         assert_eq!(table.next_batch(10).1, vec![&2, &3]);
+    }
+
+    #[test]
+    fn what_is_known_of_tunnels_counts_in_a_batch_and_what_is_too_long_is_not_kept() {
+        let relay = |length| Task::Relay {
+            server: None,
+            to_server: false,
+            to_client: false,
+            tunnel: Some(Box::new(Tunnel {
+                spoken: ipc::forward::Spoken::Connect,
+                target: "x".repeat(length),
+                user: None,
+                rule: None,
+                began_us: 0,
+                connected_us: 0,
+                lifetime_ms: None,
+            })),
+        };
+        let mut table = Table::new(100);
+        for fd in 0..100 {
+            let mut connection = connection(fd);
+            connection.task = relay(900);
+            table.enqueue(connection).unwrap();
+        }
+        let count = table.next_batch(1000).0.len();
+        assert!((60..80).contains(&count), "{count}");
+        let kept = |length| Relay::new(&relay(length), &mut std::iter::once(1)).unwrap().tunnel.is_some();
+        assert_eq!((kept(900), kept(5000)), (true, false));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use crate::common::backend::Backend;
 use crate::common::client::Client;
 use crate::common::proxy::{Launch, Proxy};
-use crate::common::{wait_for, wait_until};
+use crate::common::wait_for;
 use crate::forward::{
     LOOPBACK, connect, echo, guarded, hash, hash_with, launch, log, read_exactly, read_line, socks5_request, stream,
     try_connect,
@@ -123,10 +123,10 @@ fn who_knows_the_password_gets_in_while_another_address_floods() {
     let none = "failures_per_minute = \"none\"\naddress_failures_per_minute = \"none\"";
     let proxy = limited(none, &dear("secret")).start();
     let target = backend.addr;
-    let flood: Vec<Client> =
+    let mut flood: Vec<Client> =
         (0..100).map(|n| begin(&proxy, "127.0.0.2", target, &basic("ann", &format!("wrong {n}")))).collect();
     // As many are waiting as may, or the flood's own would not be sent away.
-    wait_until("the flood has filled its place", || log(&proxy, 0).iter().any(|line| line["status"] == 503));
+    assert_eq!(flood[99].response_to("CONNECT").status, 503);
     let mut client = Client::connect(proxy.addr());
     assert_eq!(connect(&mut client, target, ANN).status, 200);
     echo(&mut client, "let in");
@@ -141,9 +141,9 @@ fn checks_for_those_who_have_gone_are_not_made() {
     let none = "failures_per_minute = \"none\"\naddress_failures_per_minute = \"none\"";
     let proxy = limited(none, &dear("secret")).start();
     let target = backend.addr;
-    let waiting: Vec<Client> =
+    let mut waiting: Vec<Client> =
         (0..40).map(|n| begin(&proxy, "127.0.0.2", target, &basic("ann", &format!("wrong {n}")))).collect();
-    wait_until("their place is full", || log(&proxy, 0).iter().any(|line| line["status"] == 503));
+    assert_eq!(waiting[39].response_to("CONNECT").status, 503, "their place is full");
     // All of them go with a reset. What is not checked has a line of its own.
     for client in &waiting {
         nix::sys::socket::setsockopt(

@@ -226,3 +226,42 @@ impl Worker {
         self.close_client(key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunnel(target: &str) -> Option<Box<Tunnel>> {
+        Some(Box::new(Tunnel {
+            spoken: Spoken::Socks5,
+            target: target.to_owned(),
+            user: Some("ann".to_owned()),
+            rule: Some("office:2".to_owned()),
+            began_us: 5,
+            connected_us: 7,
+            lifetime_ms: Some(1000),
+        }))
+    }
+
+    #[test]
+    fn what_is_told_of_a_tunnel_is_what_is_known_of_it() {
+        let forward = Forward { protocols: Protocols::ALL, rules: None };
+        let pass = Pass::taken_over(tunnel("a.test:443"), &forward, 1_000_000);
+        assert_eq!(pass.tunnel(), tunnel("a.test:443"));
+        assert!(pass.is_under("office") && !pass.is_under("offic") && !pass.is_under("other"));
+        assert_eq!(pass.ends_ms(), 1000);
+    }
+
+    #[test]
+    fn what_cannot_be_is_not_believed() {
+        let forward = Forward { protocols: Protocols::ALL, rules: None };
+        let long = Pass::taken_over(tunnel(&"x".repeat(5000)), &forward, 9);
+        assert_eq!((long.spoken, long.user, long.began_us, long.connected_us), (None, None, 9, 9));
+        assert!(Pass::default().is_under("office"), "nobody knows");
+        let mut future = tunnel("a.test:443").unwrap();
+        (future.began_us, future.connected_us, future.lifetime_ms) = (u64::MAX, u64::MAX, Some(u32::MAX));
+        let pass = Pass::taken_over(Some(future), &forward, 1_000_000);
+        assert_eq!((pass.began_us, pass.connected_us), (1_000_000, 1_000_000));
+        assert_eq!(pass.ends_ms(), 1000 + u64::from(u32::MAX));
+    }
+}
