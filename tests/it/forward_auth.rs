@@ -184,6 +184,30 @@ fn who_closes_within_a_socks_negotiation_is_not_waited_for() {
 }
 
 #[test]
+fn who_waits_too_long_for_a_check_is_told_so() {
+    let users = "[users]\nfile = \"{dir}/users\"\nfailures_per_minute = \"none\"";
+    let rules = format!("auth = \"required\"\nlist = [{LOOPBACK}]");
+    let hash = hash_with("secret", 32 * 1024, 3);
+    let proxy = launch(&rules, &format!("timeouts.header = \"200ms\"\n{users}"));
+    let proxy = proxy.file("users", &format!("ann:{hash}\n")).workers(1).start();
+    let mut clients: Vec<_> = (0..16)
+        .map(|n| {
+            let mut socks = stream(&proxy);
+            socks.write_all(&[&[5, 1, 2][..], b"\x01\x03ann\x01", &[n]].concat()).unwrap();
+            socks
+        })
+        .collect();
+    // Checked or not, each has its answer.
+    for client in &mut clients {
+        assert_eq!(read_exactly(client, 4), [5, 2, 1, 1]);
+    }
+    let lines = log(&proxy, 16);
+    let busy = |line: &&serde_json::Value| line["reason"] == "too many passwords wait to be checked";
+    assert!(lines.iter().filter(busy).all(|line| line["status"] == 503));
+    assert!(lines.iter().any(|line| busy(&line)), "{lines:?}");
+}
+
+#[test]
 fn who_was_proved_before_a_reload_is_checked_again() {
     let backend = Backend::tcp_echo();
     let mut proxy = guarded("").workers(1).start();
