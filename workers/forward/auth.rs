@@ -40,6 +40,8 @@ const REMEMBER_MS: u64 = 10 * 60_000;
 const REMEMBERED: usize = 100_000;
 /// The longest password that is looked at; bcrypt itself ends at 72 bytes.
 const PASSWORD_MAX: usize = 1024;
+/// The longest name that a user can have.
+const NAME_MAX: usize = 255;
 
 /// A keyed hash of a name, a password and the hash it is checked against.
 type Mark = [u8; 32];
@@ -159,7 +161,7 @@ impl<W: Copy + Eq + Hash> Auth<W> {
         (registry, token): (&Registry, Token),
     ) -> Check {
         let Claim { user, password, source } = claim;
-        if password.len() > PASSWORD_MAX {
+        if password.len() > PASSWORD_MAX || user.len() > NAME_MAX {
             return Check::Wrong;
         }
         let Some(against) = users.against(user) else { return Check::Wrong };

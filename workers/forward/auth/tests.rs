@@ -204,7 +204,10 @@ fn wrong_passwords_are_bounded_and_right_ones_that_are_remembered_do_not_notice(
 }
 
 #[test]
-fn too_long_a_password_is_not_looked_at() {
+fn too_long_a_password_or_name_is_not_looked_at() {
     let mut bench = Bench::new(&[("ann", argon2id("secret"))]);
+    assert_eq!(bench.check(&"x".repeat(NAME_MAX + 1), "secret", 1), Check::Wrong);
+    assert_eq!(bench.check(&"x".repeat(NAME_MAX), "secret", 1), Check::Pending);
+    bench.finished(1);
     assert_eq!(bench.check("ann", &"x".repeat(PASSWORD_MAX + 1), 1), Check::Wrong);
 }
