@@ -141,14 +141,14 @@ impl PortRange {
     }
 }
 
-/// What one user, or one address, may use of each worker; `None` = no bound.
+/// What one user, or one address, may use; `None` = no bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UseLimits {
-    /// Connections to targets at a time, at least 1.
+    /// Connections to targets at a time, over all workers, at least 1.
     pub connections: Option<u32>,
-    /// Connections to targets begun in a second, at least 1.
+    /// Connections to targets begun in a second, of each worker, at least 1.
     pub connections_per_second: Option<u32>,
-    /// Bytes relayed in a second, both ways together, at least 1024.
+    /// Bytes relayed in a second, both ways together, of each worker, at least 1024.
     pub rate_bytes: Option<u64>,
 }
 
@@ -167,6 +167,89 @@ pub struct User {
     pub name: String,
     /// The password's hash: a PHC string of argon2id, or one of bcrypt. It can be read by the libraries for them.
     pub hash: String,
+}
+
+/// In what a target was named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Spoken {
+    /// A request in absolute-form.
+    Http,
+    /// CONNECT of HTTP.
+    Connect,
+    /// SOCKS version 5.
+    Socks5,
+    /// SOCKS version 4 or 4a.
+    Socks4,
+    /// The dynamic address exchange.
+    Dynamic,
+}
+
+impl Spoken {
+    /// As the access log has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Spoken::Http => "HTTP",
+            Spoken::Connect => "CONNECT",
+            Spoken::Socks5 => "SOCKS5",
+            Spoken::Socks4 => "SOCKS4",
+            Spoken::Dynamic => "DYNAMIC",
+        }
+    }
+}
+
+/// What a worker that goes on with a tunnel must know of it: for its log, its limits and its end. The master keeps it
+/// beside the tunnel's descriptors, and looks at nothing in it but its size. Times are microseconds of the monotonic
+/// clock, which all processes of a machine share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// In what it was asked for.
+    pub spoken: Spoken,
+    /// The target as it was named.
+    pub target: String,
+    /// Who asked for it, if that was proved.
+    pub user: Option<String>,
+    /// The rule that allowed it, as `SET:RULE`.
+    pub rule: Option<String>,
+    /// When it was asked for.
+    pub began_us: u64,
+    /// When it stood.
+    pub connected_us: u64,
+    /// How long it may last from then on; `None` = no bound.
+    pub lifetime_ms: Option<u32>,
+}
+
+impl Tunnel {
+    /// What one adds to a message at most: [`Tunnel::bytes`] of one that is sound.
+    pub const BYTES_MAX: usize = 1024;
+
+    /// About what it adds to a message, never less.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        48 + self.target.len() + text(&self.user) + text(&self.rule)
+    }
+
+    /// Whether it is no longer than any that a worker makes. One that is longer comes from none that works as it should.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.bytes() <= Self::BYTES_MAX
+    }
+}
+
+/// How many wrong passwords each worker takes; `None` = any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureLimits {
+    /// For one name from one address in a minute, at least 1.
+    pub per_minute: Option<u32>,
+    /// From one address in a minute, for all names that have not been proved there; at least 1.
+    pub per_minute_address: Option<u32>,
+}
+
+impl Default for FailureLimits {
+    fn default() -> FailureLimits {
+        FailureLimits { per_minute: Some(10), per_minute_address: Some(100) }
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +271,23 @@ mod tests {
         }
         assert!(NameMatch::Exact("a.test".to_owned()).matches("a.test"));
         assert!(!NameMatch::Exact("a.test".to_owned()).matches("b.a.test"));
+    }
+
+    #[test]
+    fn a_tunnel_takes_no_more_room_than_it_says() {
+        let text = |length| "x".repeat(length);
+        let tunnel = Tunnel {
+            spoken: Spoken::Dynamic,
+            target: text(259),
+            user: Some(text(255)),
+            rule: Some(text(300)),
+            began_us: u64::MAX,
+            connected_us: u64::MAX,
+            lifetime_ms: Some(u32::MAX),
+        };
+        assert!(tunnel.is_sound());
+        assert!(postcard::to_stdvec(&tunnel).unwrap().len() <= tunnel.bytes());
+        assert!(!Tunnel { target: text(5000), ..tunnel }.is_sound());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod mutations;
 use serde::Serialize;
 
 use crate::control::{Answer, Greeting, Role, Status, Unprotected, Who, WorkerStatus};
+use crate::forward::{Spoken, Tunnel};
 use crate::handover::{Bound, Handed, ServerName, ToSuccessor};
 use crate::message::{GivenBack, Kept, Layout, Passed, Relaying, Task, ToMaster, ToWorker, VERSION};
 use crate::origin::{Ends, Origin};
@@ -19,13 +20,26 @@ fn mutated_messages_are_refused_or_read_as_written() {
 }
 
 /// A message of each kind that is more than a number, by the name of its seed.
+fn tunnel() -> Tunnel {
+    Tunnel {
+        spoken: Spoken::Socks5,
+        target: "example.com:443".to_owned(),
+        user: Some("ann".to_owned()),
+        rule: Some("office:2".to_owned()),
+        began_us: 1_000_000,
+        connected_us: 1_020_000,
+        lifetime_ms: Some(86_400_000),
+    }
+}
+
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     fn sample(name: &'static str, message: &impl Serialize) -> (&'static str, Vec<u8>) {
         (name, postcard::to_stdvec(message).unwrap())
     }
     let address = "127.0.0.1:4711".parse().unwrap();
     let passed = |id, task, origin| Passed { id, listener: 1, peer: Some(address), origin, task, kept: id % 2 == 0 };
-    let relay = Task::Relay { server: Some(3), to_server: true, to_client: false };
+    let known = Some(Box::new(tunnel()));
+    let relay = Task::Relay { server: Some(3), to_server: true, to_client: false, tunnel: known };
     let told = Origin::Told(Some(Ends { source: address, destination: "[::1]:80".parse().unwrap() }));
     let bound = || vec![Bound { address: Address::Inet(address), lent: true }];
     let handed = Handed {
@@ -53,6 +67,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         sample(
             "hello",
             &ToWorker::Hello {
+                row: Some(3),
                 version: VERSION,
                 index: 1,
                 layout: Layout { records: 512, slots: 64, slot_bytes: 32768 },
@@ -78,7 +93,10 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         sample(
             "relaying",
-            &ToMaster::Relaying(vec![Relaying { id: 9, server: Some(70_000) }, Relaying { id: 10, server: None }]),
+            &ToMaster::Relaying(vec![
+                Relaying { id: 9, server: Some(70_000), tunnel: None },
+                Relaying { id: 10, server: None, tunnel: Some(Box::new(tunnel())) },
+            ]),
         ),
         sample(
             "resolved",

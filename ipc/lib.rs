@@ -9,6 +9,7 @@ pub mod descriptors;
 pub mod fault;
 pub mod forward;
 pub mod handover;
+pub mod ledger;
 pub mod message;
 pub mod origin;
 pub mod sealed;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::forward::Tunnel;
 use crate::handover::Bound;
 use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
@@ -17,7 +18,8 @@ pub const VERSION: u16 = 5;
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
 
-/// Bytes of unanswered requests carried by one message at most, all its connections together.
+/// Bytes of unanswered requests, and of what is known of tunnels, carried by one message at most, all its connections
+/// together.
 pub const MAX_CARRIED_BYTES: usize = 64 * 1024;
 
 /// Addresses that one name of servers stands for at most.
@@ -26,13 +28,15 @@ pub const MAX_ENDPOINTS: usize = 256;
 /// From the master to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first message. Descriptors: the sealed snapshot, the shared region, then the access log's file
-    /// when the snapshot wants one (standard output included).
+    /// The first message. Descriptors: the sealed snapshot, the shared region, the ledger of all workers, then the
+    /// access log's file when the snapshot wants one (standard output included).
     Hello {
         /// [`VERSION`].
         version: u16,
         /// The worker's number, from 0.
         index: u16,
+        /// The process's row in the ledger; `None` = there is none for it.
+        row: Option<u16>,
         /// How the shared region is laid out.
         layout: Layout,
     },
@@ -140,13 +144,15 @@ pub struct GivenBack {
 }
 
 /// One relay in use, as the worker reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relaying {
     /// The client's connection.
     pub id: u32,
     /// The server it is relayed to, by its [`crate::snapshot::Server::number`]: that holds whichever configuration
     /// either side works by at the moment.
     pub server: Option<u64>,
+    /// Of a forward listener: what whoever goes on with it must know.
+    pub tunnel: Option<Box<Tunnel>>,
 }
 
 /// How the shared region of one worker is laid out; both sides derive every offset from it.
@@ -197,10 +203,22 @@ pub enum Task {
         to_server: bool,
         /// A pipe with bytes for the client comes with it.
         to_client: bool,
+        /// Of a forward listener: what is known of it.
+        tunnel: Option<Box<Tunnel>>,
     },
 }
 
 impl Task {
+    /// What counts against [`MAX_CARRIED_BYTES`] in a message.
+    #[must_use]
+    pub fn carried_bytes(&self) -> usize {
+        match self {
+            Task::Resume(bytes) => bytes.len(),
+            Task::Relay { tunnel, .. } => tunnel.as_ref().map_or(0, |tunnel| tunnel.bytes()),
+            Task::Serve | Task::Fail | Task::Refuse => 0,
+        }
+    }
+
     /// Descriptors that travel with it.
     #[must_use]
     pub fn descriptors(&self) -> usize {

@@ -14,6 +14,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -164,10 +165,47 @@ impl Control {
     }
 }
 
+/// A file of nothing but words, mapped. See [`crate::ledger`].
+#[derive(Debug)]
+pub(crate) struct Words {
+    mapping: Mapping,
+    count: usize,
+}
+
+// SAFETY: the mapping is only reached through shared references to atomics.
+unsafe impl Send for Words {}
+
+impl Words {
+    /// Makes a file of `count` words, all 0. Its size can never change.
+    pub(crate) fn create(name: &str, count: usize) -> io::Result<OwnedFd> {
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, (count * size_of::<AtomicU64>()) as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW)?;
+        Ok(fd)
+    }
+
+    /// Maps the first `count` words of a file.
+    pub(crate) fn map(fd: impl AsFd, count: usize) -> io::Result<Words> {
+        let bytes = count * size_of::<AtomicU64>();
+        check_file(fd.as_fd(), bytes)?;
+        Ok(Words { mapping: Mapping::new(fd.as_fd(), 0, bytes)?, count })
+    }
+
+    /// Them.
+    pub(crate) fn all(&self) -> &[AtomicU64] {
+        // SAFETY: so many words are mapped as long as `self` lives, beginning at a page's start; they are atomics, for
+        // which every bit pattern is valid and shared access is sound.
+        unsafe { std::slice::from_raw_parts(self.mapping.base.cast::<AtomicU64>().as_ptr(), self.count) }
+    }
+}
+
 fn check_size(fd: BorrowedFd<'_>, layout: &Layout) -> io::Result<()> {
     layout.check()?;
+    check_file(fd, layout.control_bytes() + layout.arena_bytes())
+}
+
+fn check_file(fd: BorrowedFd<'_>, needed: usize) -> io::Result<()> {
     let size = rustix::fs::fstat(fd)?.st_size;
-    let needed = layout.control_bytes() + layout.arena_bytes();
     let sealed = rustix::fs::fcntl_get_seals(fd)?.contains(SealFlags::SHRINK);
     if !sealed || usize::try_from(size).unwrap_or(0) < needed {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the shared region does not fit its layout"));

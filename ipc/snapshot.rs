@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::forward::{Forward, User};
+use crate::forward::{FailureLimits, Forward, User};
 use crate::handover::ServerName;
 
 /// One complete, checked configuration. Immutable once made; a reload makes a new one.
@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub access_log: AccessLog,
     /// Who may prove to be whom on forward listeners; no two have the same name.
     pub users: Vec<User>,
+    /// How many wrong passwords there may be.
+    pub failures: FailureLimits,
     /// Peers whose `X-Forwarded-*` and `Forwarded` fields are believed and appended to.
     pub trusted_proxies: Vec<Network>,
     /// How long a graceful stop waits for requests in progress.

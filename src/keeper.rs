@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use ipc::forward::Tunnel;
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
@@ -57,15 +58,18 @@ pub struct Relay<F = OwnedFd> {
     pub server: Option<u64>,
     /// Reading ends of the pipes that a dead worker left bytes in, by direction: to the server, to the client.
     pub pipes: [Option<F>; 2],
+    /// Of a forward listener: what a worker that goes on with it must know. Ours to keep, not to believe.
+    pub tunnel: Option<Box<Tunnel>>,
 }
 
 impl<F> Relay<F> {
     /// From what comes along with `task`, behind the client's socket; `None` when that is no relay.
     pub fn new(task: &Task, fds: &mut impl Iterator<Item = F>) -> Option<Relay<F>> {
-        let Task::Relay { server, to_server, to_client } = *task else { return None };
+        let Task::Relay { server, to_server, to_client, tunnel } = task else { return None };
         let server_fd = fds.next()?;
-        let pipes = [to_server, to_client].map(|there| if there { fds.next() } else { None });
-        Some(Relay { server_fd, server, pipes })
+        let pipes = [*to_server, *to_client].map(|there| if there { fds.next() } else { None });
+        let tunnel = tunnel.clone().filter(|tunnel| tunnel.is_sound());
+        Some(Relay { server_fd, server: *server, pipes, tunnel })
     }
 }
 
@@ -258,7 +262,7 @@ impl<F> Table<F> {
         let mut batch = (Vec::new(), Vec::new());
         for &id in &self.queued {
             let Some(Place::Queued(connection)) = self.places.get(id as usize) else { continue };
-            bytes += connection.carried_bytes();
+            bytes += connection.task.carried_bytes();
             let fds = batch.1.len() + connection.task.descriptors();
             if (bytes > MAX_CARRIED_BYTES || fds > most) && !batch.0.is_empty() {
                 break;
@@ -480,6 +484,34 @@ mod tests {
         assert_eq!(table.next_batch(1).0.len(), 1);
         table.mark_passed(2);
         assert_eq!(table.next_batch(10).1, vec![&2, &3]);
+    }
+
+    #[test]
+    fn what_is_known_of_tunnels_counts_in_a_batch_and_what_is_too_long_is_not_kept() {
+        let relay = |length| Task::Relay {
+            server: None,
+            to_server: false,
+            to_client: false,
+            tunnel: Some(Box::new(Tunnel {
+                spoken: ipc::forward::Spoken::Connect,
+                target: "x".repeat(length),
+                user: None,
+                rule: None,
+                began_us: 0,
+                connected_us: 0,
+                lifetime_ms: None,
+            })),
+        };
+        let mut table = Table::new(100);
+        for fd in 0..100 {
+            let mut connection = connection(fd);
+            connection.task = relay(900);
+            table.enqueue(connection).unwrap();
+        }
+        let count = table.next_batch(1000).0.len();
+        assert!((60..80).contains(&count), "{count}");
+        let kept = |length| Relay::new(&relay(length), &mut std::iter::once(1)).unwrap().tunnel.is_some();
+        assert_eq!((kept(900), kept(5000)), (true, false));
     }
 
     #[test]

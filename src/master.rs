@@ -36,7 +36,7 @@ use crate::privilege::{self, Identity};
 use crate::process::{Spawn, System};
 use crate::reload::{Recipe, Reload};
 use crate::signals;
-use crate::supervise::{Equipment, Seat, Worker};
+use crate::supervise::{Equipment, Seat, Shared, Worker};
 use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
@@ -140,6 +140,8 @@ pub struct Master {
     /// The configuration in force. Its snapshot has what is no longer configured and still has connections, too.
     config: Loaded,
     sealed: Rc<OwnedFd>,
+    /// What all workers count in.
+    shared: Shared,
     access_log: Option<Rc<OwnedFd>>,
     reload: Reload,
     control: Option<control::Server>,
@@ -214,6 +216,7 @@ impl Master {
             watch(&poll, control.as_fd(), CONTROL, Interest::READABLE).map_err(registered)?;
         }
         let sealed = ipc::sealed::write(snapshot).map_err(internal("cannot make the workers' configuration"))?;
+        let shared = Shared::new().map_err(internal("cannot make the memory that workers share"))?;
         let access_log = open_access_log(&snapshot.access_log.to)?;
         let now = Instant::now();
         let mut master = Master {
@@ -240,6 +243,7 @@ impl Master {
             sweep_at: None,
             ping_at: now,
             sealed: Rc::new(sealed),
+            shared,
             access_log,
             reload,
             control,
@@ -505,6 +509,7 @@ impl Master {
             snapshot: self.sealed.as_fd(),
             generation: self.config.snapshot.generation,
             access_log: self.access_log.as_ref().map(|log| log.as_fd()),
+            shared: &self.shared,
             layout: self.layout,
             made: self.made(),
             log_level: self.log_level.as_deref(),

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, SendError};
+use ipc::ledger::Ledger;
 use ipc::message::{Layout, ToWorker, VERSION};
 use ipc::shm::{self, Control};
 use rustix::process::{Pid, Signal};
@@ -110,6 +111,8 @@ pub struct Worker {
     pub readable: bool,
     /// What it was started with and cannot change.
     pub made: Made,
+    /// Its row in the ledger, for as long as this is kept.
+    _row: Row,
     /// The channel had no room for what was last to be sent.
     pub blocked: bool,
 }
@@ -123,6 +126,39 @@ pub struct Made {
     pub connections: Option<u32>,
 }
 
+/// A row of the ledger that a process has, to be had by another once this is dropped.
+#[derive(Debug)]
+struct Row {
+    ledger: Rc<Ledger>,
+    row: Option<u16>,
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        if let Some(row) = self.row {
+            self.ledger.release(row);
+        }
+    }
+}
+
+/// The ledger of all workers: mapped, and as its file.
+#[derive(Debug)]
+pub struct Shared {
+    ledger: Rc<Ledger>,
+    file: OwnedFd,
+}
+
+impl Shared {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When memory or descriptors are short.
+    pub fn new() -> io::Result<Shared> {
+        let file = ipc::ledger::create()?;
+        Ok(Shared { ledger: Rc::new(Ledger::map(&file)?), file })
+    }
+}
+
 /// What every worker gets at its start.
 #[derive(Debug)]
 pub struct Equipment<'a> {
@@ -132,6 +168,8 @@ pub struct Equipment<'a> {
     pub generation: u64,
     /// Where the access log goes, when there is one.
     pub access_log: Option<BorrowedFd<'a>>,
+    /// What all workers count in.
+    pub shared: &'a Shared,
     /// Its shared region's layout.
     pub layout: Layout,
     /// What else it cannot change.
@@ -149,8 +187,10 @@ impl Worker {
         let region = shm::create(&equipment.layout)?;
         let control = Control::map(&region, &equipment.layout)?;
         let (mut channel, theirs) = Channel::pair()?;
-        let hello = ToWorker::Hello { version: VERSION, index, layout: equipment.layout };
-        let mut fds = vec![equipment.snapshot, region.as_fd()];
+        let Shared { ledger, file } = equipment.shared;
+        let row = Row { ledger: Rc::clone(ledger), row: ledger.claim() };
+        let hello = ToWorker::Hello { version: VERSION, index, row: row.row, layout: equipment.layout };
+        let mut fds = vec![equipment.snapshot, region.as_fd(), file.as_fd()];
         fds.extend(equipment.access_log);
         // The end not yet given to anybody queues it: if the child starts at all, it finds it.
         channel.send(&hello, &fds).map_err(|error| match error {
@@ -174,6 +214,7 @@ impl Worker {
             errands: Vec::new(),
             readable: true,
             made: equipment.made,
+            _row: row,
             blocked: false,
         })
     }

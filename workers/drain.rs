@@ -92,7 +92,7 @@ impl Worker {
             let most = self.cx.descriptors.given_at_once();
             let (mut bytes, mut descriptors) = (0, 0);
             let fits = |(one, own): &&(GivenBack, Vec<OwnedFd>)| {
-                bytes += one.carried.len();
+                bytes += one.carried.len() + one.own.as_ref().map_or(0, Task::carried_bytes);
                 descriptors += own.len();
                 bytes <= MAX_CARRIED_BYTES && descriptors <= most
             };

@@ -1,9 +1,9 @@
 //! Everything one worker process does: it takes connections from the master and relays them to backends.
 //!
-//! [`run`] is the way in. The worker listens nowhere and accepts nothing.
+//! [`run`] is the way in. The worker listens nowhere, and accepts only when its master has died.
 
-pub mod accepting;
-mod access_log;
+mod accepting;
+pub mod access_log;
 pub mod backend;
 pub mod balance;
 pub mod buffer;
@@ -13,8 +13,8 @@ pub mod date;
 pub mod dns;
 mod drain;
 pub mod exchange;
-pub mod first_read;
-mod forward;
+mod first_read;
+pub mod forward;
 pub mod io;
 mod messages;
 mod orphan;
@@ -40,6 +40,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use ipc::channel::{Channel, RecvError};
+use ipc::ledger::Ledger;
 use ipc::message::{ToWorker, VERSION};
 use ipc::shm::{Arena, Control};
 use ipc::snapshot::LogTarget;
@@ -73,14 +74,14 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
     let poll = Poll::new()?;
     let (message, mut fds) = first_message(&mut channel)?;
     let invalid = |what: &str| stdio::Error::new(stdio::ErrorKind::InvalidData, what.to_owned());
-    let ToWorker::Hello { version, layout, .. } = message else {
+    let ToWorker::Hello { version, layout, row, .. } = message else {
         return Err(invalid("the master's first message is no greeting"));
     };
     if version != VERSION {
         return Err(invalid("the master speaks another version of the protocol; restart it"));
     }
-    let log_fd = if fds.len() == 3 { fds.pop() } else { None };
-    let (Some(region), Some(sealed)) = (fds.pop(), fds.pop()) else {
+    let log_fd = if fds.len() == 4 { fds.pop() } else { None };
+    let (Some(ledger), Some(region), Some(sealed)) = (fds.pop(), fds.pop(), fds.pop()) else {
         return Err(invalid("descriptors are missing from the master's greeting"));
     };
     let snapshot = ipc::sealed::read(&sealed)?;
@@ -102,6 +103,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         names,
         dns: dns::Resolving::new(site.snapshot.dns.clone(), poll.registry().try_clone()?, token),
         dns_timer: None,
+        share: Some(forward::uses::Share::new(Ledger::map(&ledger)?, row)),
         control: Control::map(&region, &layout)?,
         arena: Arena::map(&region, &layout)?,
         channel,

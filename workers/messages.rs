@@ -136,7 +136,9 @@ impl Worker {
                 self.close_client(key);
             }
             (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
-            (Task::Relay { server, to_server, .. }, _, _) => self.adopt_relay(key, server, to_server, rest),
+            (Task::Relay { server, to_server, tunnel, .. }, _, _) => {
+                self.adopt_relay(key, server, to_server, tunnel, rest);
+            }
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {
                 client.socket.reset();

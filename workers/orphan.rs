@@ -359,9 +359,7 @@ pub(crate) fn batch(given: &[Given]) -> usize {
     let (mut fds, mut bytes) = (0, 0);
     let fits = |(handed, more): &&Given| {
         fds += more.len();
-        if let Task::Resume(carried) = &handed.passed.task {
-            bytes += carried.len();
-        }
+        bytes += handed.passed.task.carried_bytes();
         fds <= MAX_DESCRIPTORS && bytes <= MAX_CARRIED_BYTES
     };
     given.iter().take_while(fits).count().max(1)

@@ -190,7 +190,8 @@ impl Worker {
                 let upstream = relay.upstream.and_then(|key| self.upstreams.get(key));
                 if let (Some(client), Some(upstream)) = (self.clients.get(relay.client), upstream) {
                     let server = relay.place.map(|place| self.cx.pools.server(place).number);
-                    relaying.push(Relaying { id: client.id, server });
+                    let tunnel = relay.pass.as_ref().and_then(|pass| pass.tunnel());
+                    relaying.push(Relaying { id: client.id, server, tunnel });
                     fds.push(upstream.socket.as_fd());
                 }
             }
@@ -345,7 +346,8 @@ impl Worker {
             fds.extend(pipe.map(|(pipe, _)| pipe.into_reading_end()));
             fds.len()
         });
-        let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server };
+        let tunnel = relay.pass.as_ref().and_then(|pass| pass.tunnel());
+        let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server, tunnel };
         let Some(mut client) = self.clients.remove(relay.client) else { return };
         self.cx.deregister(&mut client.socket);
         self.cx.forget(&mut client.socket);
@@ -428,7 +430,7 @@ impl Worker {
         let reason = reason.map(|reason| reason.to_string());
         let address = pass.address.map(|address| address.to_string());
         let text = |text: &str| Some(text.as_bytes().to_vec()).filter(|text| !text.is_empty());
-        let (protocol, target) = (text(pass.protocol), text(&pass.target));
+        let (protocol, target) = (pass.spoken.and_then(|spoken| text(spoken.name())), text(&pass.target));
         let entry = Entry {
             client: self.clients.get(relay.client).and_then(|client| client.peer),
             method: protocol.as_deref(),

@@ -88,9 +88,10 @@ impl Worker {
     ///
     /// # Errors
     /// When the channel cannot be watched or the master is gone.
-    pub fn new(poll: Poll, cx: Ctx) -> io::Result<Worker> {
+    pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
+        let forward = Forwarder::new(cx.share.take());
         let mut worker = Worker {
             poll,
             clients: Slab::new(),
@@ -109,7 +110,7 @@ impl Worker {
             accepting: Accepting::default(),
             first_read: FirstRead::default(),
             header_refusals: Refusals::default(),
-            forward: Forwarder::default(),
+            forward,
         };
         // What the master gives every worker before it passes connections.
         worker.on_channel()?.ok_or_else(crate::master_is_gone)?;

@@ -82,6 +82,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
     process.control = check.control(&file);
     process.upgrade_timeout_ms = file.upgrade_timeout_ms.unwrap_or(DEFAULT_UPGRADE_TIMEOUT_MS);
     let global = merged(DEFAULT_TIMEOUTS, &file.timeouts);
+    let failures = Check::failures(&file);
     let (users_file, users) = check.users(&file);
     check.rule_sets(&file, users_file.is_some().then_some(&users));
     process.users_file = users_file;
@@ -113,6 +114,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
             format: file.log_format.unwrap_or(LogFormat::Combined),
         },
         users,
+        failures,
         trusted_proxies: file.trusted_proxies.into_iter().map(|at| at.value).collect(),
         shutdown_timeout_ms: file.shutdown_timeout_ms.unwrap_or(DEFAULT_SHUTDOWN_MS),
         on_removal: file.on_removal.unwrap_or(OnRemoval::Keep),

@@ -288,6 +288,10 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 limits,
                 access_log,
                 users: super::users::parse(USERS).0,
+                failures: FailureLimits {
+                    per_minute: limits.connections,
+                    per_minute_address: limits.body_bytes.is_none().then_some(1),
+                },
                 trusted_proxies,
                 shutdown_timeout_ms,
                 on_removal,

@@ -84,7 +84,7 @@ pub struct File {
     pub routes: Vec<Route>,
     pub groups: Vec<Group>,
     pub rule_sets: Vec<RuleSet>,
-    pub users: Option<At<PathBuf>>,
+    pub users: Option<Users>,
 }
 
 /// Time limits, as far as they are set.
@@ -162,6 +162,16 @@ pub struct Rule {
     pub names: Vec<At<NameMatch>>,
     pub networks: Vec<At<Network>>,
     pub ports: Vec<PortRange>,
+}
+
+/// `[users]`. The inner options are "none".
+#[derive(Debug)]
+pub struct Users {
+    pub file: At<PathBuf>,
+    /// Wrong passwords for one name from one address.
+    pub per_minute: Option<Option<u32>>,
+    /// Wrong passwords from one address.
+    pub per_minute_address: Option<Option<u32>>,
 }
 
 /// What one user or one address may use. The inner option is "none".

@@ -16,6 +16,9 @@ use super::{Control, Loaded, Names, Options, OsGroup, OsUser, Report, Workers, c
 pub const USERS: &str = "ann:$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$u7rDJMrE1ytKEMGSLG7/c9uDXFIlaDHC\n\
                          bob:$2y$04$DtTq..GtZEd.xTa43Bl6Fu/Em2b96F/vC6axcSTaA9jH/L.lUlpSK\n";
 
+/// A user with a hash of cost N.
+const BCRYPT: &str = "bN:$2y$N$DtTq..GtZEd.xTa43Bl6Fu/Em2b96F/vC6axcSTaA9jH/L.lUlpSK\n";
+
 /// A machine with 4 cores, a user and a group `www-data`, the directories `/`, `/run` and `/var/log`, and names
 /// that begin with `one.` and `two.` for that many addresses.
 pub struct TestSystem;
@@ -42,6 +45,7 @@ impl System for TestSystem {
     fn read(&self, path: &Path) -> io::Result<String> {
         match path.to_str() {
             Some("/run/users") => Ok(USERS.to_owned()),
+            Some("/run/mixed") => Ok((4..13).map(|cost| BCRYPT.replace("N", &format!("{cost:02}"))).collect()),
             Some("/run/broken") => Ok("ann:nothing\nbob\n".to_owned()),
             Some("/etc/resolv.conf") => Ok("nameserver 10.0.0.9\nsearch test\noptions ndots:2\n".to_owned()),
             Some("/etc/hosts" | "/run/hosts") => Ok("127.0.0.1 localhost\n10.0.0.5 five\n".to_owned()),
@@ -685,6 +689,9 @@ fn wrong_proxy_protocol_says_what_to_write() {
 }
 
 const FORWARD: &str = "[[listen]]\nbind = \"127.0.0.1:3128\"\nmode = \"forward\"\n";
+/// The same with rules that allow something.
+const OPEN: &str = "[[listen]]\nbind = \"127.0.0.1:3128\"\nmode = \"forward\"\nrules = \"o\"\n\
+                    [rules.o]\nlist = [{ action = \"allow\", names = [\"a.test\"] }]\n";
 
 #[test]
 fn a_forward_listener_speaks_everything_and_needs_no_group() {
@@ -741,6 +748,29 @@ fn wrong_rules_say_what_to_write() {
     let shown = bad_after_sound("[[listen]]\nbind = \"127.0.0.1:1\"\nrules = \"o\"\nprotocols = [\"http\"]");
     assert!(shown.contains("`rules` is for forward listeners only"), "{shown}");
     assert!(shown.contains("`protocols` is for forward listeners only"), "{shown}");
+}
+
+#[test]
+fn wrong_passwords_are_bounded_unless_that_is_turned_off() {
+    let limits = |more: &str| {
+        let loaded = good(&format!("[users]\nfile = \"/run/users\"\n{more}\n{OPEN}"));
+        assert_dump_reads_back(&loaded);
+        let failures = loaded.snapshot.failures;
+        (failures.per_minute, failures.per_minute_address)
+    };
+    assert_eq!(limits(""), (Some(10), Some(100)));
+    assert_eq!(limits("failures_per_minute = 3\naddress_failures_per_minute = \"none\""), (Some(3), None));
+    for wrong in ["0", "1_000_001", "\"no\""] {
+        let shown = bad(&format!("[users]\nfile = \"/run/users\"\nfailures_per_minute = {wrong}"));
+        assert!(shown.contains("`failures_per_minute`"), "{shown}");
+    }
+}
+
+#[test]
+fn hashes_that_cost_too_many_different_times_are_warned_of() {
+    let loaded = read(&format!("[users]\nfile = \"/run/mixed\"\n{OPEN}")).unwrap();
+    let shown = loaded.warnings.to_string();
+    assert!(shown.contains("the hashes in `/run/mixed` were made with 9 different settings"), "{shown}");
 }
 
 #[test]

@@ -484,7 +484,9 @@ fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mu
     }
     connection.strikes = 0;
     connection.task = match given.own {
-        Some(task @ Task::Relay { .. }) => task,
+        Some(Task::Relay { server, to_server, to_client, tunnel }) => {
+            Task::Relay { server, to_server, to_client, tunnel: tunnel.filter(|tunnel| tunnel.is_sound()) }
+        }
         None if relayed => match resume_relay(&mut connection, given.id, left) {
             Ok(task) => task,
             Err(Contradiction) => return Some(Verdict::Cut(connection)),
@@ -504,7 +506,7 @@ fn resume_relay(connection: &mut Connection, id: u32, left: &mut Leftovers) -> R
         *pipe = left.take(id, direction, pipe.take())?;
     }
     let [to_server, to_client] = relay.pipes.each_ref().map(Option::is_some);
-    Ok(Task::Relay { server: relay.server, to_server, to_client })
+    Ok(Task::Relay { server: relay.server, to_server, to_client, tunnel: relay.tunnel.clone() })
 }
 
 /// What is needed to hear a worker.
@@ -573,7 +575,8 @@ impl Ear<'_> {
                                 unkept.push(relaying.id);
                             }
                         } else if let Some(connection) = worker.table.get_passed(relaying.id) {
-                            let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None] };
+                            let tunnel = relaying.tunnel.filter(|tunnel| tunnel.is_sound());
+                            let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None], tunnel };
                             connection.relay = Some(relay);
                         }
                     }

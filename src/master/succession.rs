@@ -208,7 +208,10 @@ impl Master {
             relay.server = server;
         }
         connection.task = match task {
-            Task::Relay { to_server, to_client, .. } => Task::Relay { server, to_server, to_client },
+            Task::Relay { to_server, to_client, tunnel, .. } => {
+                let tunnel = tunnel.filter(|tunnel| tunnel.is_sound());
+                Task::Relay { server, to_server, to_client, tunnel }
+            }
             other @ (Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) => other,
         };
         self.addresses.enter(connection.counted());
@@ -465,9 +468,7 @@ impl Master {
             let (mut handed, mut fds, mut bytes) = (Vec::new(), Vec::new(), 0);
             for connection in &self.homeless {
                 let more = connection.task.descriptors();
-                if let Task::Resume(carried) = &connection.task {
-                    bytes += carried.len();
-                }
+                bytes += connection.task.carried_bytes();
                 if !handed.is_empty()
                     && (fds.len() + more > MAX_DESCRIPTORS.min(self.batch) || bytes > MAX_CARRIED_BYTES)
                 {

@@ -34,9 +34,15 @@ pub fn open() -> Launch {
 
 /// A hash that takes no time to check.
 pub fn hash(password: &str) -> String {
+    hash_with(password, 8, 1)
+}
+
+/// A hash that takes so many KiB and passes to check.
+pub fn hash_with(password: &str, kib: u32, passes: u32) -> String {
     let salt = SaltString::from_b64("c29tZXNhbHQ").unwrap();
-    let cheap = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, 1, 1, None).unwrap());
-    cheap.hash_password(password.as_bytes(), &salt).unwrap().to_string()
+    let params = Params::new(kib, passes, 1, None).unwrap();
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    argon2.hash_password(password.as_bytes(), &salt).unwrap().to_string()
 }
 
 /// A proxy where `ann` with the password `secret` may reach the loopback network, and nobody else anything.

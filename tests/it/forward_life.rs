@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
 
 use crate::common::backend::{Backend, Refusing, Unanswering};
 use crate::common::client::{Client, End};
@@ -51,6 +52,71 @@ fn tunnels_of_every_protocol_outlive_their_workers() {
         tunnel.shutdown(Shutdown::Write).unwrap();
         assert_eq!(tunnel.read(&mut [0; 8]).unwrap(), 0);
     }
+}
+
+#[test]
+fn whose_a_tunnel_is_stays_known_whoever_goes_on_with_it() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = guarded("").start();
+    let target = backend.addr;
+    let mut http = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut http, target, "Proxy-Authorization: Basic YW5uOnNlY3JldA==\r\n").status, 200);
+    let mut socks = stream(&proxy);
+    socks.write_all(&[&[5, 1, 2][..], b"\x01\x03ann\x06secret", &socks5_request(target)].concat()).unwrap();
+    assert_eq!(read_exactly(&mut socks, 14)[5], 0);
+    let mut dynamic = stream(&proxy);
+    let line = format!("{{\"target\":\"{target}\",\"user\":\"ann\",\"password\":\"secret\"}}\n");
+    dynamic.write_all(line.as_bytes()).unwrap();
+    assert!(read_line(&mut dynamic).contains("\"ok\":true"));
+    let mut tunnels = [http.wire.stream.try_clone().unwrap(), socks, dynamic];
+    let mut echo_all = || {
+        for tunnel in &mut tunnels {
+            tunnel.write_all(b"hello").unwrap();
+            assert_eq!(read_exactly(tunnel, 5), b"hello");
+        }
+    };
+    // A death, a worker that gives back what it has, another master, and a death under that.
+    kill_all(&proxy);
+    proxy.wait_for_workers(2);
+    echo_all();
+    proxy.upgrade();
+    echo_all();
+    kill_all(&proxy);
+    proxy.wait_for_workers(2);
+    echo_all();
+    drop((tunnels, http));
+    let lines = log(&proxy, 3);
+    let mut methods: Vec<_> = lines.iter().filter_map(|line| line["method"].as_str()).collect();
+    methods.sort_unstable();
+    assert_eq!(methods, ["CONNECT", "DYNAMIC", "SOCKS5"]);
+    for line in &lines {
+        assert_eq!((line["user"].as_str(), line["rule"].as_str()), (Some("ann"), Some("t:1")), "{line}");
+        assert_eq!(line["target"], target.to_string());
+        assert_eq!(line["backend"], target.to_string());
+    }
+}
+
+#[test]
+fn the_life_of_a_tunnel_does_not_begin_anew_with_each_worker() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = launch(&format!("lifetime = \"2s\"\nlist = [{LOOPBACK}]"), "").workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    // No worker lives for so long.
+    wait_until("the tunnel ends", || {
+        kill_all(&proxy);
+        proxy.wait_for_workers(1);
+        let until = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < until {
+            client.send("x");
+            client.wire.begin();
+            if client.wire.take(1).is_err() {
+                return true;
+            }
+        }
+        false
+    });
+    assert_eq!(log(&proxy, 1)[0]["reason"], "it has lasted as long as the rules let it");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End};
 use crate::common::dns::{Manner, NameServer};
-use crate::common::proxy::{Launch, Proxy};
+use crate::common::proxy::{Launch, Proxy, kill_all};
 use crate::common::{pattern_bytes, wait_until};
 use crate::forward::{LOOPBACK, connect, echo, guarded, hash, launch, log, open, try_connect};
 
@@ -190,6 +190,35 @@ fn connections_of_a_user_are_bounded() {
     wait_until("there is room again", || {
         let mut next = Client::connect(proxy.addr());
         connect(&mut next, backend.addr, right).status == 200
+    });
+}
+
+#[test]
+fn connections_of_a_user_are_bounded_over_all_workers_and_forgotten_with_a_dead_one() {
+    let backend = Backend::tcp_echo();
+    let mut proxy =
+        guarded("limits = { user = { connections = 3 }, address = { connections = 9 } }").workers(4).start();
+    let right = "Proxy-Authorization: Basic YW5uOnNlY3JldA==\r\n";
+    let mut clients: Vec<Client> = (0..12).map(|_| Client::connect(proxy.addr())).collect();
+    let target = backend.addr;
+    let statuses: Vec<u16> = clients.iter_mut().map(|client| connect(client, target, right).status).collect();
+    // The connections go to all four workers, three to each.
+    let workers: std::collections::HashSet<_> = log(&proxy, 9).iter().map(|line| line["worker"].as_u64()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 3, "{statuses:?}");
+    assert!(workers.len() >= 3, "{workers:?}");
+    // Whatever a worker counted goes with it, and its tunnels are counted where they go on.
+    kill_all(&proxy);
+    proxy.wait_for_workers(4);
+    let mut open: Vec<Client> =
+        clients.into_iter().zip(statuses).filter(|(_, status)| *status == 200).map(|(client, _)| client).collect();
+    for client in &mut open {
+        echo(client, "still there");
+    }
+    assert_eq!(try_connect(&proxy, target, right).status, 429);
+    open.pop();
+    wait_until("a place is free", || {
+        let mut next = Client::connect(proxy.addr());
+        connect(&mut next, target, right).status == 200
     });
 }
 

@@ -235,7 +235,7 @@ impl Worker {
         let address = pass.address.map(|address| address.to_string());
         let entry = Entry {
             client: self.clients.get(delivery.client).and_then(|client| client.peer),
-            method: Some(pass.protocol.as_bytes()),
+            method: pass.spoken.map(|spoken| spoken.name().as_bytes()),
             target: Some(pass.target.as_bytes()),
             status: Some(if outcome.is_ok() { 200 } else { 502 }),
             user: pass.user.as_deref(),

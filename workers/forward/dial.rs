@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use ipc::forward::RuleSet;
+use ipc::forward::{RuleSet, Spoken};
 use ipc::snapshot::{Address, ListenerId};
 use log::debug;
 use mio::Token;
@@ -19,7 +19,8 @@ use crate::ctx::{Owner, Site};
 use crate::dns::{Answer, DnsError, Lookup};
 use crate::exchange::Exchange;
 use crate::forward::Pass;
-use crate::forward::auth::Check;
+use crate::forward::auth::line::Source;
+use crate::forward::auth::{Check, Claim, Verdict};
 use crate::forward::opening::Opening;
 use crate::forward::race::{Attempt, Race};
 use crate::forward::refusal::{Refusal, Refused};
@@ -45,7 +46,7 @@ pub enum Purpose {
 }
 
 /// Who waits for a password to be checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Waiter {
     /// A dial.
     Dial(Key<Dial>),
@@ -56,8 +57,8 @@ pub enum Waiter {
 /// What is wanted.
 #[derive(Debug)]
 pub struct Want {
-    /// What the access log calls it.
-    pub protocol: &'static str,
+    /// In what it was said.
+    pub spoken: Spoken,
     /// Where to.
     pub target: Endpoint,
     /// In which way it was asked for.
@@ -178,13 +179,16 @@ impl Worker {
                 return Some(Err(dial.refused(Refusal::AuthRequired, None, None)));
             };
             let way = (&self.cx.registry, PASSWORDS);
-            let who = (user.as_str(), password.as_slice());
-            let users = &dial.site.users;
-            match self.forward.auth.check(users, who, Waiter::Dial(key), self.cx.clock.now_ms, way) {
+            let peer = self.clients.get(dial.client).and_then(|client| client.peer);
+            let source = Source::of(peer.map(|peer| peer.ip()));
+            let claim = Claim { user, password, source };
+            let users = (&dial.site.users, dial.site.snapshot.failures);
+            match self.forward.auth.check(users, claim, Waiter::Dial(key), self.cx.clock.now_ms, way) {
                 Check::Right => {}
                 Check::Pending => return None,
                 Check::Wrong => return Some(Err(dial.refused(Refusal::AuthFailed, None, None))),
                 Check::Busy => return Some(Err(dial.refused(Refusal::AuthBusy, None, None))),
+                Check::TooMany(which) => return Some(Err(dial.refused(Refusal::TooManyFailures(which), None, None))),
             }
             dial.want.user = dial.want.credentials.take().map(|(user, _)| user.into());
         }
@@ -344,7 +348,7 @@ impl Worker {
             connection.socket.deadline.due_ms = u64::MAX;
         }
         let pass = Pass {
-            protocol: dial.want.protocol,
+            spoken: Some(dial.want.spoken),
             target: dial.want.target.to_string().into(),
             user: dial.want.user.take(),
             rule: dial.rule(by),
@@ -378,6 +382,7 @@ impl Worker {
     /// Ends a dial: its attempts are closed, and what it counted against is given back.
     pub(crate) fn drop_dial(&mut self, key: Key<Dial>) {
         let Some(mut dial) = self.forward.dials.remove(key) else { return };
+        self.forward.auth.leave(Waiter::Dial(key), self.cx.clock.now_ms);
         if let Stage::Racing(race, _) = &mut dial.stage {
             let winner = |upstream: &Upstream| upstream.state != UpstreamState::Racing(key) || !upstream.connecting;
             for attempt in race.others(None) {
@@ -443,20 +448,22 @@ impl Worker {
 
     /// Goes on with those whose passwords have been checked.
     pub(crate) fn on_passwords(&mut self) {
-        for (waiter, right) in self.forward.auth.finished(self.cx.clock.now_ms) {
+        for (waiter, verdict) in self.forward.auth.finished(self.cx.clock.now_ms) {
             match waiter {
                 Waiter::Dial(key) => {
                     let Some(dial) = self.forward.dials.get_mut(key) else { continue };
                     let user = dial.want.credentials.take().map(|(user, _)| user.into());
-                    let next = if right {
-                        dial.want.user = user;
-                        self.proved(key)
-                    } else {
-                        Some(Err(dial.refused(Refusal::AuthFailed, None, None)))
+                    let next = match verdict {
+                        Verdict::Right => {
+                            dial.want.user = user;
+                            self.proved(key)
+                        }
+                        Verdict::Wrong => Some(Err(dial.refused(Refusal::AuthFailed, None, None))),
+                        Verdict::Busy => Some(Err(dial.refused(Refusal::AuthBusy, None, None))),
                     };
                     self.dialed(key, next);
                 }
-                Waiter::Opening(key) => self.opening_proved(key, right),
+                Waiter::Opening(key) => self.opening_proved(key, verdict),
             }
         }
     }

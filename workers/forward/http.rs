@@ -5,6 +5,8 @@
 
 use std::net::SocketAddr;
 
+use ipc::forward::Spoken;
+
 use crate::client::Client;
 use crate::ctx::{Ctx, Owner};
 use crate::exchange::{Exchange, Problem, Step, rewrite};
@@ -213,9 +215,10 @@ impl Worker {
             // A kept connection turned out dead.
             self.forward.uses.end(pass.lease);
         }
-        let (protocol, way) = if forwarding.tunnel { ("CONNECT", Way::Connect) } else { ("HTTP", Way::Plain) };
+        let (spoken, way) =
+            if forwarding.tunnel { (Spoken::Connect, Way::Connect) } else { (Spoken::Http, Way::Plain) };
         let want = Want {
-            protocol,
+            spoken,
             target: forwarding.target.clone(),
             way,
             credentials: forwarding.credentials.clone(),

@@ -20,7 +20,7 @@ pub mod uses;
 
 use std::net::SocketAddr;
 
-use ipc::forward::Protocols;
+use ipc::forward::{Forward, Protocols, Spoken, Tunnel};
 use ipc::snapshot::Mode;
 
 use crate::client::ClientState;
@@ -29,7 +29,7 @@ use crate::forward::auth::Auth;
 use crate::forward::delivery::Delivery;
 use crate::forward::dial::{Dial, Waiter};
 use crate::forward::opening::{Opening, Protocol};
-use crate::forward::uses::{Lease, Uses};
+use crate::forward::uses::{Lease, Share, Uses};
 use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
@@ -39,8 +39,8 @@ const THROTTLE_MS: u64 = 20;
 /// What logs and limits know of a connection to a target.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// What the client spoke, as the access log has it; empty when a former worker knew it.
-    pub protocol: &'static str,
+    /// What the client spoke; `None` when only a former worker knew it.
+    pub spoken: Option<Spoken>,
     /// The target as it was named.
     pub target: Box<str>,
     /// Who asked for it, if that was proved.
@@ -60,10 +60,54 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// For a worker that goes on with it; `None` = there is nothing to tell, or it is longer than it can be.
+    #[must_use]
+    pub fn tunnel(&self) -> Option<Box<Tunnel>> {
+        let tunnel = Tunnel {
+            spoken: self.spoken?,
+            target: self.target.to_string(),
+            user: self.user.as_deref().map(str::to_owned),
+            rule: self.rule.as_deref().map(str::to_owned),
+            began_us: self.began_us,
+            connected_us: self.connected_us,
+            lifetime_ms: self.lifetime_ms,
+        };
+        Some(Box::new(tunnel)).filter(|tunnel| tunnel.is_sound())
+    }
+
+    /// What is known of one that a former worker has begun. It may have been anybody who said so: what it says is shown
+    /// and counted, and never asked whether something is allowed.
+    #[must_use]
+    pub fn taken_over(tunnel: Option<Box<Tunnel>>, forward: &Forward, now_us: u64) -> Pass {
+        let Some(tunnel) = tunnel.filter(|tunnel| tunnel.is_sound()) else {
+            let lifetime_ms = forward.rules.as_ref().and_then(|rules| rules.lifetime_ms);
+            return Pass { began_us: now_us, connected_us: now_us, lifetime_ms, ..Pass::default() };
+        };
+        let connected_us = tunnel.connected_us.min(now_us);
+        Pass {
+            spoken: Some(tunnel.spoken),
+            target: tunnel.target.into(),
+            user: tunnel.user.map(Into::into),
+            rule: tunnel.rule.map(Into::into),
+            address: None,
+            lease: Lease::default(),
+            began_us: tunnel.began_us.min(connected_us),
+            connected_us,
+            lifetime_ms: tunnel.lifetime_ms,
+        }
+    }
+
+    /// Whether it counts under the rules `set`: those that allowed it, or any when nobody knows which did.
+    #[must_use]
+    pub fn is_under(&self, set: &str) -> bool {
+        let allowed_by = self.rule.as_deref().and_then(|rule| rule.split_once(':'));
+        allowed_by.is_none_or(|(name, _)| name == set)
+    }
+
     /// When it must be over, by the worker's clock.
     #[must_use]
     pub fn ends_ms(&self) -> u64 {
-        self.lifetime_ms.map_or(u64::MAX, |ms| self.connected_us / 1000 + u64::from(ms))
+        self.lifetime_ms.map_or(u64::MAX, |ms| (self.connected_us / 1000).saturating_add(u64::from(ms)))
     }
 
     /// Why it is over, when nothing moves or it has lasted for too long.
@@ -96,6 +140,12 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
+    /// Nothing is under way. `share`: where all workers count.
+    #[must_use]
+    pub fn new(share: Option<Share>) -> Forwarder {
+        Forwarder { uses: Uses::new(share), ..Forwarder::default() }
+    }
+
     /// When something is to be done without an event; `None` = nothing waits for time.
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
@@ -174,5 +224,44 @@ impl Worker {
             client.socket.reset();
         }
         self.close_client(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunnel(target: &str) -> Option<Box<Tunnel>> {
+        Some(Box::new(Tunnel {
+            spoken: Spoken::Socks5,
+            target: target.to_owned(),
+            user: Some("ann".to_owned()),
+            rule: Some("office:2".to_owned()),
+            began_us: 5,
+            connected_us: 7,
+            lifetime_ms: Some(1000),
+        }))
+    }
+
+    #[test]
+    fn what_is_told_of_a_tunnel_is_what_is_known_of_it() {
+        let forward = Forward { protocols: Protocols::ALL, rules: None };
+        let pass = Pass::taken_over(tunnel("a.test:443"), &forward, 1_000_000);
+        assert_eq!(pass.tunnel(), tunnel("a.test:443"));
+        assert!(pass.is_under("office") && !pass.is_under("offic") && !pass.is_under("other"));
+        assert_eq!(pass.ends_ms(), 1000);
+    }
+
+    #[test]
+    fn what_cannot_be_is_not_believed() {
+        let forward = Forward { protocols: Protocols::ALL, rules: None };
+        let long = Pass::taken_over(tunnel(&"x".repeat(5000)), &forward, 9);
+        assert_eq!((long.spoken, long.user, long.began_us, long.connected_us), (None, None, 9, 9));
+        assert!(Pass::default().is_under("office"), "nobody knows");
+        let mut future = tunnel("a.test:443").unwrap();
+        (future.began_us, future.connected_us, future.lifetime_ms) = (u64::MAX, u64::MAX, Some(u32::MAX));
+        let pass = Pass::taken_over(Some(future), &forward, 1_000_000);
+        assert_eq!((pass.began_us, pass.connected_us), (1_000_000, 1_000_000));
+        assert_eq!(pass.ends_ms(), 1000 + u64::from(u32::MAX));
     }
 }

@@ -6,7 +6,9 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use ipc::forward::Spoken;
 use ipc::snapshot::Mode;
 use ipc::state::Phase;
 
@@ -15,7 +17,8 @@ use crate::buffer::Pending;
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner};
 use crate::forward::Pass;
-use crate::forward::auth::Check;
+use crate::forward::auth::line::Source;
+use crate::forward::auth::{Check, Claim, Verdict};
 use crate::forward::dial::{Dial, Dialed, PASSWORDS, Purpose, Reached, Waiter, Want};
 use crate::forward::refusal::{Refusal, Refused};
 use crate::forward::rules::Way;
@@ -54,12 +57,12 @@ impl Protocol {
         matches!(first, 0x85 | 0x86).then(|| first - MARK)
     }
 
-    /// As the access log has it.
-    fn name(&self) -> &'static str {
+    /// For logs and limits.
+    fn spoken(&self) -> Spoken {
         match self {
-            Protocol::Socks5(_) => "SOCKS5",
-            Protocol::Socks4 => "SOCKS4",
-            Protocol::Dynamic => "DYNAMIC",
+            Protocol::Socks5(_) => Spoken::Socks5,
+            Protocol::Socks4 => Spoken::Socks4,
+            Protocol::Dynamic => Spoken::Dynamic,
         }
     }
 }
@@ -75,7 +78,10 @@ pub struct Opening {
     answered: u8,
     /// Answers so far, those included.
     answers: u8,
+    /// Who asks, as has been proved.
     user: Option<Box<str>>,
+    /// The hash that was proved against; `None` = there is none of that name.
+    proof: Option<Arc<str>>,
     /// The name that is being proved.
     claimed: Option<Box<str>>,
     target: Option<Endpoint>,
@@ -149,6 +155,22 @@ impl Opening {
         self.answers <= self.answered || client.answer_marked(MARK + self.answers, reply, cx)
     }
 
+    /// Whether what was proved has to be proved again: the user has another hash by now, or is none any more.
+    fn is_outdated(&self, client: &Client, cx: &Ctx) -> bool {
+        let Some(user) = &self.user else { return false };
+        let listener = &cx.site.snapshot.listeners[usize::from(client.listener)];
+        let rules = listener.forward.as_ref().and_then(|forward| forward.rules.as_ref());
+        rules.is_some_and(|rules| rules.auth) && (self.proof.is_none() || cx.site.users.hash(user) != self.proof)
+    }
+
+    /// Begins again with the bytes there are, as a successor does: nothing is answered twice.
+    fn begin_anew(&mut self) {
+        self.protocol = Protocol::socks5(true);
+        self.answered = self.answered.max(self.answers);
+        (self.used, self.answers) = (0, 0);
+        (self.user, self.proof, self.claimed) = (None, None, None);
+    }
+
     /// What the client is told of a refusal.
     fn farewell(&self, refusal: Refusal) -> Vec<u8> {
         let mut out = Vec::new();
@@ -208,6 +230,7 @@ impl Worker {
             answered,
             answers: 0,
             user: None,
+            proof: None,
             claimed: None,
             target: None,
             reply_to: None,
@@ -231,6 +254,11 @@ impl Worker {
             let Some(client) = self.clients.get_mut(opening.client) else { return };
             if client.socket.is_gone() {
                 return self.abandon_opening(key, "the client closed the connection");
+            }
+            let unread = client.unanswered(&self.cx.arena).len() > opening.used;
+            if opening.claimed.is_some() && client.socket.is_read_closed() && !unread && !client.socket.has_bytes() {
+                // The target comes after the password, and nothing comes any more.
+                return self.abandon_opening(key, "the client closed the connection before it named a target");
             }
             if opening.dial.is_some() || opening.claimed.is_some() {
                 return;
@@ -260,13 +288,14 @@ impl Worker {
                     opening.used += used;
                     self.check_credentials(key, &user, &password);
                 }
+                Found::Target { .. } if opening.is_outdated(client, &self.cx) => opening.begin_anew(),
                 Found::Target { used, target, credentials, reply_to } => {
                     opening.used += used;
                     opening.reply_to = reply_to;
                     opening.target = Some(target.clone());
                     let user = opening.user.clone();
-                    let (protocol, client) = (opening.protocol.name(), opening.client);
-                    let want = Want { protocol, target, way: Way::Plain, credentials, user, kept: false, reply_to };
+                    let (spoken, client) = (opening.protocol.spoken(), opening.client);
+                    let want = Want { spoken, target, way: Way::Plain, credentials, user, kept: false, reply_to };
                     return match self.dial(client, Purpose::Opening(key), want) {
                         Ok(dialed) => self.opening_dialed(key, dialed),
                         Err(dial) => self.opening_waits(key, dial),
@@ -291,19 +320,28 @@ impl Worker {
         let Some(opening) = self.forward.openings.get_mut(key) else { return };
         let name = String::from_utf8_lossy(user);
         opening.claimed = Some(name.as_ref().into());
+        opening.proof = self.cx.site.users.hash(&name);
+        let peer = self.clients.get(opening.client).and_then(|client| client.peer);
+        let claim = Claim { user: &name, password, source: Source::of(peer.map(|peer| peer.ip())) };
         let way = (&self.cx.registry, PASSWORDS);
-        let (users, now_ms) = (&self.cx.site.users, self.cx.clock.now_ms);
-        match self.forward.auth.check(users, (&name, password), Waiter::Opening(key), now_ms, way) {
+        let (users, now_ms) = ((&self.cx.site.users, self.cx.site.snapshot.failures), self.cx.clock.now_ms);
+        match self.forward.auth.check(users, claim, Waiter::Opening(key), now_ms, way) {
             Check::Pending => {}
             Check::Right => self.opening_verdict(key, Ok(())),
             Check::Wrong => self.opening_verdict(key, Err(Refusal::AuthFailed)),
             Check::Busy => self.opening_verdict(key, Err(Refusal::AuthBusy)),
+            Check::TooMany(which) => self.opening_verdict(key, Err(Refusal::TooManyFailures(which))),
         }
     }
 
     /// The password of a client has been checked.
-    pub(crate) fn opening_proved(&mut self, key: Key<Opening>, right: bool) {
-        self.opening_verdict(key, if right { Ok(()) } else { Err(Refusal::AuthFailed) });
+    pub(crate) fn opening_proved(&mut self, key: Key<Opening>, verdict: Verdict) {
+        let verdict = match verdict {
+            Verdict::Right => Ok(()),
+            Verdict::Wrong => Err(Refusal::AuthFailed),
+            Verdict::Busy => Err(Refusal::AuthBusy),
+        };
+        self.opening_verdict(key, verdict);
         self.drive_opening(key);
     }
 
@@ -321,7 +359,12 @@ impl Worker {
                     self.abandon_opening(key, "the client takes no answer");
                 }
             }
-            Err(refusal) => self.end_opening(key, &reply, refusal.status(), refusal.text(), None),
+            Err(refusal) => {
+                // Who has been told yes before waits for the answer to the request that comes next.
+                let told = opening.answers < opening.answered;
+                let farewell = if told { opening.farewell(refusal) } else { reply.to_vec() };
+                self.end_opening(key, &farewell, refusal.status(), refusal.text(), None);
+            }
         }
     }
 
@@ -362,6 +405,7 @@ impl Worker {
         let Some(opening) = self.forward.openings.get(key) else { return };
         match opening.dial {
             Some(dial) => self.on_dial_timeout(dial),
+            None if opening.claimed.is_some() => self.opening_verdict(key, Err(Refusal::AuthBusy)),
             None => self.abandon_opening(key, "the client named its target too slowly"),
         }
     }
@@ -381,11 +425,12 @@ impl Worker {
         refused: Option<&Refused>,
     ) {
         let Some(opening) = self.forward.openings.remove(key) else { return };
+        self.forward.auth.leave(Waiter::Opening(key), self.cx.clock.now_ms);
         if let Some(dial) = opening.dial {
             self.drop_dial(dial);
         }
         let target = opening.target.as_ref().map(ToString::to_string).unwrap_or_default();
-        let name = opening.protocol.name();
+        let name = opening.protocol.spoken().name();
         self.log_refused_opening(opening.client, name, &target, status, reason, refused);
         let Some(client) = self.clients.get_mut(opening.client) else { return };
         // Before anything is said: nobody is to begin it anew.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::dns::DnsError;
 use crate::exchange::{Problem, Reason};
+use crate::forward::auth::failures::TooMany;
 use crate::forward::rules::By;
 use crate::forward::uses::Exceeded;
 use crate::proto::dynamic::ErrorCode;
@@ -18,6 +19,8 @@ pub enum Refusal {
     AuthFailed,
     /// Too many passwords wait to be checked.
     AuthBusy,
+    /// There have been too many wrong passwords.
+    TooManyFailures(TooMany),
     /// It has as much as it may have.
     Limited(Exceeded),
     /// The rules do not allow the target.
@@ -43,7 +46,7 @@ impl Refusal {
         match self {
             Refusal::AuthRequired | Refusal::AuthFailed => 407,
             Refusal::Denied(_) | Refusal::ReplyDenied(_) => 403,
-            Refusal::Limited(_) => 429,
+            Refusal::Limited(_) | Refusal::TooManyFailures(_) => 429,
             Refusal::AuthBusy | Refusal::NoRoom => 503,
             Refusal::Unresolved(error) if !error.is_definite() => 504,
             Refusal::Unresolved(_) | Refusal::Unreachable | Refusal::Refused => 502,
@@ -59,6 +62,7 @@ impl Refusal {
             | Refusal::AuthFailed
             | Refusal::Denied(_)
             | Refusal::ReplyDenied(_)
+            | Refusal::TooManyFailures(_)
             | Refusal::Limited(_) => Outcome::NotAllowed,
             Refusal::AuthBusy | Refusal::NoRoom => Outcome::Failed,
             Refusal::Unresolved(_) | Refusal::Unreachable => Outcome::HostUnreachable,
@@ -75,7 +79,7 @@ impl Refusal {
             Refusal::AuthFailed => ErrorCode::AuthFailed,
             Refusal::Denied(_) => ErrorCode::Denied,
             Refusal::ReplyDenied(_) => ErrorCode::ReplyDenied,
-            Refusal::Limited(_) => ErrorCode::Limited,
+            Refusal::Limited(_) | Refusal::TooManyFailures(_) => ErrorCode::Limited,
             Refusal::AuthBusy | Refusal::NoRoom => ErrorCode::Busy,
             Refusal::Unresolved(_) => ErrorCode::Unresolved,
             Refusal::Unreachable | Refusal::Refused => ErrorCode::Unreachable,
@@ -90,6 +94,7 @@ impl Refusal {
             Refusal::AuthRequired => "the client must say who it is",
             Refusal::AuthFailed => "wrong user or password",
             Refusal::AuthBusy => "too many passwords wait to be checked",
+            Refusal::TooManyFailures(too_many) => too_many.reason(),
             Refusal::Limited(exceeded) => exceeded.reason(),
             Refusal::Denied(_) => "the rules do not allow the target",
             Refusal::ReplyDenied(_) => "the rules do not allow the address for the reply",
@@ -111,6 +116,7 @@ impl Refusal {
             Refusal::AuthRequired
             | Refusal::AuthFailed
             | Refusal::AuthBusy
+            | Refusal::TooManyFailures(_)
             | Refusal::Limited(_)
             | Refusal::Unresolved(_)
             | Refusal::Unreachable

@@ -1,4 +1,7 @@
-//! What each user and each client address uses of this worker, and whether it may have more.
+//! What each user and each client address uses, and whether it may have more.
+//!
+//! Connections are counted over all workers: each says in a [`Ledger`] how many it has of what, and adds up what the
+//! others say. What is begun and moved in a second is counted by each worker for itself.
 //!
 //! Bytes are counted against an allowance that grows with time. Who has used theirs up is not read from until it has
 //! grown again: nobody is ever made to wait within the loop.
@@ -6,7 +9,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use blake2::Blake2sMac256;
+use blake2::digest::{FixedOutput, KeyInit, Update};
 use ipc::forward::{RuleSet, UseLimits};
+use ipc::ledger::Ledger;
 
 use crate::slab::{Key, Slab};
 
@@ -22,12 +28,58 @@ enum Who {
     Address(IpAddr),
 }
 
+/// Where this worker counts together with the others.
+#[derive(Debug)]
+pub struct Share {
+    ledger: Ledger,
+    row: u16,
+    key: [u8; 32],
+}
+
+impl Share {
+    /// In this ledger, in this row of it. Without a row nobody else sees what is counted here, but all is seen that
+    /// others count.
+    #[must_use]
+    pub fn new(ledger: Ledger, row: Option<u16>) -> Share {
+        let key = ledger.key();
+        Share { ledger, row: row.unwrap_or(ipc::ledger::ROWS), key }
+    }
+
+    /// The number that stands for `who` under the rules `set`, the same in every worker. Two have the same one with a
+    /// probability of 2^-64; then they are counted as one.
+    fn number(&self, set: &str, who: &Who) -> u64 {
+        let Ok(mut mac) = Blake2sMac256::new_from_slice(&self.key) else { return 1 };
+        mac.update(&(set.len() as u64).to_le_bytes());
+        mac.update(set.as_bytes());
+        match who {
+            Who::User(name) => {
+                mac.update(b"user");
+                mac.update(name.as_bytes());
+            }
+            Who::Address(IpAddr::V4(v4)) => mac.update(&[b"four", &v4.octets()[..]].concat()),
+            Who::Address(IpAddr::V6(v6)) => mac.update(&[b"six ", &v6.octets()[..]].concat()),
+        }
+        let hash: [u8; 32] = mac.finalize_fixed().into();
+        let [a, b, c, d, e, f, g, h, ..] = hash;
+        // 0 is none.
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
+    }
+
+    fn set(&self, number: u64, open: u32) {
+        if self.row < ipc::ledger::ROWS {
+            self.ledger.set(self.row, number, open);
+        }
+    }
+}
+
 /// What one of them uses.
 #[derive(Debug)]
 pub struct Use {
     limits: UseLimits,
-    /// Connections now.
+    /// Connections now, of this worker.
     open: u32,
+    /// What stands for it where all workers count.
+    number: u64,
     /// Connections that may still begin, in thousandths; grows up to a second's worth.
     beginnings: u64,
     /// Bytes that may still be moved, in thousandths; below zero after more than that was moved at once.
@@ -36,10 +88,10 @@ pub struct Use {
 }
 
 impl Use {
-    fn new(limits: UseLimits, now_ms: u64) -> Use {
+    fn new(limits: UseLimits, number: u64, now_ms: u64) -> Use {
         let beginnings = u64::from(limits.connections_per_second.unwrap_or(0)) * 1000;
         let bytes = i128::from(limits.rate_bytes.unwrap_or(0)) * 1000;
-        Use { limits, open: 0, beginnings, bytes, grown_ms: now_ms }
+        Use { limits, open: 0, number, beginnings, bytes, grown_ms: now_ms }
     }
 
     fn grow(&mut self, now_ms: u64) {
@@ -92,10 +144,19 @@ pub struct Uses {
     /// By the set of rules and who it is: each set has its own bounds.
     keys: HashMap<(Box<str>, Who), Key<Use>>,
     sweep_at: usize,
+    /// `None` = there are no other workers.
+    share: Option<Share>,
 }
 
 impl Uses {
-    /// Counts a connection that begins, if there may be one more.
+    /// Nobody uses anything yet. `share`: where other workers count, if there are any.
+    #[must_use]
+    pub fn new(share: Option<Share>) -> Uses {
+        Uses { share, ..Uses::default() }
+    }
+
+    /// Counts a connection that begins, if there may be one more. Where two workers ask at the same instant for the last
+    /// one that may be had, it can be that neither gets it, but never that both do.
     ///
     /// # Errors
     /// Which bound it would exceed; then nothing is counted.
@@ -106,19 +167,58 @@ impl Uses {
         address: Option<IpAddr>,
         now_ms: u64,
     ) -> Result<Lease, Exceeded> {
+        let lease = self.lease(set, user, address, now_ms);
+        self.may_begin(lease.user, now_ms, Exceeded::UserConnections, Exceeded::UserRate)?;
+        self.may_begin(lease.address, now_ms, Exceeded::AddressConnections, Exceeded::AddressRate)?;
+        self.count(lease);
+        let both = [(lease.user, Exceeded::UserConnections), (lease.address, Exceeded::AddressConnections)];
+        for (key, too_many) in both {
+            if self.exceeds(key) {
+                self.end(lease);
+                return Err(too_many);
+            }
+        }
+        for key in [lease.user, lease.address].into_iter().flatten() {
+            if let Some(one) = self.uses.get_mut(key) {
+                one.beginnings = one.beginnings.saturating_sub(1000);
+            }
+        }
+        Ok(lease)
+    }
+
+    /// Counts a connection that another worker has begun, whatever is bounded: it is there.
+    pub fn take_over(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>, now_ms: u64) -> Lease {
+        let lease = self.lease(set, user, address, now_ms);
+        self.count(lease);
+        lease
+    }
+
+    /// What a connection of theirs counts against. Nothing is counted yet.
+    fn lease(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>, now_ms: u64) -> Lease {
         let user = user.filter(|_| !set.per_user.is_none()).map(|user| Who::User(user.into()));
         let address = address.filter(|_| !set.per_address.is_none()).map(|ip| Who::Address(ip.to_canonical()));
         let user = user.and_then(|who| self.find(set, who, set.per_user, now_ms));
         let address = address.and_then(|who| self.find(set, who, set.per_address, now_ms));
-        self.may_begin(user, now_ms, Exceeded::UserConnections, Exceeded::UserRate)?;
-        self.may_begin(address, now_ms, Exceeded::AddressConnections, Exceeded::AddressRate)?;
-        for key in [user, address].into_iter().flatten() {
+        Lease { user, address }
+    }
+
+    fn count(&mut self, lease: Lease) {
+        for key in [lease.user, lease.address].into_iter().flatten() {
             if let Some(one) = self.uses.get_mut(key) {
                 one.open += 1;
-                one.beginnings = one.beginnings.saturating_sub(1000);
+                if let Some(share) = &self.share {
+                    share.set(one.number, one.open);
+                }
             }
         }
-        Ok(Lease { user, address })
+    }
+
+    /// Whether there are more than there may be, over all workers.
+    fn exceeds(&self, key: Option<Key<Use>>) -> bool {
+        let Some(one) = key.and_then(|key| self.uses.get(key)) else { return false };
+        let Some(most) = one.limits.connections else { return false };
+        let elsewhere = self.share.as_ref().map_or(0, |share| share.ledger.elsewhere(share.row, one.number));
+        u64::from(one.open).saturating_add(elsewhere) > u64::from(most)
     }
 
     fn find(&mut self, set: &RuleSet, who: Who, limits: UseLimits, now_ms: u64) -> Option<Key<Use>> {
@@ -133,7 +233,8 @@ impl Uses {
         if self.keys.len() >= self.sweep_at {
             self.sweep(now_ms);
         }
-        let key = self.uses.insert(Use::new(limits, now_ms)).ok()?;
+        let number = self.share.as_ref().map_or(1, |share| share.number(&name.0, &name.1));
+        let key = self.uses.insert(Use::new(limits, number, now_ms)).ok()?;
         self.keys.insert(name, key);
         Some(key)
     }
@@ -161,6 +262,9 @@ impl Uses {
         for key in [lease.user, lease.address].into_iter().flatten() {
             if let Some(one) = self.uses.get_mut(key) {
                 one.open = one.open.saturating_sub(1);
+                if let Some(share) = &self.share {
+                    share.set(one.number, one.open);
+                }
             }
         }
     }
@@ -227,6 +331,40 @@ mod tests {
         assert_eq!(uses.begin(&set, Some("cy"), "::ffff:192.0.2.1".parse().ok(), 0), Err(Exceeded::AddressConnections));
         uses.end(first);
         uses.begin(&set, Some("ann"), ip(1), 0).unwrap();
+    }
+
+    #[test]
+    fn connections_are_bounded_over_all_workers() {
+        let file = ipc::ledger::create().unwrap();
+        let master = Ledger::map(&file).unwrap();
+        let worker = || Uses::new(Some(Share::new(Ledger::map(&file).unwrap(), master.claim())));
+        let (mut a, mut b) = (worker(), worker());
+        let set = set(UseLimits { connections: Some(2), ..NONE }, UseLimits { connections: Some(3), ..NONE });
+        let first = a.begin(&set, Some("ann"), ip(1), 0).unwrap();
+        b.begin(&set, Some("ann"), ip(2), 0).unwrap();
+        for one in [&mut a, &mut b] {
+            assert_eq!(one.begin(&set, Some("ann"), ip(3), 0), Err(Exceeded::UserConnections));
+        }
+        // What was refused counts nowhere, for the address no more than for the user.
+        for _ in 0..3 {
+            b.begin(&set, Some("bob"), ip(3), 0).map(|lease| b.end(lease)).unwrap();
+        }
+        a.end(first);
+        let again = b.begin(&set, Some("ann"), ip(1), 0).unwrap();
+        assert_eq!(a.begin(&set, Some("ann"), ip(1), 0), Err(Exceeded::UserConnections));
+        // Those of another set of rules have bounds of their own.
+        let other = RuleSet { name: "p".to_owned(), ..set.clone() };
+        a.begin(&other, Some("ann"), ip(1), 0).unwrap();
+        b.end(again);
+        // One that is there already is counted, and keeps others out.
+        let taken = a.take_over(&set, Some("ann"), ip(4), 0);
+        a.take_over(&set, Some("ann"), ip(4), 0);
+        assert_eq!(b.begin(&set, Some("ann"), ip(5), 0), Err(Exceeded::UserConnections));
+        a.end(taken);
+        assert_eq!(b.begin(&set, Some("ann"), ip(5), 0), Err(Exceeded::UserConnections));
+        // A dead worker's are gone with its row.
+        master.release(0);
+        b.begin(&set, Some("ann"), ip(5), 0).unwrap();
     }
 
     #[test]

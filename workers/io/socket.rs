@@ -308,6 +308,13 @@ impl Socket {
         self.readable
     }
 
+    /// Whether bytes wait in the kernel's queue, asked of the kernel without taking any: an end of file is none.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        let mut byte = [0];
+        rustix::net::recv(&self.fd, &mut byte, RecvFlags::PEEK).is_ok_and(|(read, _)| read > 0)
+    }
+
     /// Writes `first` and then `second`, as much as the socket takes.
     pub fn send(&mut self, first: &[u8], second: &[u8]) -> Io {
         self.write(first, second, |fd| match (first, second) {

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use ipc::forward::Tunnel;
 use ipc::state::Phase;
 use log::{debug, warn};
 
@@ -104,6 +105,7 @@ impl Worker {
         client: Key<Client>,
         server: Option<u64>,
         to_server: bool,
+        tunnel: Option<Box<Tunnel>>,
         rest: Vec<OwnedFd>,
     ) {
         let Some(connection) = self.clients.get_mut(client) else { return };
@@ -115,23 +117,18 @@ impl Worker {
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
         (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
-        let forwarded = listener.forward.is_some();
-        let rules = listener.forward.as_ref().and_then(|forward| forward.rules.as_ref());
-        let lifetime_ms = rules.and_then(|rules| rules.lifetime_ms);
+        let forward = listener.forward.as_ref();
         (relay.begun, relay.handed_over) = (true, connection.protected);
         let mut fds = rest.into_iter();
         let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
-        if forwarded {
-            // Who asked for it, and by which rule, its former worker knew.
-            let now_us = self.cx.clock.now_us;
-            let address = socket.peer_addr();
-            relay.pass = Some(Box::new(Pass {
-                address,
-                began_us: now_us,
-                connected_us: now_us,
-                lifetime_ms,
-                ..Pass::default()
-            }));
+        if let Some(forward) = forward {
+            let mut pass = Pass::taken_over(tunnel, forward, self.cx.clock.now_us);
+            pass.address = socket.peer_addr();
+            if let Some(rules) = forward.rules.as_ref().filter(|rules| pass.is_under(&rules.name)) {
+                let peer = connection.peer.map(|peer| peer.ip());
+                pass.lease = self.forward.uses.take_over(rules, pass.user.as_deref(), peer, self.cx.clock.now_ms);
+            }
+            relay.pass = Some(Box::new(pass));
         }
         for (flow, fd) in
             [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)

@@ -103,6 +103,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
             format: LogFormat::Combined,
         },
         users: Vec::new(),
+        failures: ipc::forward::FailureLimits::default(),
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1000,
         on_removal: OnRemoval::Keep,
@@ -146,9 +147,10 @@ fn allocations(load: Load, turns: usize) -> u64 {
     let sealed = ipc::sealed::write(&snapshot(server, load)).unwrap();
     let log = load.logged.then(|| OwnedFd::from(std::fs::File::options().append(true).open("/dev/null").unwrap()));
     let (mut channel, theirs) = Channel::pair().unwrap();
-    let mut fds = vec![sealed.as_fd(), region.as_fd()];
+    let ledger = ipc::ledger::create().unwrap();
+    let mut fds = vec![sealed.as_fd(), region.as_fd(), ledger.as_fd()];
     fds.extend(log.as_ref().map(AsFd::as_fd));
-    channel.send(&ToWorker::Hello { version: VERSION, index: 0, layout }, &fds).unwrap();
+    channel.send(&ToWorker::Hello { version: VERSION, index: 0, row: Some(0), layout }, &fds).unwrap();
     let worker = std::thread::spawn(move || {
         let mut outcome = ExitCode::FAILURE;
         let counted = allocation_counter::measure(|| outcome = workers::run(theirs, 0));

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ipc::forward::{Action, Forward, Protocols, Rule, RuleSet, Subject, UseLimits, User};
+use ipc::forward::{Action, FailureLimits, Forward, Protocols, Rule, RuleSet, Subject, UseLimits, User};
 use ipc::snapshot::Mode;
+use workers::forward::auth::users::{KINDS, kinds};
 
 use super::super::report::{Diagnostic, quoted};
 use super::super::suggest::nearest;
@@ -16,9 +17,20 @@ use super::Check;
 const FAULTS_SHOWN: usize = 20;
 
 impl Check<'_> {
+    /// How many wrong passwords there may be.
+    pub(super) fn failures(file: &File) -> FailureLimits {
+        let default = FailureLimits::default();
+        file.users.as_ref().map_or(default, |users| FailureLimits {
+            per_minute: users.per_minute.unwrap_or(default.per_minute),
+            per_minute_address: users.per_minute_address.unwrap_or(default.per_minute_address),
+        })
+    }
+
     /// Reads the file of users, if there is one.
     pub(super) fn users(&mut self, file: &File) -> (Option<PathBuf>, Vec<User>) {
-        let Some(At { value: path, span }) = &file.users else { return (None, Vec::new()) };
+        let Some(At { value: path, span }) = file.users.as_ref().map(|users| &users.file) else {
+            return (None, Vec::new());
+        };
         let shown = path.to_string_lossy();
         let text = match self.system.read(path) {
             Ok(text) => text,
@@ -41,6 +53,18 @@ impl Check<'_> {
         if more > 0 {
             self.report
                 .push(Diagnostic::error(format!("{} has {more} more faults", quoted(&shown))).at(span.clone(), ""));
+        }
+        let kinds = kinds(&users);
+        if kinds > KINDS {
+            self.report.push(
+                Diagnostic::warning(format!(
+                    "the hashes in {} were made with {kinds} different settings: what a wrong password costs tells \
+                     some users from others",
+                    quoted(&shown)
+                ))
+                .at(span.clone(), "")
+                .help(format!("have them made with the same settings, or with {KINDS} different ones at most")),
+            );
         }
         (Some(path.clone()), users)
     }

@@ -23,6 +23,8 @@ pub(super) fn tables(out: &mut Toml, snapshot: &Snapshot, process: &ProcessSetti
     if let Some(path) = &process.users_file {
         out.head("[users]");
         out.text("file", &path.to_string_lossy());
+        out.count_or("failures_per_minute", snapshot.failures.per_minute, "none");
+        out.count_or("address_failures_per_minute", snapshot.failures.per_minute_address, "none");
     }
     let mut seen = BTreeSet::new();
     let forwards = snapshot.listeners.iter().filter_map(|listener| listener.forward.as_ref());

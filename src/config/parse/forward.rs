@@ -11,7 +11,7 @@ use super::super::address::{parse_name_match, parse_network};
 use super::super::read::{Schema, Section, Value, entries, integer, type_of};
 use super::super::report::{Fault, quoted};
 use super::super::suggest::nearest;
-use super::super::syntax::{At, Given, Rule, RuleSet, Span, UseLimits};
+use super::super::syntax::{At, Given, Rule, RuleSet, Span, UseLimits, Users};
 use super::super::units::parse_duration;
 use super::{Parser, check_name};
 
@@ -37,14 +37,18 @@ pub(super) static USE_LIMITS: Schema = Schema {
     home: "`user` or `address` in `[rules.NAME.limits]`",
     keys: &["connections", "connections_per_second", "rate"],
 };
-pub(super) static USERS: Schema = Schema { name: "`[users]`", home: "`[users]`", keys: &["file"] };
+pub(super) static USERS: Schema = Schema {
+    name: "`[users]`",
+    home: "`[users]`",
+    keys: &["file", "failures_per_minute", "address_failures_per_minute"],
+};
 
 /// The names of protocols, in the order of [`ipc::forward::Protocols::named`].
 const PROTOCOLS: [&str; 4] = ["http", "socks5", "socks4a", "dynamic"];
 
 impl Parser {
-    /// `[users]`: where they are written.
-    pub(super) fn users(&mut self, top: &Section<'_>) -> Option<At<PathBuf>> {
+    /// `[users]`: where they are written, and how often they may be wrong.
+    pub(super) fn users(&mut self, top: &Section<'_>) -> Option<Users> {
         const EXAMPLE: &str = "\"/etc/pointsman/users\"";
         let section = self.inner(top, "users", "[users]", &USERS)?;
         let file = section.parsed("file", EXAMPLE, &mut self.report, |text| {
@@ -57,7 +61,10 @@ impl Parser {
         if file == Given::Absent {
             section.missing("file", EXAMPLE, &mut self.report);
         }
-        file.at()
+        let report = &mut self.report;
+        let mut count = |key| section.integer_or(key, 1..=1_000_000, "none", None, Some, report).value();
+        let (per_minute, per_minute_address) = (count("failures_per_minute"), count("address_failures_per_minute"));
+        Some(Users { file: file.at()?, per_minute, per_minute_address })
     }
 
     /// `protocols` of a listener.

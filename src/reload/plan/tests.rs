@@ -102,6 +102,7 @@ impl Small {
             },
             access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Json },
             users: Vec::new(),
+            failures: ipc::forward::FailureLimits::default(),
             trusted_proxies: Vec::new(),
             shutdown_timeout_ms: 1,
             worker_timeout_ms: 1,

@@ -56,6 +56,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         limits,
         access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Json },
         users: Vec::new(),
+        failures: ipc::forward::FailureLimits::default(),
         trusted_proxies: Vec::new(),
         shutdown_timeout_ms: 1,
         worker_timeout_ms: 1,
