@@ -29,7 +29,7 @@ use crate::control;
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::keeper::{Addresses, Connection};
-use crate::listen::Socket;
+use crate::listen::{self, Socket};
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
 use crate::process::{Spawn, System};
@@ -171,17 +171,18 @@ impl Master {
     /// # Errors
     /// What cannot be had, in words for the operator.
     pub fn start(
-        config: Loaded,
+        mut config: Loaded,
         recipe: Recipe,
         names: Names,
         demo: Option<Demo>,
         log_level: Option<String>,
         before: &mut Before,
     ) -> Result<Master, String> {
-        let snapshot = &config.snapshot;
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
         let sockets = succession::listen(&config, before)?;
+        config.snapshot.listening = listen::addresses(&sockets);
+        let snapshot = &config.snapshot;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
         report_capacity(nofile, layout.records, snapshot);
         if sockets.len() + 1 >= MAX_FDS {

@@ -283,6 +283,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 workers,
                 dispatch,
                 listeners,
+                listening: Vec::new(),
                 routes,
                 groups,
                 limits,

@@ -214,7 +214,7 @@ impl Master {
             // Who is accepted there from now on is as good as connected.
             Left { socket: can_stay, connections: connected || socket.is_some() && !can_stay }
         };
-        let plan = plan(&self.config.snapshot, snapshot, left, self.reload.next_number)?;
+        let mut plan = plan(&self.config.snapshot, snapshot, left, self.reload.next_number)?;
         let closing = |socket: &&Socket| plan.changes.contains(&Change::Close(socket.id));
         let leaving: Vec<&Socket> = self.sockets.iter().filter(closing).collect();
         let mut bound = Vec::new();
@@ -228,6 +228,8 @@ impl Master {
                 bound.push(socket);
             }
         }
+        // Those about to be closed, too: they listen for a while yet.
+        plan.snapshot.listening = listen::addresses(self.sockets.iter().chain(&bound));
         let target = &plan.snapshot.access_log.to;
         let access_log = if *target == self.config.snapshot.access_log.to {
             self.access_log.clone()
