@@ -1,9 +1,12 @@
 //! What targets a forward listener finds: the proxy's own addresses, names that lead astray, families without a way.
 
+use std::io::Write;
+
 use crate::common::backend::Backend;
 use crate::common::client::Client;
-use crate::common::proxy::{Addr, Proxy, replace_all, wait_gone};
-use crate::forward::{LOOPBACK, connect, launch, log, try_connect};
+use crate::common::dns::NameServer;
+use crate::common::proxy::{Addr, Launch, Proxy, replace_all, wait_gone};
+use crate::forward::{LOOPBACK, connect, launch, log, read_exactly, read_line, stream, try_connect};
 
 /// The rule that decides about a tunnel to `target`, which must be refused.
 fn decided(proxy: &Proxy, target: &Addr, lines: &mut usize) -> String {
@@ -43,4 +46,92 @@ fn listeners_on_ports_that_the_kernel_chose_are_the_proxys_own() {
     // What is open beside them stays open.
     let mut client = Client::connect(proxy.addr());
     assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+}
+
+/// A forward proxy with these entries in its rules, that asks this name server.
+fn asking(dns: &NameServer, list: &str) -> Proxy {
+    let log = "[access_log]\nto = \"{dir}/access.log\"\nformat = \"json\"";
+    let listen = "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"";
+    Launch::config(&format!("{log}\n{listen}\n{}[rules.t]\nlist = [{list}]", NameServer::table(&[dns.addr]))).start()
+}
+
+#[test]
+fn aliases_that_lead_to_no_name_are_refused_without_another_question() {
+    let backend = Backend::ok();
+    let dns = NameServer::start();
+    let port = backend.addr.port();
+    for (name, alias) in [
+        ("number.test", "127.1"),
+        ("decimal.test", "2130706433"),
+        ("local.test", "localhost"),
+        ("below.test", "a.localhost"),
+        ("round.test", "about.test"),
+        ("about.test", "round.test"),
+    ] {
+        dns.set(name, &[&format!("CNAME 60 {alias}")]);
+    }
+    // Some resolvers would find these.
+    dns.set("127.1", &["A 60 127.0.0.1"]);
+    let proxy = asking(&dns, LOOPBACK);
+    for name in ["number.test", "decimal.test", "local.test", "below.test", "round.test"] {
+        assert_eq!(try_connect(&proxy, format!("{name}:{port}"), "").status, 502, "{name}");
+    }
+    assert_eq!(backend.connections(), 0);
+    let asked = dns.asked();
+    // Each of the names once for each family, and nothing that they lead to.
+    assert!(asked.len() == 10 && asked.iter().all(|asked| asked.contains(".test ")), "{asked:?}");
+}
+
+#[test]
+fn a_name_is_denied_by_what_it_is_an_alias_for() {
+    let backend = Backend::ok();
+    let dns = NameServer::start();
+    let port = backend.addr.port();
+    dns.set("first.test", &["CNAME 60 hop.cdn.test"]);
+    dns.set("hop.cdn.test", &["CNAME 60 x.ads.test"]);
+    dns.set("x.ads.test", &["A 60 127.0.0.1"]);
+    dns.set("good.test", &["CNAME 60 www.allowed.test"]);
+    dns.set("www.allowed.test", &["A 60 127.0.0.1"]);
+    let networks = "networks = [\"127.0.0.1/32\"], ports = [\"1-65535\"]";
+    let list = |denied: &str| {
+        format!(
+            "{{ action = \"deny\", names = [\"{denied}\"] }}, \
+             {{ action = \"allow\", names = [\"first.test\", \"good.test\", \".allowed.test\"], {networks} }}"
+        )
+    };
+    let mut proxy = asking(&dns, &list(".ads.test"));
+    assert_eq!(try_connect(&proxy, format!("first.test:{port}"), "").status, 403);
+    assert_eq!(log(&proxy, 1)[0]["rule"], "t:1");
+    let mut client = Client::connect(proxy.addr());
+    let get = |client: &mut Client, host: &str| {
+        client.ask(format!("GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n")).status
+    };
+    assert_eq!(get(&mut client, "good.test"), 200);
+    // Where a name leads opens nothing.
+    dns.set("other.test", &["CNAME 60 www.allowed.test"]);
+    assert_eq!(get(&mut client, "other.test"), 403);
+    // A kept connection is judged by it, too.
+    let text = std::fs::read_to_string(proxy.dir.join("pointsman.toml")).unwrap();
+    let text = text.split_once('\n').unwrap().1.replace(".ads.test", ".allowed.test");
+    proxy.reload(2, &text);
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(get(&mut client, "good.test"), 403);
+}
+
+#[test]
+fn an_address_with_a_final_dot_is_no_target_in_any_protocol() {
+    let backend = Backend::ok();
+    let proxy = launch(&format!("list = [{LOOPBACK}]"), "").start();
+    let port = backend.addr.port();
+    let target = format!("127.0.0.1.:{port}");
+    assert_eq!(try_connect(&proxy, &target, "").status, 400);
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.ask(format!("GET http://{target}/ HTTP/1.1\r\nHost: {target}\r\n\r\n")).status, 400);
+    let mut socks = stream(&proxy);
+    socks.write_all(&[&[5, 1, 0, 5, 1, 0, 3, 10], &b"127.0.0.1."[..], &port.to_be_bytes()].concat()).unwrap();
+    assert_ne!(read_exactly(&mut socks, 4)[3], 0);
+    let mut dynamic = stream(&proxy);
+    dynamic.write_all(format!("{{\"target\":\"{target}\"}}\n").as_bytes()).unwrap();
+    assert!(read_line(&mut dynamic).contains("\"ok\":false"));
+    assert_eq!(backend.connections(), 0);
 }

@@ -1,11 +1,12 @@
 //! Idle connections to the targets of requests, kept for the next one to the same host and port.
 //!
-//! Holds keys of connections, with the addresses they go to: the rules are asked about those again for each request.
+//! Holds keys of connections, with what the rules are asked about again for each request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::backend::Upstream;
+use crate::dns::Aliases;
 use crate::proto::endpoint::Endpoint;
 use crate::slab::Key;
 
@@ -15,30 +16,41 @@ const IN_ALL: usize = 512;
 /// How long one is kept.
 pub const KEEP_MS: u64 = 60_000;
 
+/// A connection that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// It.
+    pub upstream: Key<Upstream>,
+    /// Where it goes.
+    pub address: SocketAddr,
+    /// What its name was an alias for.
+    pub aliases: Aliases,
+}
+
 /// See the module's description.
 #[derive(Debug, Default)]
 pub struct Origins {
-    idle: HashMap<Endpoint, Vec<(Key<Upstream>, SocketAddr)>>,
+    idle: HashMap<Endpoint, Vec<Kept>>,
     targets: HashMap<Key<Upstream>, Endpoint>,
 }
 
 impl Origins {
     /// The connection kept last for `target`.
-    pub fn take(&mut self, target: &Endpoint) -> Option<(Key<Upstream>, SocketAddr)> {
+    pub fn take(&mut self, target: &Endpoint) -> Option<Kept> {
         let idle = self.idle.get_mut(target)?;
         let found = idle.pop();
         if idle.is_empty() {
             self.idle.remove(target);
         }
-        if let Some((key, _)) = &found {
-            self.targets.remove(key);
+        if let Some(kept) = &found {
+            self.targets.remove(&kept.upstream);
         }
         found
     }
 
     /// Keeps a connection; false when there are enough.
     #[must_use]
-    pub fn put(&mut self, target: &Endpoint, key: Key<Upstream>, address: SocketAddr) -> bool {
+    pub fn put(&mut self, target: &Endpoint, kept: Kept) -> bool {
         if self.targets.len() >= IN_ALL {
             return false;
         }
@@ -46,8 +58,8 @@ impl Origins {
         if idle.len() >= PER_ORIGIN {
             return false;
         }
-        idle.push((key, address));
-        self.targets.insert(key, target.clone());
+        self.targets.insert(kept.upstream, target.clone());
+        idle.push(kept);
         true
     }
 
@@ -61,7 +73,7 @@ impl Origins {
     pub fn forget(&mut self, key: Key<Upstream>) {
         let Some(target) = self.targets.remove(&key) else { return };
         if let Some(idle) = self.idle.get_mut(&target) {
-            idle.retain(|(kept, _)| *kept != key);
+            idle.retain(|kept| kept.upstream != key);
             if idle.is_empty() {
                 self.idle.remove(&target);
             }
@@ -83,18 +95,19 @@ mod tests {
     fn the_warmest_is_used_first_and_bounds_hold() {
         let (a, b) = (Endpoint::parse(b"a.test:80").unwrap(), Endpoint::parse(b"a.test:81").unwrap());
         let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let kept = |n: u64| Kept { upstream: Key::from_bits(n), address, aliases: None };
         let mut origins = Origins::default();
         for n in 0..PER_ORIGIN as u64 {
-            assert!(origins.put(&a, Key::from_bits(n), address));
+            assert!(origins.put(&a, kept(n)));
         }
-        assert!(!origins.put(&a, Key::from_bits(99), address));
-        assert!(origins.put(&b, Key::from_bits(100), address));
-        assert_eq!(origins.take(&a), Some((Key::from_bits(PER_ORIGIN as u64 - 1), address)));
+        assert!(!origins.put(&a, kept(99)));
+        assert!(origins.put(&b, kept(100)));
+        assert_eq!(origins.take(&a), Some(kept(PER_ORIGIN as u64 - 1)));
         origins.forget(Key::from_bits(100));
         assert_eq!(origins.take(&b), None);
         for n in 0..2 * IN_ALL as u64 {
             let target = Endpoint::parse(format!("h{n}.test:80").as_bytes()).unwrap();
-            let _ = origins.put(&target, Key::from_bits(1000 + n), address);
+            let _ = origins.put(&target, kept(1000 + n));
         }
         assert_eq!((origins.take_all().len(), origins.idle.len()), (IN_ALL, 0));
     }
