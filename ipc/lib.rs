@@ -10,6 +10,7 @@ pub mod forward;
 pub mod handover;
 pub mod message;
 pub mod origin;
+pub mod remembered;
 pub mod sealed;
 pub mod shm;
 pub mod snapshot;

@@ -138,6 +138,8 @@ pub struct Master {
     /// The configuration in force. Its snapshot has what is no longer configured and still has connections, too.
     config: Loaded,
     sealed: Rc<OwnedFd>,
+    /// How looking up the names of servers goes.
+    lookups: names::Lookups,
     access_log: Option<Rc<OwnedFd>>,
     reload: Reload,
     control: Option<control::Server>,
@@ -238,6 +240,7 @@ impl Master {
             sweep_at: None,
             ping_at: now,
             sealed: Rc::new(sealed),
+            lookups: names::Lookups::default(),
             access_log,
             reload,
             control,
@@ -276,6 +279,9 @@ impl Master {
             self.fill_seats(Instant::now());
             if self.is_over() {
                 self.demo = None;
+                if self.successor.is_none() {
+                    self.forget_names();
+                }
                 info!("stopped");
                 return Ok(());
             }
@@ -349,7 +355,7 @@ impl Master {
                     control.on_ready();
                 }
             }
-            Token(token) if token < LISTENERS => self.hear_client(token - CLIENTS),
+            Token(token) if token < LISTENERS => self.hear_client(token - CLIENTS, now),
             Token(token) if token < WORKERS => {
                 let id = token - LISTENERS;
                 if let Some(socket) = self.sockets.iter_mut().find(|socket| usize::from(socket.id) == id) {
@@ -511,6 +517,7 @@ impl Master {
         }
         self.announced = true;
         self.begin_succession();
+        self.remember_names();
         let pids: Vec<i32> =
             self.seats.iter().filter_map(|seat| Some(seat.worker.as_ref()?.pid.as_raw_nonzero().get())).collect();
         banner::print(&self.sockets, &pids, &self.config, self.demo.as_ref().map(|demo| demo.backends.as_slice()));

@@ -131,11 +131,11 @@ impl Master {
     }
 
     /// Hears what the client in `slot` of the control socket wants.
-    pub(super) fn hear_client(&mut self, slot: usize) {
+    pub(super) fn hear_client(&mut self, slot: usize, now: Instant) {
         let Some((client, request)) = self.control.as_mut().and_then(|control| control.hear(slot)) else { return };
         match request {
             Request::Reload { color } => self.ask_reload(Some(Asker { client, color })),
-            Request::Status => self.tell_status(client),
+            Request::Status => self.tell_status(client, now),
             Request::Upgrade => self.upgrade(Some(client)),
             Request::TakeOver => {
                 let text = "this master lives; `master upgrade` replaces it".to_owned();
@@ -144,7 +144,7 @@ impl Master {
         }
     }
 
-    fn tell_status(&mut self, client: ClientId) {
+    fn tell_status(&mut self, client: ClientId, now: Instant) {
         let worker = |index: u16, worker: &Worker| WorkerStatus {
             who: Who { index, pid: worker.pid.as_raw_nonzero().get() },
             stage: worker.stage.name().to_owned(),
@@ -154,6 +154,7 @@ impl Master {
             active_requests: worker.control.stats().active_requests.get(),
         };
         let sockets = self.sockets.iter().filter(|socket| socket.leaving.is_none());
+        let (names, names_in_all) = self.names_status(now);
         let status = Status {
             generation: self.config.snapshot.generation,
             accepting: self.course == Course::Running,
@@ -164,6 +165,8 @@ impl Master {
                 .filter_map(|seat| seat.worker.as_ref().map(|one| worker(seat.index, one)))
                 .collect(),
             unprotected: self.count_unprotected(),
+            names,
+            names_in_all,
         };
         if let Some(control) = &mut self.control {
             control.answer(client, &Answer::Status(status));
@@ -189,6 +192,8 @@ impl Master {
         (self.access_log, self.sealed, self.identity) = (ready.access_log, ready.sealed, ready.identity);
         self.change_sockets(&ready.plan.changes, ready.bound, now);
         self.change_bounds(&old);
+        self.forget_lookups();
+        self.remember_names();
         self.hand_out();
         self.set_workers(self.config.snapshot.workers, now);
         self.keep_for_orphans();

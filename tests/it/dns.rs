@@ -319,3 +319,60 @@ fn the_effective_configuration_says_what_names_stand_for() {
     assert!(text.contains("address = \"app.test:80\"") && text.contains("# 127.0.0.1:80\n"), "{output:?}");
     assert!(text.contains("# does not resolve\n") && text.contains(&format!("servers = [\"{}\"]", dns.addr)), "{text}");
 }
+
+/// The line of `master status` about a name.
+fn status_of(proxy: &Proxy, name: &str) -> String {
+    let output = proxy.question("status");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}  ")));
+    line.unwrap_or_else(|| panic!("{text}")).to_owned()
+}
+
+#[test]
+fn the_status_tells_of_names_their_addresses_and_the_last_failure() {
+    let (port, _backends) = backends(2);
+    let dns = NameServer::start();
+    dns.set("app.test", &["A 1 127.0.0.1", "A 1 127.0.0.2"]);
+    let proxy = conf(port, &[dns.addr]).server(format!("\"gone.test:{port}\"")).start();
+    let app = format!("app.test:{port}");
+    wait_until("an answer is told of", || {
+        let line = status_of(&proxy, &app);
+        line.contains(&format!("127.0.0.1:{port}, 127.0.0.2:{port} (answered ")) && !line.contains("failure")
+    });
+    wait_until("a name that is not there is told of", || {
+        let line = status_of(&proxy, &format!("gone.test:{port}"));
+        line.contains("no address (not answered yet, again in ") && line.contains("ago: there is no such name)")
+    });
+    dns.behave(Manner::Failing);
+    wait_until("a failure is told of, with the addresses used", || {
+        let line = status_of(&proxy, &app);
+        line.contains(&format!("127.0.0.1:{port}, ")) && line.contains("ago: the name servers fail (SERVFAIL))")
+    });
+}
+
+#[test]
+fn a_successor_knows_what_names_stood_for_when_no_name_server_answers() {
+    let (port, _backends) = backends(2);
+    let dns = NameServer::start();
+    dns.set("app.test", &["A 1 127.0.0.2"]);
+    let conf = conf(port, &[dns.addr]).top("control = \"unix:{dir}/control.sock\"");
+    let mut proxy = conf.start();
+    dns.set("app.test", &["A 1 127.0.0.1"]);
+    wait_for_answers(&proxy, &["127.0.0.1"]);
+    dns.behave(Manner::Failing);
+    proxy.upgrade();
+    assert_eq!(answers(proxy.addr(), 12), ["127.0.0.1"]);
+    let orphans = proxy.kill_master();
+    let next = proxy.again();
+    assert_eq!(answers(next.addr(), 12), ["127.0.0.1"]);
+    wait_gone(&orphans);
+    proxy.check_log();
+    let memory = next.dir.join("control.sock.names");
+    assert!(memory.exists());
+    // Who stops it does not come back to that.
+    drop(next);
+    assert!(!memory.exists());
+    let anew = proxy.again();
+    assert_eq!(answers(anew.addr(), 6), ["503"]);
+}
