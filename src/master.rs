@@ -47,6 +47,7 @@ mod passing;
 mod protection;
 mod reconfigure;
 mod renewal;
+mod resolver_files;
 mod shortage;
 mod succession;
 mod watching;
@@ -138,6 +139,8 @@ pub struct Master {
     /// The configuration in force. Its snapshot has what is no longer configured and still has connections, too.
     config: Loaded,
     sealed: Rc<OwnedFd>,
+    /// The machine's files about names.
+    resolver_files: resolver_files::ResolverFiles,
     /// How looking up the names of servers goes.
     lookups: names::Lookups,
     access_log: Option<Rc<OwnedFd>>,
@@ -240,6 +243,7 @@ impl Master {
             sweep_at: None,
             ping_at: now,
             sealed: Rc::new(sealed),
+            resolver_files: resolver_files::ResolverFiles::new(now),
             lookups: names::Lookups::default(),
             access_log,
             reload,
@@ -409,6 +413,7 @@ impl Master {
             .chain(self.unmet_until)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
+            .chain(self.resolver_look())
             .chain([self.ping_at])
             .min()?;
         // Rounded up: epoll counts whole milliseconds, and waking early would mean waking again.

@@ -192,6 +192,7 @@ impl Master {
         (self.access_log, self.sealed, self.identity) = (ready.access_log, ready.sealed, ready.identity);
         self.change_sockets(&ready.plan.changes, ready.bound, now);
         self.change_bounds(&old);
+        self.resolver_files.doubt();
         self.forget_lookups();
         self.remember_names();
         self.hand_out();
@@ -351,7 +352,7 @@ impl Master {
 
     /// Gives every worker that stays the configuration in force. One that has not got the last one yet gets only
     /// this.
-    fn hand_out(&mut self) {
+    pub(super) fn hand_out(&mut self) {
         let generation = self.config.snapshot.generation;
         for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
             if matches!(worker.stage, Stage::Starting { .. } | Stage::Ready) {

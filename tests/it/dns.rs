@@ -376,3 +376,23 @@ fn a_successor_knows_what_names_stood_for_when_no_name_server_answers() {
     let anew = proxy.again();
     assert_eq!(answers(anew.addr(), 6), ["503"]);
 }
+
+#[test]
+fn the_hosts_file_and_resolv_conf_hold_as_they_are_now() {
+    let (port, _backends) = backends(3);
+    let files = "[dns]\nresolv_conf = \"{dir}/resolv.conf\"\nhosts = \"{dir}/hosts\"\n";
+    let conf = Conf::http(&[]).server(format!("\"app.test:{port}\"")).tables(files);
+    let proxy = conf.launch().file("hosts", "127.0.0.1 app.test\n").file("resolv.conf", "search one\n").start();
+    assert_eq!(answers(proxy.addr(), 6), ["127.0.0.1"]);
+    proxy.dir.write("hosts", "127.0.0.2 app.test\n");
+    wait_for_answers(&proxy, &["127.0.0.2"]);
+    proxy.wait_for_log(&["resolv.conf or the hosts file has changed"]);
+    // As programs that write it do, a new file in its place; and the other of the two.
+    proxy.dir.write("new", "127.0.0.3 app.test\n");
+    std::fs::rename(proxy.dir.join("new"), proxy.dir.join("hosts")).unwrap();
+    proxy.dir.write("resolv.conf", "search two\n");
+    wait_for_answers(&proxy, &["127.0.0.3"]);
+    // One that is not there any more is no news.
+    std::fs::remove_file(proxy.dir.join("hosts")).unwrap();
+    assert_eq!(answers(proxy.addr(), 6), ["127.0.0.3"]);
+}

@@ -29,6 +29,7 @@ mod limits;
 mod logs;
 mod master_kills;
 mod memory;
+mod no_ipv6;
 mod pace;
 mod protection;
 mod proxy_protocol;
