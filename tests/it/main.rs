@@ -14,6 +14,7 @@ mod cli;
 mod continuity;
 mod dns;
 mod forward;
+mod forward_clients;
 mod forward_life;
 mod forward_protocols;
 mod forward_rules;
