@@ -1,18 +1,24 @@
 //! What targets a forward listener finds: the proxy's own addresses, names that lead astray, families without a way.
 
 use std::io::Write;
+use std::net::SocketAddr;
 
 use crate::common::backend::Backend;
 use crate::common::client::Client;
 use crate::common::dns::NameServer;
-use crate::common::proxy::{Addr, Launch, Proxy, replace_all, wait_gone};
+use crate::common::proxy::{Launch, Proxy, replace_all, wait_gone};
 use crate::forward::{LOOPBACK, connect, launch, log, read_exactly, read_line, stream, try_connect};
 
-/// The rule that decides about a tunnel to `target`, which must be refused.
-fn decided(proxy: &Proxy, target: &Addr, lines: &mut usize) -> String {
-    assert_eq!(try_connect(proxy, target, "").status, 403, "{target}");
-    *lines += 1;
-    log(proxy, *lines)[*lines - 1]["rule"].as_str().unwrap().to_owned()
+/// Asks for tunnels to these, which must be refused because they are the proxy's own; `lines` are those of the log.
+#[track_caller]
+fn check_own(proxy: &Proxy, targets: &[SocketAddr], lines: &mut usize) {
+    for target in targets {
+        assert_eq!(try_connect(proxy, target, "").status, 403, "{target}");
+    }
+    let former = std::mem::replace(lines, *lines + targets.len());
+    for line in &log(proxy, *lines)[former..] {
+        assert_eq!(line["rule"], "t:own listener", "{line}");
+    }
 }
 
 #[test]
@@ -24,25 +30,23 @@ fn listeners_on_ports_that_the_kernel_chose_are_the_proxys_own() {
     let mut proxy = launch(&rules, "").start();
     let text = std::fs::read_to_string(proxy.dir.join("pointsman.toml")).unwrap();
     let text = text.split_once('\n').unwrap().1.to_owned();
+    let [one, any] = [1, 2].map(|at| proxy.addrs()[at].inet());
+    let mut own = vec![one, ([127, 0, 0, 1], any.port()).into(), ([127, 0, 0, 9], any.port()).into()];
     let mut lines = 0;
-    let check = |proxy: &Proxy, lines: &mut usize| {
-        let [_, one, any] = [0, 1, 2].map(|at| proxy.addrs()[at].inet());
-        for own in [one, ([127, 0, 0, 1], any.port()).into(), ([127, 0, 0, 9], any.port()).into()] {
-            assert_eq!(decided(proxy, &Addr::Inet(own), lines), "t:own listener", "{own}");
-        }
-    };
-    check(&proxy, &mut lines);
+    check_own(&proxy, &own, &mut lines);
     replace_all(&mut proxy, 2);
-    check(&proxy, &mut lines);
     proxy.reload(2, &format!("{text}{}", listener("127.0.0.3")));
-    let added = proxy.wait_for_listener(3);
-    assert_eq!(decided(&proxy, &added, &mut lines), "t:own listener");
+    own.push(proxy.wait_for_listener(3).inet());
+    check_own(&proxy, &own, &mut lines);
+    replace_all(&mut proxy, 2);
+    check_own(&proxy, &own, &mut lines);
     proxy.upgrade();
-    check(&proxy, &mut lines);
+    check_own(&proxy, &own, &mut lines);
     let orphans = proxy.kill_master();
     let proxy = proxy.again();
     wait_gone(&orphans);
-    check(&proxy, &mut lines);
+    // It has the first configuration again.
+    check_own(&proxy, &own[..3], &mut lines);
     // What is open beside them stays open.
     let mut client = Client::connect(proxy.addr());
     assert_eq!(connect(&mut client, backend.addr, "").status, 200);
