@@ -5,11 +5,12 @@
 //! status every few seconds; they are read when that has changed and then stayed the same for a look, so that nothing
 //! half written is taken. The configuration file itself is not read: that takes a reload.
 
+use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ipc::snapshot::{Mode, Snapshot};
+use ipc::snapshot::{Dns, Mode, Snapshot};
 use log::{info, warn};
 
 use super::{Course, Master};
@@ -81,15 +82,18 @@ impl Master {
         if !self.resolver_files.note(paths.map(stamp)) {
             return;
         }
-        let texts = paths.map(|path| match path.map(|path| config::read_system_file(path)) {
-            None => Ok(None),
-            Some(Ok(text)) => Ok(Some(text)),
-            Some(Err(failed)) => Err(failed),
-        });
-        // One that is not there says nothing new: it may be about to be replaced.
-        let [Ok(resolv_conf), Ok(hosts)] = texts else { return };
-        let (dns, _) = sources.settings(resolv_conf.as_deref(), hosts.as_deref());
-        if dns == self.config.snapshot.dns {
+        let former = &self.config.snapshot.dns;
+        let [resolv_conf, hosts] = paths.map(|path| path.map(|path| config::read_system_file(path)).transpose());
+        // One that cannot be read says nothing new: it may be about to be replaced.
+        let text = |read: &io::Result<Option<String>>| read.as_ref().ok().and_then(Clone::clone);
+        let (mut dns, _) = sources.settings(text(&resolv_conf).as_deref(), text(&hosts).as_deref());
+        if resolv_conf.is_err() {
+            dns = Dns { hosts: dns.hosts, ..former.clone() };
+        }
+        if hosts.is_err() {
+            dns.hosts.clone_from(&former.hosts);
+        }
+        if dns == *former {
             return;
         }
         let mut snapshot = self.config.snapshot.clone();

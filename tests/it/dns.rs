@@ -392,7 +392,11 @@ fn the_hosts_file_and_resolv_conf_hold_as_they_are_now() {
     std::fs::rename(proxy.dir.join("new"), proxy.dir.join("hosts")).unwrap();
     proxy.dir.write("resolv.conf", "search two\n");
     wait_for_answers(&proxy, &["127.0.0.3"]);
-    // One that is not there any more is no news.
+    // One that is not there any more is no news, and the other one is read all the same.
     std::fs::remove_file(proxy.dir.join("hosts")).unwrap();
+    let changes = || proxy.log.all().iter().filter(|line| line.contains("hosts file has changed")).count();
+    let before = changes();
+    proxy.dir.write("resolv.conf", "search three\n");
+    wait_until("the change is seen", || changes() > before);
     assert_eq!(answers(proxy.addr(), 6), ["127.0.0.3"]);
 }
