@@ -139,3 +139,29 @@ fn an_address_with_a_final_dot_is_no_target_in_any_protocol() {
     assert!(read_line(&mut dynamic).contains("\"ok\":false"));
     assert_eq!(backend.connections(), 0);
 }
+
+#[test]
+fn a_request_that_becomes_a_tunnel_is_logged_with_its_target() {
+    let backend = Backend::serve(|conn| {
+        if conn.request().is_some() {
+            conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+            while let Ok(bytes) = conn.wire.take(5) {
+                conn.send(&bytes);
+            }
+        }
+    });
+    let proxy = launch(&format!("list = [{LOOPBACK}]"), "").start();
+    let target = format!("origin.test:{}", backend.addr.port());
+    let mut client = Client::connect(proxy.addr());
+    let fields = "Connection: upgrade\r\nUpgrade: x";
+    client.send(format!("GET http://{target}/ws HTTP/1.1\r\nHost: {target}\r\n{fields}\r\n\r\n"));
+    client.wire.begin();
+    assert_eq!(client.wire.response_head().unwrap().status, 101);
+    client.send("hello");
+    client.wire.begin();
+    assert_eq!(client.wire.take(5).unwrap(), b"hello");
+    drop(client);
+    let lines = log(&proxy, 2);
+    let tunnel = lines.iter().find(|line| line["bytes_in"] == 5).unwrap_or_else(|| panic!("{lines:?}"));
+    assert_eq!((tunnel["target"].as_str(), tunnel["rule"].as_str()), (Some(target.as_str()), Some("t:1")));
+}

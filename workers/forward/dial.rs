@@ -33,6 +33,8 @@ use crate::worker::Worker;
 
 /// Under which the loop is woken when a password has been checked.
 pub(crate) const PASSWORDS: Token = Token(usize::MAX - 3);
+/// What the access log calls requests, as opposed to tunnels.
+pub(crate) const HTTP: &str = "HTTP";
 /// How long proving and resolving may take together; connecting has the listener's time limit besides.
 const BEFORE_MS: u64 = 15_000;
 
@@ -350,11 +352,13 @@ impl Worker {
             connection.connecting = false;
             connection.socket.deadline.due_ms = u64::MAX;
         }
+        // A request's line has the rule, and its target from the request itself; a tunnel may see a log that is opened later.
+        let (is_tunnel, is_logged) = (dial.want.protocol != HTTP, self.cx.log.is_some());
         let pass = Pass {
             protocol: dial.want.protocol,
-            target: dial.want.target.to_string().into(),
+            target: if is_tunnel { dial.want.target.to_string().into() } else { Box::default() },
             user: dial.want.user.take(),
-            rule: dial.rule(by),
+            rule: if is_tunnel || is_logged { dial.rule(by) } else { None },
             address: Some(address),
             aliases: dial.aliases.take(),
             lease: std::mem::take(&mut dial.lease),

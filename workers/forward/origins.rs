@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use crate::backend::Upstream;
 use crate::dns::Aliases;
@@ -13,6 +14,8 @@ use crate::slab::Key;
 /// Connections kept to one target, and in all.
 const PER_ORIGIN: usize = 64;
 const IN_ALL: usize = 512;
+/// Targets that are remembered; more only while each has a connection.
+const TARGETS: usize = 2 * IN_ALL;
 /// How long one is kept.
 pub const KEEP_MS: u64 = 60_000;
 
@@ -30,8 +33,9 @@ pub struct Kept {
 /// See the module's description.
 #[derive(Debug, Default)]
 pub struct Origins {
-    idle: HashMap<Endpoint, Vec<Kept>>,
-    targets: HashMap<Key<Upstream>, Endpoint>,
+    /// By target; those without a connection stay for the next one, until there are many.
+    idle: HashMap<Rc<Endpoint>, Vec<Kept>>,
+    targets: HashMap<Key<Upstream>, Rc<Endpoint>>,
 }
 
 impl Origins {
@@ -39,9 +43,6 @@ impl Origins {
     pub fn take(&mut self, target: &Endpoint) -> Option<Kept> {
         let idle = self.idle.get_mut(target)?;
         let found = idle.pop();
-        if idle.is_empty() {
-            self.idle.remove(target);
-        }
         if let Some(kept) = &found {
             self.targets.remove(&kept.upstream);
         }
@@ -54,12 +55,16 @@ impl Origins {
         if self.targets.len() >= IN_ALL {
             return false;
         }
-        let idle = self.idle.entry(target.clone()).or_default();
-        if idle.len() >= PER_ORIGIN {
-            return false;
+        let (target, known) = match self.idle.get_key_value(target) {
+            Some((target, idle)) if idle.len() < PER_ORIGIN => (Rc::clone(target), true),
+            Some(_) => return false,
+            None => (Rc::new(target.clone()), false),
+        };
+        if !known && self.idle.len() >= TARGETS {
+            self.idle.retain(|_, idle| !idle.is_empty());
         }
-        self.targets.insert(kept.upstream, target.clone());
-        idle.push(kept);
+        self.targets.insert(kept.upstream, Rc::clone(&target));
+        self.idle.entry(target).or_default().push(kept);
         true
     }
 
@@ -74,9 +79,6 @@ impl Origins {
         let Some(target) = self.targets.remove(&key) else { return };
         if let Some(idle) = self.idle.get_mut(&target) {
             idle.retain(|kept| kept.upstream != key);
-            if idle.is_empty() {
-                self.idle.remove(&target);
-            }
         }
     }
 
@@ -110,5 +112,11 @@ mod tests {
             let _ = origins.put(&target, kept(1000 + n));
         }
         assert_eq!((origins.take_all().len(), origins.idle.len()), (IN_ALL, 0));
+        for n in 0..3 * TARGETS as u64 {
+            let target = Endpoint::parse(format!("h{n}.test:80").as_bytes()).unwrap();
+            assert!(origins.put(&target, kept(n)));
+            assert_eq!(origins.take(&target), Some(kept(n)));
+        }
+        assert!(origins.idle.len() <= TARGETS && origins.targets.is_empty());
     }
 }
