@@ -25,7 +25,11 @@ fn alone(test: fn()) {
     }
     need_packages(&["iproute2"]);
     let apart = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        match unshare(CloneFlags::CLONE_NEWNET) {
+            // Root of a container may not have it.
+            Err(nix::errno::Errno::EPERM) => return,
+            made => made.unwrap(),
+        }
         run(Command::new("ip").args(["link", "set", "lo", "up"]));
         test();
     });
