@@ -37,12 +37,13 @@ check: tools ## Check formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
 
-bench: build ## Compare with nginx and HAProxy (about 15 minutes); writes docs/benchmarks.md
+bench: build ## Compare with nginx and HAProxy (about 20 minutes); writes docs/benchmarks.md
 	cargo build --release $(CARGO_FLAGS) --example bench_backend --example bench_relay
 	@sh tests/packages.sh $(BENCH_PACKAGES)
 	@# Either counts system calls; without both the column says n/a.
 	@command -v perf >/dev/null || command -v strace >/dev/null || sh tests/packages.sh linux-perf || sh tests/packages.sh strace || true
-	@exec python3 benches/compare.py
+	@python3 benches/compare.py
+	@exec python3 benches/forward.py
 
 soak: tools ## All traffic at once with kills, reloads, upgrades, masters killed, for SECONDS=60
 	SOAK_SECONDS=$(SECONDS) cargo test $(SOAK_PROFILE) $(CARGO_FLAGS) --test it -- --ignored --exact --nocapture soak::soak

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version of [`Request`] and [`Answer`]. A side that finds another one in the greeting says so and goes.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Text in one record at most, in bytes; longer text is cut.
 pub const MAX_TEXT_BYTES: usize = 64 * 1024;
@@ -124,6 +124,27 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Connections that do not outlive their worker.
     pub unprotected: Unprotected,
+    /// What names of servers stand for, the first [`STATUS_NAMES`].
+    pub names: Vec<NameStatus>,
+    /// How many names there are.
+    pub names_in_all: u32,
+}
+
+/// A name of servers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// As configured.
+    pub name: String,
+    /// What it stands for, the first [`NAME_ADDRESSES`].
+    pub addresses: Vec<String>,
+    /// How many more.
+    pub more: u32,
+    /// How many seconds ago that was last answered; `None` = not since this master runs.
+    pub good_s: Option<u64>,
+    /// In how many seconds it is asked for again; `None` = when the configuration is read again, or nobody has said.
+    pub again_s: Option<u64>,
+    /// How many seconds ago there was no answer, the last time, and why.
+    pub trouble: Option<(u64, String)>,
 }
 
 /// Connections of which the master kept no copy, because descriptors were short.
@@ -139,6 +160,11 @@ pub struct Unprotected {
 
 /// Listeners named in a [`Status`] at most.
 pub const STATUS_LISTENERS: usize = 100;
+
+/// Names of servers in a [`Status`] at most, and addresses of each.
+pub const STATUS_NAMES: usize = 64;
+/// See [`STATUS_NAMES`].
+pub const NAME_ADDRESSES: usize = 6;
 
 /// One worker at a glance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,12 +214,22 @@ mod tests {
             requests: u64::MAX,
             active_requests: u64::MAX,
         };
+        let name = NameStatus {
+            name: "x".repeat(260),
+            addresses: vec![format!("[{}]:65535", "ffff:".repeat(7) + "ffff"); NAME_ADDRESSES],
+            more: u32::MAX,
+            good_s: Some(u64::MAX),
+            again_s: Some(u64::MAX),
+            trouble: Some((u64::MAX, "x".repeat(crate::message::MAX_TROUBLE_BYTES))),
+        };
         let status = Answer::Status(Status {
             generation: u64::MAX,
             accepting: true,
             listeners: vec![format!("unix:{}", "x".repeat(107)); STATUS_LISTENERS],
             workers: vec![worker; 1024],
             unprotected: Unprotected { now: u64::MAX, total: u64::MAX, lost: u64::MAX },
+            names: vec![name; STATUS_NAMES],
+            names_in_all: u32::MAX,
         });
         a.send(&status, &[]).unwrap();
         assert_eq!(b.recv::<Answer>(&mut Vec::new()).unwrap(), status);

@@ -7,10 +7,10 @@ mod mutations;
 
 use serde::Serialize;
 
-use crate::control::{Answer, Greeting, Role, Status, Unprotected, Who, WorkerStatus};
+use crate::control::{Answer, Greeting, NameStatus, Role, Status, Unprotected, Who, WorkerStatus};
 use crate::forward::{Spoken, Tunnel};
 use crate::handover::{Bound, Handed, ServerName, ToSuccessor};
-use crate::message::{GivenBack, Kept, Layout, Passed, Relaying, Task, ToMaster, ToWorker, VERSION};
+use crate::message::{GivenBack, Kept, Layout, Passed, Relaying, Standing, Task, ToMaster, ToWorker, VERSION};
 use crate::origin::{Ends, Origin};
 use crate::snapshot::{Address, Endpoint, Target};
 
@@ -55,12 +55,22 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         requests: 5,
         active_requests: 1,
     };
+    let name = NameStatus {
+        name: "app.test:80".to_owned(),
+        addresses: vec!["[::1]:80".to_owned()],
+        more: 1,
+        good_s: Some(3),
+        again_s: None,
+        trouble: Some((300, "no name server answers".to_owned())),
+    };
     let status = Status {
         generation: 3,
         accepting: true,
         listeners: vec!["127.0.0.1:80".to_owned()],
         workers: vec![worker],
         unprotected: Unprotected { now: 1, total: 300, lost: 0 },
+        names: vec![name],
+        names_in_all: 1,
     };
     let greeting = Greeting { version: 1, pid: 4711, config: "/etc/pointsman.toml".to_owned(), role: Role::Master };
     vec![
@@ -100,10 +110,12 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         sample(
             "resolved",
-            &ToMaster::Resolved {
+            &ToMaster::Resolved(Standing {
                 target: Target::Host { name: "app.test".to_owned(), port: 80 },
                 endpoints: vec![Endpoint { address: "[::1]:80".parse().unwrap(), weight: Some(7), backup: true }],
-            },
+                trouble: Some("no name server answers".to_owned()),
+                again_ms: Some(2000),
+            }),
         ),
         sample("listeners", &ToSuccessor::Listeners { bound: bound(), last: true }),
         sample("connections", &ToSuccessor::Connections(vec![handed])),

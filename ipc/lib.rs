@@ -12,6 +12,7 @@ pub mod handover;
 pub mod ledger;
 pub mod message;
 pub mod origin;
+pub mod remembered;
 pub mod sealed;
 pub mod shm;
 pub mod snapshot;

@@ -25,6 +25,9 @@ pub const MAX_CARRIED_BYTES: usize = 64 * 1024;
 /// Addresses that one name of servers stands for at most.
 pub const MAX_ENDPOINTS: usize = 256;
 
+/// Bytes of [`Standing::trouble`] at most.
+pub const MAX_TROUBLE_BYTES: usize = 200;
+
 /// From the master to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
@@ -98,6 +101,19 @@ pub struct Kept {
     pub bound: Bound,
 }
 
+/// What is known of a name of servers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The name.
+    pub target: Target,
+    /// What it stands for, by its last good answer; at most [`MAX_ENDPOINTS`].
+    pub endpoints: Vec<Endpoint>,
+    /// Why there was no answer this time, for people; at most [`MAX_TROUBLE_BYTES`].
+    pub trouble: Option<String>,
+    /// After how many milliseconds it is looked up again; `None` = when the configuration is read again.
+    pub again_ms: Option<u64>,
+}
+
 /// From a worker to the master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToMaster {
@@ -117,13 +133,8 @@ pub enum ToMaster {
     /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
     /// order. With copies of both the master can have the relay gone on with elsewhere.
     Relaying(Vec<Relaying>),
-    /// A name of servers stands for something else now. Workers that are started from now on begin with it.
-    Resolved {
-        /// The name.
-        target: Target,
-        /// Its addresses, at most [`MAX_ENDPOINTS`].
-        endpoints: Vec<Endpoint>,
-    },
+    /// A name of servers has been looked up. Workers that are started from now on begin with what it stands for.
+    Resolved(Standing),
     /// Pipe `number` is in use from now on. Descriptor: its reading end, which replaces the former one.
     Pipe {
         /// Below [`crate::state::MAX_PIPES`].

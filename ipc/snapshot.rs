@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub dispatch: Dispatch,
     /// What to listen on. Index = `ListenerId`.
     pub listeners: Vec<Listener>,
+    /// Where the master's sockets really listen, with the ports that the kernel chose: the master fills it in.
+    pub listening: Vec<SocketAddr>,
     /// HTTP routes. Their order does not matter: the most specific host wins (exact, then the longest wildcard,
     /// then any), within it the most specific path (exact, then the longest prefix); a host without a matching
     /// path falls back to the next less specific host. No two have the same host and path.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -92,6 +93,15 @@ impl Drop for SocketFile {
     }
 }
 
+/// Where these listen, those that have an address that others connect to over IP.
+pub fn addresses<'s>(sockets: impl IntoIterator<Item = &'s Socket>) -> Vec<SocketAddr> {
+    let inet = |socket: &Socket| match &socket.address {
+        Address::Inet(address) => Some(*address),
+        Address::Unix(_) => None,
+    };
+    sockets.into_iter().filter_map(inet).collect()
+}
+
 /// Binds `listener`. `permissions` are those of a Unix socket's file, where set.
 ///
 /// # Errors
@@ -150,7 +160,7 @@ fn bind_alone(id: ListenerId, listener: &Listener, permissions: Option<u32>, sha
                 rustix::net::getsockname(&fd)
             })()
             .map_err(failed)?;
-            let address = std::net::SocketAddr::try_from(bound).map_err(failed)?;
+            let address = SocketAddr::try_from(bound).map_err(failed)?;
             Ok(Socket {
                 fd,
                 id,

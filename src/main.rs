@@ -184,6 +184,17 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     }
 }
 
+/// What the names of servers stood for when the former master with this configuration file was killed, or is replaced.
+fn names_left(file: Option<&std::path::Path>) -> config::Names {
+    let control = file.and_then(|file| match config::control_of(file) {
+        config::Control::At(path) => Some(path),
+        config::Control::Derived => Some(control::place::directory().join(control::place::name(Some(file)))),
+        config::Control::Off => None,
+    });
+    let left = control.map(|control| ipc::remembered::read(&ipc::remembered::path(&control)));
+    config::Names::remembered(left.unwrap_or_default())
+}
+
 /// Everything up to the loop. Errors have been said, and come with the exit status.
 fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<master::Master, (String, ExitCode)> {
     let mut options = arguments.options();
@@ -199,7 +210,7 @@ fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<ma
         None
     };
     let recipe = reload::Recipe { file, options, demo: demo.is_some() };
-    let mut names = config::Names::default();
+    let mut names = names_left(recipe.file.as_deref());
     let loaded = recipe.gather(&mut names).map_err(|errors| {
         report(&errors);
         (errors.render(false).trim_end().to_owned(), ExitCode::from(UNUSABLE))

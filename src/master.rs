@@ -30,7 +30,7 @@ use crate::control;
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::keeper::{Addresses, Connection};
-use crate::listen::Socket;
+use crate::listen::{self, Socket};
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
 use crate::process::{Spawn, System};
@@ -48,6 +48,7 @@ mod passing;
 mod protection;
 mod reconfigure;
 mod renewal;
+mod resolver_files;
 mod shortage;
 mod succession;
 mod watching;
@@ -142,6 +143,10 @@ pub struct Master {
     sealed: Rc<OwnedFd>,
     /// What all workers count in.
     shared: Shared,
+    /// The machine's files about names.
+    resolver_files: resolver_files::ResolverFiles,
+    /// How looking up the names of servers goes.
+    lookups: names::Lookups,
     access_log: Option<Rc<OwnedFd>>,
     reload: Reload,
     control: Option<control::Server>,
@@ -175,17 +180,18 @@ impl Master {
     /// # Errors
     /// What cannot be had, in words for the operator.
     pub fn start(
-        config: Loaded,
+        mut config: Loaded,
         recipe: Recipe,
         names: Names,
         demo: Option<Demo>,
         log_level: Option<String>,
         before: &mut Before,
     ) -> Result<Master, String> {
-        let snapshot = &config.snapshot;
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
         let sockets = succession::listen(&config, before)?;
+        config.snapshot.listening = listen::addresses(&sockets);
+        let snapshot = &config.snapshot;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
         report_capacity(nofile, layout.records, snapshot);
         if sockets.len() + 1 >= MAX_FDS {
@@ -244,6 +250,8 @@ impl Master {
             ping_at: now,
             sealed: Rc::new(sealed),
             shared,
+            resolver_files: resolver_files::ResolverFiles::new(now),
+            lookups: names::Lookups::default(),
             access_log,
             reload,
             control,
@@ -282,6 +290,9 @@ impl Master {
             self.fill_seats(Instant::now());
             if self.is_over() {
                 self.demo = None;
+                if self.successor.is_none() {
+                    self.forget_names();
+                }
                 info!("stopped");
                 return Ok(());
             }
@@ -355,7 +366,7 @@ impl Master {
                     control.on_ready();
                 }
             }
-            Token(token) if token < LISTENERS => self.hear_client(token - CLIENTS),
+            Token(token) if token < LISTENERS => self.hear_client(token - CLIENTS, now),
             Token(token) if token < WORKERS => {
                 let id = token - LISTENERS;
                 if let Some(socket) = self.sockets.iter_mut().find(|socket| usize::from(socket.id) == id) {
@@ -409,6 +420,7 @@ impl Master {
             .chain(self.unmet_until)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
+            .chain(self.resolver_look())
             .chain([self.ping_at])
             .min()?;
         // Rounded up: epoll counts whole milliseconds, and waking early would mean waking again.
@@ -523,6 +535,7 @@ impl Master {
         }
         self.announced = true;
         self.begin_succession();
+        self.remember_names();
         let pids: Vec<i32> =
             self.seats.iter().filter_map(|seat| Some(seat.worker.as_ref()?.pid.as_raw_nonzero().get())).collect();
         banner::print(&self.sockets, &pids, &self.config, self.demo.as_ref().map(|demo| demo.backends.as_slice()));

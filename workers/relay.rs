@@ -52,6 +52,8 @@ pub struct Relay {
     /// How the server is told of the client.
     send_proxy: Option<ProxyVersion>,
     tried: Vec<u16>,
+    /// How many of them this machine has no way to; these do not count as tries.
+    passed_over: usize,
     connect_ms: u32,
     tunnel_ms: u32,
     to_server: Flow,

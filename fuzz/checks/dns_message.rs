@@ -1,7 +1,7 @@
 //! Any bytes as the answer to a question: what is taken of it is bounded and concerns the question, and following its
 //! aliases ends.
 
-use workers::dns::answer::{ADDRESSES_MAX, CHAIN_MAX, Found, Meaning, follow};
+use workers::dns::answer::{ADDRESSES_MAX, CHAIN_MAX, Found, Meaning, Trail, follow};
 use workers::dns::message::{Data, Kind, Mismatch, Question, RECORDS_MAX, read, write};
 
 /// Reads `raw` so.
@@ -40,11 +40,11 @@ pub fn check(raw: &[u8]) {
                 let allowed = |byte: u8| byte == b' ' || byte.is_ascii_graphic() && !byte.is_ascii_uppercase();
                 assert!(record.owner.bytes().all(allowed));
             }
-            match follow(&reply, &question.name, 0, u32::MAX) {
-                Meaning::Ask(name, hops, _) => {
-                    assert!((1..=CHAIN_MAX).contains(&hops));
+            match follow(&reply, Trail::new(question.name.clone())) {
+                Meaning::Ask(trail) => {
+                    assert!((1..=usize::from(CHAIN_MAX)).contains(&trail.aliases().len()));
                     // Whatever it is called, it can be asked for.
-                    let again = Question { name, ..question.clone() };
+                    let again = Question { name: trail.end().to_owned(), ..question.clone() };
                     assert!(write(&again, true).is_some(), "{again:?}");
                 }
                 Meaning::Done(part) => match part.found {

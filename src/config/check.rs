@@ -106,6 +106,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
         },
         dispatch: file.dispatch.unwrap_or(Dispatch::LeastConnections),
         listeners,
+        listening: Vec::new(),
         routes,
         groups,
         limits: limits(&file.limits),

@@ -35,6 +35,7 @@ use ipc::snapshot::{Mode, Snapshot};
 
 pub use report::Report;
 use report::{Diagnostic, Source, quoted};
+pub use resolver::Sources;
 pub use system::Names;
 use system::{System, ThisSystem};
 
@@ -68,6 +69,8 @@ pub struct ProcessSettings {
     pub users_file: Option<PathBuf>,
     /// The hosts file; `None` = none is read.
     pub hosts: Option<PathBuf>,
+    /// What the settings of the resolver were made of.
+    pub resolver: Sources,
 }
 
 /// The master's control socket.
@@ -192,6 +195,14 @@ fn read(path: &Path) -> Result<String, Report> {
         let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
         unreadable(&format!("line {line} is not UTF-8"), "save it in UTF-8")
     })
+}
+
+/// The text of a file of the system.
+///
+/// # Errors
+/// When it cannot be read, or is very long.
+pub fn read_system_file(path: &Path) -> io::Result<String> {
+    ThisSystem.read(path)
 }
 
 /// Checks configuration text; `name` stands for the file in messages.

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::address::conflict;
 use super::check::{host_text, path_text};
 use super::dump;
+use super::resolver::Sources;
 use super::tests::{USERS, read};
 use super::units::DURATION_MAX_MS;
 use super::{Control, OsGroup, OsUser, ProcessSettings};
@@ -283,6 +284,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 workers,
                 dispatch,
                 listeners,
+                listening: Vec::new(),
                 routes,
                 groups,
                 limits,
@@ -311,6 +313,7 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         }
     }
     let name = || "www-data".to_owned();
+    let dns = &snapshot.dns;
     ProcessSettings {
         source: None,
         user: accounts.then(|| OsUser { name: name(), uid: 33, gid: 33 }),
@@ -320,6 +323,16 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         unix_permissions,
         users_file: Some("/run/users".into()),
         hosts: None,
+        resolver: Sources {
+            resolv_conf: None,
+            hosts: None,
+            servers: Some(dns.servers.clone()),
+            search: Some(dns.search.clone()),
+            ndots: Some(dns.ndots),
+            timeout_ms: Some(dns.timeout_ms),
+            attempts: Some(dns.attempts),
+            rotate: Some(dns.rotate),
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::path::PathBuf;
 
 use ipc::snapshot::Dns;
 use workers::dns::name::{self, Host};
@@ -23,6 +24,48 @@ pub const TIMEOUT_MAX_MS: u32 = TIMEOUT_MAX_S * 1000;
 /// Names taken from a hosts file, and addresses for one of them.
 pub const HOSTS_MAX: usize = 20_000;
 const HOST_ADDRESSES_MAX: usize = 64;
+
+/// Where the settings of the resolver come from. The machine's files may change while the configuration does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The resolv.conf; `None` = none is read.
+    pub resolv_conf: Option<PathBuf>,
+    /// The hosts file; `None` = none is read.
+    pub hosts: Option<PathBuf>,
+    /// What the configuration says stands above both; see [`Dns`] for each.
+    pub servers: Option<Vec<SocketAddr>>,
+    /// As above.
+    pub search: Option<Vec<String>>,
+    /// As above.
+    pub ndots: Option<u8>,
+    /// As above.
+    pub timeout_ms: Option<u32>,
+    /// As above.
+    pub attempts: Option<u8>,
+    /// As above.
+    pub rotate: Option<bool>,
+}
+
+impl Sources {
+    /// What they come to, with the texts of both files; `None` = it is not read, or cannot be. True when the hosts file
+    /// has more than [`HOSTS_MAX`] names.
+    #[must_use]
+    pub fn settings(&self, resolv_conf: Option<&str>, hosts: Option<&str>) -> (Dns, bool) {
+        let interface = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+        let base = resolv_conf.map(|text| read_resolv_conf(text, &interface)).unwrap_or_default();
+        let (hosts, too_many) = hosts.map(read_hosts).unwrap_or_default();
+        let dns = Dns {
+            servers: self.servers.clone().unwrap_or(base.servers),
+            search: self.search.clone().unwrap_or(base.search),
+            ndots: self.ndots.unwrap_or(base.ndots),
+            timeout_ms: self.timeout_ms.unwrap_or(base.timeout_ms),
+            attempts: self.attempts.unwrap_or(base.attempts),
+            rotate: self.rotate.unwrap_or(base.rotate),
+            hosts,
+        };
+        (dns, too_many)
+    }
+}
 
 /// What a resolv.conf says, as far as it does. `interface` gives the number of a network interface by its name.
 #[must_use]

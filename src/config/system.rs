@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
+use ipc::remembered::Remembered;
 use ipc::snapshot::{Dns, Endpoint, Target};
 
 use super::{OsGroup, OsUser};
@@ -98,6 +99,11 @@ impl Names {
         } else {
             self.0.insert(target.clone(), endpoints);
         }
+    }
+
+    /// What a former master has left.
+    pub fn remembered(names: impl IntoIterator<Item = Remembered>) -> Names {
+        Names(names.into_iter().filter(|(_, endpoints)| !endpoints.is_empty()).collect())
     }
 
     pub(super) fn begin<'n>(&'n self, system: &'n dyn System) -> Remembering<'n> {

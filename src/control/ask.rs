@@ -234,5 +234,26 @@ fn table(status: &Status) -> String {
             worker.stage, worker.generation, worker.connections, worker.active_requests, worker.requests
         );
     }
+    names(status, &mut out);
     out
+}
+
+/// What names of servers stand for, each with how old that is, when it is looked up again, and what went wrong.
+fn names(status: &Status, out: &mut String) {
+    for (at, name) in status.names.iter().enumerate() {
+        if at == 0 {
+            let _ = writeln!(out, "\nname");
+        }
+        let more = if name.more > 0 { format!(" and {} more", name.more) } else { String::new() };
+        let addresses = if name.addresses.is_empty() { "no address".to_owned() } else { name.addresses.join(", ") };
+        let good = name.good_s.map_or_else(|| "not answered yet".to_owned(), |s| format!("answered {s} s ago"));
+        let again = name.again_s.map(|s| format!(", again in {s} s")).unwrap_or_default();
+        let trouble = name.trouble.as_ref();
+        let trouble = trouble.map(|(s, why)| format!("; last failure {s} s ago: {why}")).unwrap_or_default();
+        let _ = writeln!(out, "{}  {addresses}{more} ({good}{again}{trouble})", name.name);
+    }
+    let shown = u32::try_from(status.names.len()).unwrap_or(u32::MAX);
+    if status.names_in_all > shown {
+        let _ = writeln!(out, "and {} more names", status.names_in_all - shown);
+    }
 }

@@ -148,6 +148,14 @@ pub fn tidy(directory: &Path) {
             let _ = std::fs::remove_file(path);
         }
     }
+    let entries = std::fs::read_dir(directory).into_iter().flatten().take(1000);
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        // What a master remembers is of no use when it is gone with all its workers.
+        let control = ipc::remembered::control(&path);
+        if control.is_some_and(|control| matches!(probe(&control), Found::Dead | Found::Nothing)) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Everything in `directory` that could be a control socket, at most a thousand.

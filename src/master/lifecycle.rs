@@ -118,6 +118,7 @@ impl Master {
             control.expire(now);
         }
         self.watch_workers(now);
+        self.watch_resolver_files(now);
         self.renew(now);
     }
 

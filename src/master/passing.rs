@@ -166,7 +166,7 @@ impl Master {
                 self.gate.freed();
             }
         }
-        self.learn(resolved);
+        self.learn(resolved, now);
         // Also when the one that was waited for is not wanted any more.
         self.announce();
         if self.reload.pending.is_some() {
@@ -186,7 +186,7 @@ impl Master {
                 Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
             ear.hear(worker, index, &mut returned, HEARD_PER_TURN);
         }
-        self.learn(resolved);
+        self.learn(resolved, now);
         let mut tally = Tally::default();
         for connection in returned {
             self.settle(Verdict::Pass(connection), &mut tally);
@@ -585,7 +585,7 @@ impl Ear<'_> {
                         worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
                     }
                 }
-                Ok(ToMaster::Resolved { target, endpoints }) => self.resolved.push((target, endpoints)),
+                Ok(ToMaster::Resolved(standing)) => self.resolved.push(standing),
                 Ok(ToMaster::Pipe { number }) => match fds.pop() {
                     Some(end) if self.protection.keeps_other(&end) => worker.pipes.put(number, end),
                     Some(_) | None => worker.pipes.forget(number),

@@ -131,11 +131,11 @@ impl Master {
     }
 
     /// Hears what the client in `slot` of the control socket wants.
-    pub(super) fn hear_client(&mut self, slot: usize) {
+    pub(super) fn hear_client(&mut self, slot: usize, now: Instant) {
         let Some((client, request)) = self.control.as_mut().and_then(|control| control.hear(slot)) else { return };
         match request {
             Request::Reload { color } => self.ask_reload(Some(Asker { client, color })),
-            Request::Status => self.tell_status(client),
+            Request::Status => self.tell_status(client, now),
             Request::Upgrade => self.upgrade(Some(client)),
             Request::TakeOver => {
                 let text = "this master lives; `master upgrade` replaces it".to_owned();
@@ -144,7 +144,7 @@ impl Master {
         }
     }
 
-    fn tell_status(&mut self, client: ClientId) {
+    fn tell_status(&mut self, client: ClientId, now: Instant) {
         let worker = |index: u16, worker: &Worker| WorkerStatus {
             who: Who { index, pid: worker.pid.as_raw_nonzero().get() },
             stage: worker.stage.name().to_owned(),
@@ -154,6 +154,7 @@ impl Master {
             active_requests: worker.control.stats().active_requests.get(),
         };
         let sockets = self.sockets.iter().filter(|socket| socket.leaving.is_none());
+        let (names, names_in_all) = self.names_status(now);
         let status = Status {
             generation: self.config.snapshot.generation,
             accepting: self.course == Course::Running,
@@ -164,6 +165,8 @@ impl Master {
                 .filter_map(|seat| seat.worker.as_ref().map(|one| worker(seat.index, one)))
                 .collect(),
             unprotected: self.count_unprotected(),
+            names,
+            names_in_all,
         };
         if let Some(control) = &mut self.control {
             control.answer(client, &Answer::Status(status));
@@ -189,6 +192,9 @@ impl Master {
         (self.access_log, self.sealed, self.identity) = (ready.access_log, ready.sealed, ready.identity);
         self.change_sockets(&ready.plan.changes, ready.bound, now);
         self.change_bounds(&old);
+        self.resolver_files.doubt();
+        self.forget_lookups();
+        self.remember_names();
         self.hand_out();
         self.set_workers(self.config.snapshot.workers, now);
         self.keep_for_orphans();
@@ -214,7 +220,7 @@ impl Master {
             // Who is accepted there from now on is as good as connected.
             Left { socket: can_stay, connections: connected || socket.is_some() && !can_stay }
         };
-        let plan = plan(&self.config.snapshot, snapshot, left, self.reload.next_number)?;
+        let mut plan = plan(&self.config.snapshot, snapshot, left, self.reload.next_number)?;
         let closing = |socket: &&Socket| plan.changes.contains(&Change::Close(socket.id));
         let leaving: Vec<&Socket> = self.sockets.iter().filter(closing).collect();
         let mut bound = Vec::new();
@@ -228,6 +234,8 @@ impl Master {
                 bound.push(socket);
             }
         }
+        // Those about to be closed, too: they listen for a while yet.
+        plan.snapshot.listening = listen::addresses(self.sockets.iter().chain(&bound));
         let target = &plan.snapshot.access_log.to;
         let access_log = if *target == self.config.snapshot.access_log.to {
             self.access_log.clone()
@@ -344,7 +352,7 @@ impl Master {
 
     /// Gives every worker that stays the configuration in force. One that has not got the last one yet gets only
     /// this.
-    fn hand_out(&mut self) {
+    pub(super) fn hand_out(&mut self) {
         let generation = self.config.snapshot.generation;
         for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
             if matches!(worker.stage, Stage::Starting { .. } | Stage::Ready) {

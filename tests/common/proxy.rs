@@ -138,6 +138,12 @@ impl Launch {
         launch
     }
 
+    /// With `to` in the place of `from` in its configuration.
+    pub fn replace(mut self, from: &str, to: &str) -> Launch {
+        self.config = self.config.map(|text| text.replace(from, to));
+        self
+    }
+
     /// With this file in the test's own directory.
     pub fn file(self, name: &str, text: &str) -> Launch {
         self.dir.write(name, text);

@@ -319,3 +319,84 @@ fn the_effective_configuration_says_what_names_stand_for() {
     assert!(text.contains("address = \"app.test:80\"") && text.contains("# 127.0.0.1:80\n"), "{output:?}");
     assert!(text.contains("# does not resolve\n") && text.contains(&format!("servers = [\"{}\"]", dns.addr)), "{text}");
 }
+
+/// The line of `master status` about a name.
+fn status_of(proxy: &Proxy, name: &str) -> String {
+    let output = proxy.question("status");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}  ")));
+    line.unwrap_or_else(|| panic!("{text}")).to_owned()
+}
+
+#[test]
+fn the_status_tells_of_names_their_addresses_and_the_last_failure() {
+    let (port, _backends) = backends(2);
+    let dns = NameServer::start();
+    dns.set("app.test", &["A 1 127.0.0.1", "A 1 127.0.0.2"]);
+    let proxy = conf(port, &[dns.addr]).server(format!("\"gone.test:{port}\"")).start();
+    let app = format!("app.test:{port}");
+    wait_until("an answer is told of", || {
+        let line = status_of(&proxy, &app);
+        line.contains(&format!("127.0.0.1:{port}, 127.0.0.2:{port} (answered ")) && !line.contains("failure")
+    });
+    wait_until("a name that is not there is told of", || {
+        let line = status_of(&proxy, &format!("gone.test:{port}"));
+        line.contains("no address (not answered yet, again in ") && line.contains("ago: there is no such name)")
+    });
+    dns.behave(Manner::Failing);
+    wait_until("a failure is told of, with the addresses used", || {
+        let line = status_of(&proxy, &app);
+        line.contains(&format!("127.0.0.1:{port}, ")) && line.contains("ago: the name servers fail (SERVFAIL))")
+    });
+}
+
+#[test]
+fn a_successor_knows_what_names_stood_for_when_no_name_server_answers() {
+    let (port, _backends) = backends(2);
+    let dns = NameServer::start();
+    dns.set("app.test", &["A 1 127.0.0.2"]);
+    let conf = conf(port, &[dns.addr]).top("control = \"unix:{dir}/control.sock\"");
+    let mut proxy = conf.start();
+    dns.set("app.test", &["A 1 127.0.0.1"]);
+    wait_for_answers(&proxy, &["127.0.0.1"]);
+    dns.behave(Manner::Failing);
+    proxy.upgrade();
+    assert_eq!(answers(proxy.addr(), 12), ["127.0.0.1"]);
+    let orphans = proxy.kill_master();
+    let next = proxy.again();
+    assert_eq!(answers(next.addr(), 12), ["127.0.0.1"]);
+    wait_gone(&orphans);
+    proxy.check_log();
+    let memory = next.dir.join("control.sock.names");
+    assert!(memory.exists());
+    // Who stops it does not come back to that.
+    drop(next);
+    assert!(!memory.exists());
+    let anew = proxy.again();
+    assert_eq!(answers(anew.addr(), 6), ["503"]);
+}
+
+#[test]
+fn the_hosts_file_and_resolv_conf_hold_as_they_are_now() {
+    let (port, _backends) = backends(3);
+    let files = "[dns]\nresolv_conf = \"{dir}/resolv.conf\"\nhosts = \"{dir}/hosts\"\n";
+    let conf = Conf::http(&[]).server(format!("\"app.test:{port}\"")).tables(files);
+    let proxy = conf.launch().file("hosts", "127.0.0.1 app.test\n").file("resolv.conf", "search one\n").start();
+    assert_eq!(answers(proxy.addr(), 6), ["127.0.0.1"]);
+    proxy.dir.write("hosts", "127.0.0.2 app.test\n");
+    wait_for_answers(&proxy, &["127.0.0.2"]);
+    proxy.wait_for_log(&["resolv.conf or the hosts file has changed"]);
+    // As programs that write it do, a new file in its place; and the other of the two.
+    proxy.dir.write("new", "127.0.0.3 app.test\n");
+    std::fs::rename(proxy.dir.join("new"), proxy.dir.join("hosts")).unwrap();
+    proxy.dir.write("resolv.conf", "search two\n");
+    wait_for_answers(&proxy, &["127.0.0.3"]);
+    // One that is not there any more is no news, and the other one is read all the same.
+    std::fs::remove_file(proxy.dir.join("hosts")).unwrap();
+    let changes = || proxy.log.all().iter().filter(|line| line.contains("hosts file has changed")).count();
+    let before = changes();
+    proxy.dir.write("resolv.conf", "search three\n");
+    wait_until("the change is seen", || changes() > before);
+    assert_eq!(answers(proxy.addr(), 6), ["127.0.0.3"]);
+}

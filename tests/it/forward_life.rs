@@ -128,11 +128,15 @@ fn a_request_for_a_tunnel_that_is_under_way_is_run_again() {
     http.send(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", unanswering.addr));
     let mut dynamic = stream(&proxy);
     dynamic.write_all(format!("{{\"target\":\"{}\"}}\n", unanswering.addr).as_bytes()).unwrap();
-    wait_until("both are under way", || syn_sent(unanswering.addr) >= 2);
+    let takes_reply = Backend::silent();
+    let mut delivery = stream(&proxy);
+    let line = format!("{{\"target\":\"{}\",\"reply_to\":\"{}\"}}\n", unanswering.addr, takes_reply.addr);
+    delivery.write_all(line.as_bytes()).unwrap();
+    wait_until("all are under way", || syn_sent(unanswering.addr) >= 3);
     kill_all(&proxy);
     proxy.wait_for_workers(1);
-    wait_until("both are under way again", || syn_sent(unanswering.addr) >= 2);
-    drop((http, dynamic));
+    wait_until("all are under way again", || syn_sent(unanswering.addr) >= 3);
+    drop((http, dynamic, delivery));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::common::proxy::{Conf, Launch};
 use crate::common::{TempDir, need_packages, pattern_bytes, run, wait_until};
 
 /// A child process that ends with its test.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -20,7 +20,7 @@ impl Drop for Running {
 }
 
 /// Serves the files below `root`, as a plain web server does.
-fn file_server(root: &Path) -> Backend {
+pub fn file_server(root: &Path) -> Backend {
     let root = root.to_owned();
     Backend::answering(move |request| {
         let path = request.target.split('?').next().unwrap().trim_start_matches('/');

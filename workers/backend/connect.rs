@@ -50,3 +50,16 @@ pub fn open(address: &Address) -> Result<Connecting, Errno> {
         Err(errno) => Err(errno),
     }
 }
+
+/// Servers passed over for one request or connection at most because this machine has no way to them.
+pub const PASSED_OVER_MAX: usize = 64;
+
+/// Whether `errno` says that this machine has no way to `address` at all: then nothing has been tried, and the next
+/// server's turn costs nothing. So it is with the IPv6 addresses of a name on a machine without IPv6 (RFC 6724
+/// section 5, rule 1).
+#[must_use]
+pub fn is_without_way(address: &Address, errno: Errno) -> bool {
+    let is_v6 = matches!(address, Address::Inet(address) if address.is_ipv6());
+    // Of IPv4 it says that the machine has no port left.
+    matches!(errno, Errno::NETUNREACH | Errno::AFNOSUPPORT) || is_v6 && errno == Errno::ADDRNOTAVAIL
+}

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use ipc::message::{MAX_TROUBLE_BYTES, Standing};
 use ipc::snapshot::{Address, Endpoint, Group, GroupId, NUMBER_OF_NAME, Server, Snapshot, Target, number_of_name};
 use log::{info, warn};
 
@@ -60,6 +61,8 @@ struct Entry {
     trouble: Option<DnsError>,
     /// How long to wait after the next failure.
     pause_ms: u64,
+    /// When it is asked for again; [`u64::MAX`] = with the next configuration.
+    again_ms: u64,
 }
 
 /// See the module's description.
@@ -73,9 +76,9 @@ pub struct Names {
     asked: usize,
     /// Groups whose servers have changed.
     changed: BTreeSet<GroupId>,
-    /// Names that stand for something else than the master knows.
+    /// Names that the master is to be told of.
     news: BTreeSet<usize>,
-    /// Whether changes are logged here: one worker is enough.
+    /// Whether changes are logged here, and the master told of every answer: one worker is enough.
     speaks: bool,
 }
 
@@ -114,6 +117,7 @@ impl Names {
                         discovery: None,
                         trouble: old.and_then(|old| old.trouble),
                         pause_ms: AGAIN_MIN_MS,
+                        again_ms: 0,
                     });
                     names.due.insert((0, at));
                 }
@@ -193,11 +197,21 @@ impl Names {
         self.changed.pop_first()
     }
 
-    /// A name that stands for something else than the master knows, until [`Names::told`].
+    /// What the master is to be told of a name, until [`Names::told`].
     #[must_use]
-    pub fn news(&self) -> Option<(&Target, &[Endpoint])> {
+    pub fn news(&self, now_ms: u64) -> Option<Standing> {
         let entry = self.entries.get(*self.news.first()?)?;
-        Some((&entry.target, &entry.endpoints))
+        let trouble = entry.trouble.map(|error| {
+            let mut text = error.to_string();
+            text.truncate(text.floor_char_boundary(MAX_TROUBLE_BYTES));
+            text
+        });
+        Some(Standing {
+            target: entry.target.clone(),
+            endpoints: entry.endpoints.clone(),
+            trouble,
+            again_ms: (entry.again_ms != u64::MAX).then(|| entry.again_ms.saturating_sub(now_ms)),
+        })
     }
 
     /// The master has been told of what [`Names::news`] gave.
@@ -224,6 +238,7 @@ impl Names {
                 (error.is_definite().then(Vec::new), now_ms + pause_ms)
             }
         };
+        entry.again_ms = again_ms;
         // What a hosts file says holds until the next reload.
         if again_ms != u64::MAX {
             self.due.insert((again_ms, at));
@@ -233,6 +248,8 @@ impl Names {
         if let Some(new) = changed {
             entry.endpoints = new;
             self.changed.extend(&entry.groups);
+        }
+        if is_changed || self.speaks {
             self.news.insert(at);
         }
         if self.speaks {

@@ -57,10 +57,9 @@ impl Worker {
 
     /// Tells the master what names stand for now, so that a worker that takes this one's place knows.
     fn tell_names(&mut self) {
-        let Ctx { names, channel, .. } = &mut self.cx;
-        while let Some((target, endpoints)) = names.news() {
-            let message = ToMaster::Resolved { target: target.clone(), endpoints: endpoints.to_vec() };
-            match channel.send(&message, &[]) {
+        let Ctx { names, channel, clock, .. } = &mut self.cx;
+        while let Some(standing) = names.news(clock.now_ms) {
+            match channel.send(&ToMaster::Resolved(standing), &[]) {
                 Ok(()) => names.told(),
                 // Once there is room.
                 Err(SendError::Full) => return,

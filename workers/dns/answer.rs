@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crate::dns::lookup::DnsError;
 use crate::dns::message::{Data, Outcome, Record, Reply, Service};
+use crate::dns::name;
 
 /// Aliases followed for one name, over all answers.
 pub const CHAIN_MAX: u8 = 8;
@@ -29,6 +30,61 @@ pub struct Part {
     pub found: Result<Found, DnsError>,
     /// How long that holds, in seconds; `None` = nobody said.
     pub ttl: Option<u32>,
+    /// The aliases that led there.
+    pub aliases: Vec<String>,
+}
+
+impl Part {
+    /// Nothing was found.
+    #[must_use]
+    pub fn failed(error: DnsError) -> Part {
+        Part { found: Err(error), ttl: None, aliases: Vec::new() }
+    }
+}
+
+/// The way from the name that was asked for through its aliases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trail {
+    /// The name, and each that it turned out to be an alias for; at most [`CHAIN_MAX`] of these.
+    names: Vec<String>,
+    /// The shortest TTL among them.
+    ttl: u32,
+}
+
+impl Trail {
+    /// From this name on.
+    #[must_use]
+    pub fn new(name: String) -> Trail {
+        Trail { names: vec![name], ttl: u32::MAX }
+    }
+
+    /// Where it has come to.
+    #[must_use]
+    pub fn end(&self) -> &str {
+        self.names.last().map_or("", String::as_str)
+    }
+
+    /// The names behind the first.
+    #[must_use]
+    pub fn aliases(&self) -> &[String] {
+        self.names.get(1..).unwrap_or_default()
+    }
+
+    /// One alias further.
+    fn step(&mut self, to: &str, ttl: u32) -> Result<(), DnsError> {
+        if to.is_empty() || name::is_invalid(to) {
+            return Err(DnsError::NoSuchName);
+        }
+        if !name::may_be_alias_target(to) {
+            return Err(DnsError::BadAlias);
+        }
+        if self.names.len() > usize::from(CHAIN_MAX) || self.names.iter().any(|name| name == to) {
+            return Err(DnsError::AliasesTooLong);
+        }
+        self.names.push(to.to_owned());
+        self.ttl = self.ttl.min(ttl);
+        Ok(())
+    }
 }
 
 /// Records of one kind.
@@ -45,21 +101,19 @@ pub enum Found {
 pub enum Meaning {
     /// It is answered.
     Done(Part),
-    /// It is an alias for this name, of which the answer does not tell. So many aliases were followed, and the
-    /// shortest TTL among them is this.
-    Ask(String, u8, u32),
+    /// It is an alias for a name, of which the answer does not tell.
+    Ask(Trail),
 }
 
-/// Follows the aliases in `reply`, from `name` on, of which `hops` have been followed before.
+/// Follows the aliases in `reply` from the end of `trail` on.
 #[must_use]
-pub fn follow(reply: &Reply, name: &str, mut hops: u8, mut ttl: u32) -> Meaning {
-    let failed = |error| Meaning::Done(Part { found: Err(error), ttl: None });
-    let mut name = name;
+pub fn follow(reply: &Reply, mut trail: Trail) -> Meaning {
+    let before = trail.names.len();
     loop {
         let (mut addresses, mut services) = (Vec::new(), Vec::new());
         let mut alias: Option<(&str, u32)> = None;
-        let mut least = ttl;
-        for Record { ttl, data, .. } in reply.records.iter().filter(|record| record.owner == name) {
+        let mut least = trail.ttl;
+        for Record { ttl, data, .. } in reply.records.iter().filter(|record| record.owner == trail.end()) {
             match data {
                 Data::A(ip) => addresses.push(IpAddr::V4(*ip)),
                 Data::Aaaa(ip) => addresses.push(IpAddr::V6(*ip)),
@@ -73,36 +127,32 @@ pub fn follow(reply: &Reply, name: &str, mut hops: u8, mut ttl: u32) -> Meaning 
         }
         addresses.truncate(ADDRESSES_MAX);
         services.truncate(ADDRESSES_MAX);
-        if !addresses.is_empty() {
-            return Meaning::Done(Part { found: Ok(Found::Addresses(addresses)), ttl: Some(least) });
-        }
-        if !services.is_empty() {
-            return Meaning::Done(Part { found: Ok(Found::Services(services)), ttl: Some(least) });
+        let found = match (addresses.is_empty(), services.is_empty()) {
+            (false, _) => Some(Found::Addresses(addresses)),
+            (true, false) => Some(Found::Services(services)),
+            (true, true) => None,
+        };
+        if let Some(found) = found {
+            return Meaning::Done(Part { found: Ok(found), ttl: Some(least), aliases: trail.aliases().to_vec() });
         }
         let Some((to, alias_ttl)) = alias else { break };
-        hops += 1;
-        if hops > CHAIN_MAX {
-            return failed(DnsError::AliasesTooLong);
+        if let Err(error) = trail.step(to, alias_ttl) {
+            return Meaning::Done(Part::failed(error));
         }
-        if to.is_empty() {
-            return failed(DnsError::NoSuchName);
-        }
-        (name, ttl) = (to, ttl.min(alias_ttl));
     }
     let negative = |error| {
-        let said = reply.negative_ttl.map(|said| said.min(ttl));
-        Meaning::Done(Part { found: Err(error), ttl: said })
+        let said = reply.negative_ttl.map(|said| said.min(trail.ttl));
+        Meaning::Done(Part { ttl: said, ..Part::failed(error) })
     };
     match reply.outcome {
         // What RFC 2308 section 2.1 says of NXDOMAIN, it says of the last name of the chain.
         Outcome::NoSuchName => negative(DnsError::NoSuchName),
-        // Without an SOA record it is not said that the chain's end has no such records (RFC 2308 section 2.2).
-        Outcome::Ok if !reply.records.is_empty() && reply.negative_ttl.is_none() && hops > 0 => {
-            Meaning::Ask(name.to_owned(), hops, ttl)
-        }
+        // Without an SOA record it is not said that the chain's end has no such records (RFC 2308 section 2.2). A name
+        // that the answer leads no further from has just been asked for.
+        Outcome::Ok if reply.negative_ttl.is_none() && trail.names.len() > before => Meaning::Ask(trail),
         Outcome::Ok => negative(DnsError::NoAddress),
-        Outcome::FormatError => failed(DnsError::ServerFailure(1)),
-        Outcome::Failure(code) => failed(DnsError::ServerFailure(code)),
+        Outcome::FormatError => Meaning::Done(Part::failed(DnsError::ServerFailure(1))),
+        Outcome::Failure(code) => Meaning::Done(Part::failed(DnsError::ServerFailure(code))),
     }
 }
 
@@ -152,9 +202,12 @@ mod tests {
         Reply { outcome, truncated: false, records, negative_ttl }
     }
 
-    fn found(addresses: &[[u8; 4]], ttl: u32) -> Meaning {
-        let addresses = addresses.iter().map(|&ip| ip.into()).collect();
-        Meaning::Done(Part { found: Ok(Found::Addresses(addresses)), ttl: Some(ttl) })
+    fn from(names: &[&str], ttl: u32) -> Trail {
+        Trail { names: names.iter().map(|&name| name.to_owned()).collect(), ttl }
+    }
+
+    fn failed(error: DnsError, ttl: Option<u32>) -> Meaning {
+        Meaning::Done(Part { ttl, ..Part::failed(error) })
     }
 
     #[test]
@@ -164,27 +217,59 @@ mod tests {
             Outcome::Ok,
             None,
         );
-        assert_eq!(follow(&reply, "a", 0, u32::MAX), found(&[[10, 0, 0, 1], [10, 0, 0, 2]], 95));
+        let found = Found::Addresses(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]);
+        let part = Part { found: Ok(found), ttl: Some(95), aliases: vec!["b".to_owned(), "c".to_owned()] };
+        assert_eq!(follow(&reply, from(&["a"], u32::MAX)), Meaning::Done(part));
     }
 
     #[test]
-    fn a_loop_of_aliases_ends() {
-        let reply = reply(&[("a", "b"), ("b", "a")], Outcome::Ok, None);
-        assert!(matches!(
-            follow(&reply, "a", 0, u32::MAX),
-            Meaning::Done(Part { found: Err(DnsError::AliasesTooLong), .. })
-        ));
+    fn a_loop_of_aliases_ends_where_it_closes() {
+        let circle = reply(&[("a", "b"), ("b", "a")], Outcome::Ok, None);
+        assert_eq!(follow(&circle, from(&["a"], 9)), failed(DnsError::AliasesTooLong, None));
+        let back = reply(&[("b", "a")], Outcome::Ok, None);
+        assert_eq!(follow(&back, from(&["a", "b"], 9)), failed(DnsError::AliasesTooLong, None));
+        let itself = reply(&[("a", "a")], Outcome::Ok, None);
+        assert_eq!(follow(&itself, from(&["a"], 9)), failed(DnsError::AliasesTooLong, None));
+    }
+
+    #[test]
+    fn a_chain_of_aliases_is_bounded() {
+        let names: Vec<String> = (0..=usize::from(CHAIN_MAX) + 1).map(|n| format!("n{n}")).collect();
+        let links: Vec<(&str, &str)> = names.windows(2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
+        let long = |links: &[(&str, &str)]| follow(&reply(links, Outcome::Ok, None), from(&["n0"], 9));
+        assert!(matches!(long(&links[1..]), Meaning::Done(_)));
+        assert_eq!(long(&links), failed(DnsError::AliasesTooLong, None));
+        assert!(matches!(long(&links[..usize::from(CHAIN_MAX)]), Meaning::Ask(trail) if trail.end() == "n8"));
+    }
+
+    #[test]
+    fn aliases_for_numbers_and_for_this_machine_are_refused_at_once() {
+        for (to, why) in [
+            ("127.1", DnsError::BadAlias),
+            ("2130706433", DnsError::BadAlias),
+            ("0x7f.1", DnsError::BadAlias),
+            ("localhost", DnsError::BadAlias),
+            ("a.localhost", DnsError::BadAlias),
+            ("a.invalid", DnsError::NoSuchName),
+            ("", DnsError::NoSuchName),
+        ] {
+            let told = reply(&[("a", to), (to, "10.0.0.1")], Outcome::Ok, None);
+            assert_eq!(follow(&told, from(&["a"], 9)), failed(why, None), "{to}");
+            assert_eq!(follow(&reply(&[("a", to)], Outcome::Ok, None), from(&["a"], 9)), failed(why, None), "{to}");
+        }
     }
 
     #[test]
     fn the_end_of_a_chain_is_asked_for_unless_the_answer_denies_it() {
         let open = reply(&[("a", "b")], Outcome::Ok, None);
-        assert_eq!(follow(&open, "a", 1, 50), Meaning::Ask("b".to_owned(), 2, 50));
+        assert_eq!(follow(&open, from(&["z", "a"], 50)), Meaning::Ask(from(&["z", "a", "b"], 50)));
         let denied = reply(&[("a", "b")], Outcome::Ok, Some(7));
-        let part = |error, ttl| Meaning::Done(Part { found: Err(error), ttl });
-        assert_eq!(follow(&denied, "a", 0, u32::MAX), part(DnsError::NoAddress, Some(7)));
+        assert_eq!(follow(&denied, from(&["a"], u32::MAX)), failed(DnsError::NoAddress, Some(7)));
         let gone = reply(&[("a", "b")], Outcome::NoSuchName, Some(700));
-        assert_eq!(follow(&gone, "a", 0, u32::MAX), part(DnsError::NoSuchName, Some(99)));
+        assert_eq!(follow(&gone, from(&["a"], u32::MAX)), failed(DnsError::NoSuchName, Some(99)));
+        // Records of others lead nowhere: the same question would get the same answer.
+        let other = reply(&[("x", "10.0.0.1")], Outcome::Ok, None);
+        assert_eq!(follow(&other, from(&["a", "b"], 50)), failed(DnsError::NoAddress, None));
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
 
     fn services(services: &[Service]) -> Rc<Answer> {
         let lacks = Lacks::default();
-        Rc::new(Answer { addresses: Vec::new(), services: services.to_vec(), expires_ms: 5000, lacks })
+        Rc::new(Answer { addresses: Vec::new(), services: services.to_vec(), expires_ms: 5000, lacks, aliases: None })
     }
 
     /// What a service comes to whose hosts are known, or asked for, as these say.

@@ -20,7 +20,12 @@ pub struct Answer {
     pub expires_ms: u64,
     /// Families of which nothing is known, since no server said whether there are any.
     pub lacks: Lacks,
+    /// The names that it is an alias for, the last of which has the addresses; in lower case.
+    pub aliases: Aliases,
 }
+
+/// See [`Answer::aliases`]; `None` when there are none.
+pub type Aliases = Option<Rc<[String]>>;
 
 /// See [`Answer::lacks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,7 +38,8 @@ pub struct Lacks {
 
 impl Answer {
     pub(super) fn fixed(addresses: Vec<IpAddr>) -> Rc<Answer> {
-        Rc::new(Answer { addresses, services: Vec::new(), expires_ms: u64::MAX, lacks: Lacks::default() })
+        let lacks = Lacks::default();
+        Rc::new(Answer { addresses, services: Vec::new(), expires_ms: u64::MAX, lacks, aliases: None })
     }
 }
 
@@ -56,6 +62,8 @@ pub enum DnsError {
     Trouble(Trouble),
     /// An alias of an alias, and so on, beyond the bound, or in a circle.
     AliasesTooLong,
+    /// An alias for an address written as a name, or for the machine itself.
+    BadAlias,
     /// It took too long altogether.
     TooLong,
 }
@@ -71,6 +79,24 @@ impl DnsError {
             | DnsError::ServerFailure(_)
             | DnsError::Trouble(_)
             | DnsError::AliasesTooLong
+            | DnsError::BadAlias
+            | DnsError::TooLong => false,
+        }
+    }
+
+    /// Whether the name servers have answered, with something that is no answer: asking again soon is of no use, but it
+    /// does not mean that there is nothing.
+    #[must_use]
+    pub fn is_fault_of_zone(self) -> bool {
+        match self {
+            DnsError::AliasesTooLong | DnsError::BadAlias => true,
+            DnsError::NotAName(_)
+            | DnsError::Busy
+            | DnsError::NoServers
+            | DnsError::NoSuchName
+            | DnsError::NoAddress
+            | DnsError::ServerFailure(_)
+            | DnsError::Trouble(_)
             | DnsError::TooLong => false,
         }
     }
@@ -91,6 +117,7 @@ impl fmt::Display for DnsError {
             DnsError::Trouble(Trouble::Unreachable) => f.write_str("no name server can be reached"),
             DnsError::Trouble(Trouble::Nonsense) => f.write_str("what the name servers send is no answer"),
             DnsError::AliasesTooLong => write!(f, "it is an alias {} times over, or in a circle", answer::CHAIN_MAX),
+            DnsError::BadAlias => f.write_str("it is an alias for an address written as a name, or for localhost"),
             DnsError::TooLong => f.write_str("looking it up took too long"),
         }
     }

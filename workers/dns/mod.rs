@@ -20,5 +20,5 @@ pub mod resolver;
 pub mod servers;
 pub mod sockets;
 
-pub use lookup::{Answer, DnsError, Lookup};
+pub use lookup::{Aliases, Answer, DnsError, Lookup};
 pub use sockets::{Resolving, Wire};

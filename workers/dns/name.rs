@@ -69,6 +69,13 @@ pub fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
+/// Whether an alias may lead to this name, as an answer has it. What some resolvers take for an address, or stands for
+/// the machine itself, is nothing that a name server has to say of another name.
+#[must_use]
+pub fn may_be_alias_target(name: &str) -> bool {
+    !is_localhost(name) && !name.rsplit('.').next().is_some_and(is_number)
+}
+
 /// Whether no name server may know this name (RFC 6761 section 6.4).
 #[must_use]
 pub fn is_invalid(name: &str) -> bool {
@@ -105,6 +112,16 @@ mod tests {
             "0X7F.1",
         ] {
             assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn aliases_lead_to_names_only() {
+        for text in ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "a.0x7f", "localhost", "a.localhost"] {
+            assert!(!may_be_alias_target(text), "{text}");
+        }
+        for text in ["a", "1.b", "0x7f.b", "localhost.b", "a\\032b.c", "_x._tcp.b"] {
+            assert!(may_be_alias_target(text), "{text}");
         }
     }
 

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use ipc::snapshot::Dns;
 
-use crate::dns::answer::{self, Found, Meaning, Part};
+use crate::dns::answer::{self, Found, Meaning, Part, Trail};
 use crate::dns::cache::Cache;
 use crate::dns::lookup::{Answer, DnsError, Lacks, Lookup, Subject, Wanted};
 use crate::dns::message::{self, Kind, Outcome, Question};
@@ -60,9 +60,8 @@ pub struct Query {
     lookup: Key<Flight>,
     part: usize,
     question: Question,
-    /// Aliases followed, and the shortest TTL among them.
-    hops: u8,
-    ttl: u32,
+    /// Aliases followed.
+    trail: Trail,
     /// Which servers, in which order; how many of them have failed, over all attempts.
     order: Vec<usize>,
     tries: usize,
@@ -311,12 +310,12 @@ impl<W> Resolver<W> {
             Outcome::Failure(code) => return self.next_server(key, DnsError::ServerFailure(code), now_ms),
             Outcome::Ok | Outcome::NoSuchName => {}
         }
-        match answer::follow(&reply, &query.question.name, query.hops, query.ttl) {
+        match answer::follow(&reply, query.trail.clone()) {
             Meaning::Done(part) => self.end_query(key, part, now_ms),
-            Meaning::Ask(name, hops, ttl) => {
-                query.question.name = name;
-                (query.hops, query.ttl, query.tries) = (hops, ttl, 0);
-                (query.tcp, query.edns) = (false, true);
+            Meaning::Ask(trail) => {
+                trail.end().clone_into(&mut query.question.name);
+                query.trail = trail;
+                (query.tries, query.tcp, query.edns) = (0, false, true);
                 self.send(key, now_ms);
             }
         }
@@ -348,8 +347,7 @@ impl<W> Resolver<W> {
                 lookup: key,
                 part,
                 question: Question { id: 0, name: name.clone(), kind },
-                hops: 0,
-                ttl: u32::MAX,
+                trail: Trail::new(name.clone()),
                 order: self.servers.order(now_ms),
                 tries: 0,
                 tcp: false,
@@ -375,16 +373,16 @@ impl<W> Resolver<W> {
         let Some(query) = self.queries.get_mut(key) else { return };
         let server = query.order.get(query.tries % query.order.len().max(1)).copied();
         let Some(server) = server.and_then(|server| self.servers.address(server)) else {
-            return self.end_query(key, Part { found: Err(DnsError::NoServers), ttl: None }, now_ms);
+            return self.end_query(key, Part::failed(DnsError::NoServers), now_ms);
         };
         let Some(id) = id else {
-            return self.end_query(key, Part { found: Err(DnsError::Busy), ttl: None }, now_ms);
+            return self.end_query(key, Part::failed(DnsError::Busy), now_ms);
         };
         query.question.id = id;
         (query.wrong, query.unsent) = (0, false);
         let Some(message) = message::write(&query.question, query.edns) else {
             let why = "it cannot be asked for";
-            return self.end_query(key, Part { found: Err(DnsError::NotAName(why)), ttl: None }, now_ms);
+            return self.end_query(key, Part::failed(DnsError::NotAName(why)), now_ms);
         };
         self.due.remove(&(query.due_ms, Due::Query, key.to_bits()));
         query.due_ms = now_ms + u64::from(self.settings.timeout_ms);
@@ -408,7 +406,7 @@ impl<W> Resolver<W> {
         query.tries += 1;
         (query.tcp, query.edns) = (false, true);
         if query.tries >= query.order.len() * usize::from(self.settings.attempts.max(1)) {
-            return self.end_query(key, Part { found: Err(error), ttl: None }, now_ms);
+            return self.end_query(key, Part::failed(error), now_ms);
         }
         self.send(key, now_ms);
     }
@@ -511,6 +509,8 @@ fn candidates(subject: &Subject, settings: &Dns) -> Vec<String> {
 /// What the parts of a lookup come to, and for how long. What is still running counts as not known.
 fn combine(parts: &[PartState; 2], now_ms: u64) -> (Result<Rc<Answer>, DnsError>, u64) {
     let (mut v6, mut v4, mut services) = (Vec::new(), Vec::new(), Vec::new());
+    // Both families have the same, but for servers that lie.
+    let mut aliases = BTreeSet::new();
     let mut lacks = Lacks::default();
     let mut holds_ms = answer::TTL_MAX_MS;
     let mut denied_ms = answer::NEGATIVE_MAX_MS;
@@ -519,7 +519,8 @@ fn combine(parts: &[PartState; 2], now_ms: u64) -> (Result<Rc<Answer>, DnsError>
         let error = match part {
             PartState::Unused => continue,
             PartState::Running(_) => DnsError::Trouble(Trouble::Silent),
-            PartState::Done(Part { found: Ok(found), ttl }) => {
+            PartState::Done(Part { found: Ok(found), ttl, aliases: led }) => {
+                aliases.extend(led.iter().cloned());
                 holds_ms = holds_ms.min(ttl.map_or(answer::TTL_MIN_MS, answer::holds_ms));
                 match found {
                     Found::Addresses(addresses) if at == 0 => v6.clone_from(addresses),
@@ -528,7 +529,7 @@ fn combine(parts: &[PartState; 2], now_ms: u64) -> (Result<Rc<Answer>, DnsError>
                 }
                 continue;
             }
-            PartState::Done(Part { found: Err(error), ttl }) if error.is_definite() => {
+            PartState::Done(Part { found: Err(error), ttl, .. }) if error.is_definite() => {
                 holds_ms = holds_ms.min(ttl.map_or(u64::MAX, answer::holds_ms));
                 denied_ms = denied_ms.min(answer::negative_ms(*ttl));
                 // That the name exists is said by whichever says so.
@@ -553,7 +554,8 @@ fn combine(parts: &[PartState; 2], now_ms: u64) -> (Result<Rc<Answer>, DnsError>
     if unknown.is_some() {
         holds_ms = holds_ms.min(answer::LACKING_MAX_MS);
     }
-    (Ok(Rc::new(Answer { addresses, services, expires_ms: now_ms + holds_ms, lacks })), holds_ms)
+    let aliases = (!aliases.is_empty()).then(|| aliases.into_iter().collect());
+    (Ok(Rc::new(Answer { addresses, services, expires_ms: now_ms + holds_ms, lacks, aliases })), holds_ms)
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ impl Exchange {
             place: None,
             gone_server: None,
             tried: Vec::new(),
+            passed_over: 0,
             timeouts,
             method: Method::Other,
             version: Version::Http11,

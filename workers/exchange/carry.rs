@@ -114,7 +114,7 @@ impl Worker {
             }
             upstream::close(&mut self.upstreams, kept, &mut self.cx);
         }
-        while exchange.tried.len() < tries {
+        while exchange.tried.len() < tries + exchange.passed_over {
             let Some(place) = self.cx.pools.pick(pool, source, self.cx.clock.now_ms, &exchange.tried) else { break };
             exchange.place = Some(place);
             exchange.gone_server = None;
@@ -162,6 +162,11 @@ impl Worker {
                 Err(errno) => {
                     debug!("cannot connect to {}: {errno}", self.cx.pools.server(place).name);
                     exchange.tried.push(place.server());
+                    if connect::is_without_way(&self.cx.pools.server(place).address, errno)
+                        && exchange.passed_over < connect::PASSED_OVER_MAX
+                    {
+                        exchange.passed_over += 1;
+                    }
                     exchange.last_problem = Some(UNREACHABLE);
                     self.cx.pools.failed(place, &io::Error::from(errno), self.cx.clock.now_ms);
                 }

@@ -180,6 +180,8 @@ pub struct Exchange {
     pub gone_server: Option<Box<str>>,
     /// Servers of `pool` already tried.
     pub tried: Vec<u16>,
+    /// How many of them this machine has no way to; these do not count as tries.
+    pub passed_over: usize,
     /// The time limits that hold.
     pub timeouts: Timeouts,
     /// The request's method.

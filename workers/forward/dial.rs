@@ -16,15 +16,16 @@ use rustix::io::Errno;
 use crate::backend::{self, Upstream, UpstreamState, connect, upstream};
 use crate::client::Client;
 use crate::ctx::{Owner, Site};
-use crate::dns::{Answer, DnsError, Lookup};
+use crate::dns::{Aliases, Answer, DnsError, Lookup};
 use crate::exchange::Exchange;
 use crate::forward::Pass;
 use crate::forward::auth::line::Source;
 use crate::forward::auth::{Check, Claim, Verdict};
 use crate::forward::opening::Opening;
+use crate::forward::origins::Kept;
 use crate::forward::race::{Attempt, Race};
 use crate::forward::refusal::{Refusal, Refused};
-use crate::forward::rules::{self, Asker, By, Way};
+use crate::forward::rules::{self, Asker, By, Named, Way};
 use crate::forward::uses::Lease;
 use crate::proto::endpoint::{Endpoint, Host};
 use crate::room::{self, is_shortage};
@@ -104,6 +105,7 @@ pub struct Dial {
     listener: ListenerId,
     want: Want,
     stage: Stage,
+    aliases: Aliases,
     lease: Lease,
     began_us: u64,
     due_ms: u64,
@@ -153,6 +155,7 @@ impl Worker {
             listener,
             want,
             stage: Stage::Proving,
+            aliases: None,
             lease: Lease::default(),
             began_us: self.cx.clock.now_us,
             due_ms: now_ms + BEFORE_MS + u64::from(connect_ms),
@@ -217,11 +220,13 @@ impl Worker {
         }
         if dial.want.kept {
             // The rules are asked about the address that the kept connection goes to.
-            let judge = |address| rules::decide(set, &dial.site.own, &asker, &dial.want.target.host, address);
-            while let Some((upstream, address)) = self.cx.origins.take(&dial.want.target) {
-                let verdict = judge(address);
+            let host = &dial.want.target.host;
+            while let Some(Kept { upstream, address, aliases }) = self.cx.origins.take(&dial.want.target) {
+                let named = Named { host, aliases: aliases.as_deref().unwrap_or_default() };
+                let verdict = rules::decide(set, &dial.site.own, &asker, named, address);
                 let usable = self.upstreams.get(upstream).is_some_and(|one| !one.socket.is_readable());
                 if verdict.allowed && usable {
+                    self.forward.dials.get_mut(key)?.aliases = aliases;
                     return Some(Ok(self.reached(key, upstream, address, verdict.by)?));
                 }
                 upstream::close(&mut self.upstreams, upstream, &mut self.cx);
@@ -230,13 +235,13 @@ impl Worker {
         match &dial.want.target.host {
             Host::Ip(ip) => {
                 let ip = *ip;
-                self.judge(key, &[ip])
+                self.judge(key, &[ip], None)
             }
             Host::Name(name) => {
                 dial.stage = Stage::Resolving;
                 // As it is, without the suffixes that this machine tries for names of its own.
                 match self.cx.dns.lookup(&format!("{name}."), backend::names::Waiter::Dial(key), now_ms) {
-                    Lookup::Ready(answer) => self.judge(key, &answer.addresses),
+                    Lookup::Ready(answer) => self.judge(key, &answer.addresses, answer.aliases.clone()),
                     Lookup::Pending => None,
                     Lookup::Refused(error) => self.unresolved(key, error),
                 }
@@ -251,14 +256,16 @@ impl Worker {
     }
 
     /// Keeps the addresses that may be connected to, and begins with them.
-    fn judge(&mut self, key: Key<Dial>, addresses: &[std::net::IpAddr]) -> Option<Dialed> {
+    fn judge(&mut self, key: Key<Dial>, addresses: &[std::net::IpAddr], aliases: Aliases) -> Option<Dialed> {
         let dial = self.forward.dials.get_mut(key)?;
+        dial.aliases = aliases;
         let client = self.clients.get(dial.client)?;
         let (set, asker) = (dial.rules()?, dial.asker(client));
+        let named = Named { host: &dial.want.target.host, aliases: dial.aliases.as_deref().unwrap_or_default() };
         let (mut allowed, mut first) = (Vec::new(), None);
         for ip in addresses {
             let address = SocketAddr::new(ip.to_canonical(), dial.want.target.port);
-            let verdict = rules::decide(set, &dial.site.own, &asker, &dial.want.target.host, address);
+            let verdict = rules::decide(set, &dial.site.own, &asker, named, address);
             if verdict.allowed {
                 allowed.push((address, verdict.by));
             } else {
@@ -347,12 +354,15 @@ impl Worker {
             connection.connecting = false;
             connection.socket.deadline.due_ms = u64::MAX;
         }
+        // A request's line has the rule, and its target from the request itself; a tunnel may see a log that is opened later.
+        let (is_tunnel, is_logged) = (dial.want.spoken != Spoken::Http, self.cx.log.is_some());
         let pass = Pass {
             spoken: Some(dial.want.spoken),
-            target: dial.want.target.to_string().into(),
+            target: if is_tunnel { dial.want.target.to_string().into() } else { Box::default() },
             user: dial.want.user.take(),
-            rule: dial.rule(by),
+            rule: if is_tunnel || is_logged { dial.rule(by) } else { None },
             address: Some(address),
+            aliases: dial.aliases.take(),
             lease: std::mem::take(&mut dial.lease),
             began_us: dial.began_us,
             connected_us: self.cx.clock.now_us,
@@ -474,7 +484,7 @@ impl Worker {
             return;
         }
         let next = match result {
-            Ok(answer) => self.judge(key, &answer.addresses),
+            Ok(answer) => self.judge(key, &answer.addresses, answer.aliases.clone()),
             Err(error) => self.unresolved(key, error),
         };
         self.dialed(key, next);

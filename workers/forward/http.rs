@@ -12,6 +12,7 @@ use crate::ctx::{Ctx, Owner};
 use crate::exchange::{Exchange, Problem, Step, rewrite};
 use crate::forward::Pass;
 use crate::forward::dial::{Dial, Dialed, Purpose, Reached, Want};
+use crate::forward::origins::Kept;
 use crate::forward::refusal::Refused;
 use crate::forward::rules::Way;
 use crate::proto::endpoint::{Endpoint, Host};
@@ -80,15 +81,14 @@ fn target_of(head: &RequestHead, bytes: &[u8]) -> Result<Endpoint, Problem> {
     }
     let wrong = |_| Problem::new(400, "the target's host is neither a name nor an address in its usual form");
     let authority = head.host.map(|span| span.of(bytes)).unwrap_or_default();
-    let name = head.host_name.map(|span| span.of(bytes)).unwrap_or_default();
-    let host = Host::parse(name).map_err(wrong)?;
-    let port = match authority.iter().rposition(|&byte| byte == b':') {
+    // With its final dot: behind an address there is none, in whatever protocol.
+    let (name, port) = match authority.iter().rposition(|&byte| byte == b':') {
         Some(colon) if authority.last() != Some(&b']') => {
-            Endpoint::parse_port(&authority[colon + 1..]).map_err(wrong)?
+            (&authority[..colon], Endpoint::parse_port(&authority[colon + 1..]).map_err(wrong)?)
         }
-        Some(_) | None => 80,
+        Some(_) | None => (authority, 80),
     };
-    Ok(Endpoint { host, port })
+    Ok(Endpoint { host: Host::parse(name).map_err(wrong)?, port })
 }
 
 /// The name and password of a Proxy-Authorization field (RFC 7617); `None` when there is none, or another scheme.
@@ -306,12 +306,14 @@ impl Worker {
     pub(crate) fn keep_origin(&mut self, key: Key<Exchange>) -> bool {
         let Some(exchange) = self.exchanges.get(key) else { return false };
         let (Some(upstream), Some(forwarding)) = (exchange.upstream, &exchange.forward) else { return false };
-        let Some(address) = forwarding.pass.as_ref().and_then(|pass| pass.address) else { return false };
+        let Some(pass) = &forwarding.pass else { return false };
+        let Some(address) = pass.address else { return false };
+        let kept = Kept { upstream, address, aliases: pass.aliases.clone() };
         let Some(connection) = self.upstreams.get_mut(upstream) else { return false };
         let clean = !connection.socket.is_gone()
             && !connection.socket.is_read_closed()
             && (!connection.socket.is_readable() || !connection.socket.has_input());
-        if !clean || forwarding.private || !self.cx.origins.put(&forwarding.target, upstream, address) {
+        if !clean || forwarding.private || !self.cx.origins.put(&forwarding.target, kept) {
             return false;
         }
         connection.state = crate::backend::UpstreamState::Idle;
@@ -335,7 +337,12 @@ impl Worker {
 impl Forwarding {
     /// What becomes the tunnel's.
     pub(crate) fn take_pass(&mut self) -> Option<Box<Pass>> {
-        self.pass.take()
+        let mut pass = self.pass.take()?;
+        if pass.target.is_empty() {
+            // Of a request, which is a tunnel from now on.
+            pass.target = self.target.to_string().into();
+        }
+        Some(pass)
     }
 
     /// Whether it is CONNECT.
@@ -382,6 +389,9 @@ mod tests {
         assert_eq!(target("CONNECT a.test:443", "a.test:443").as_deref(), Ok("a.test:443"));
         assert_eq!(target("GET http://2130706433/", "2130706433"), Err(400));
         assert_eq!(target("GET http://0x7f.1/", "0x7f.1"), Err(400));
+        assert_eq!(target("GET http://127.0.0.1./", "127.0.0.1."), Err(400));
+        assert_eq!(target("CONNECT 127.0.0.1.:443", "127.0.0.1.:443"), Err(400));
+        assert_eq!(target("GET http://A.test./x", "a.test.").as_deref(), Ok("a.test:80"));
         assert_eq!(target("CONNECT 127.1:443", "127.1:443"), Err(400));
         assert_eq!(target("GET https://a.test/", "a.test"), Err(501));
         assert_eq!(target("GET /", "a.test"), Err(400));

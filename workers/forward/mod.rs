@@ -25,6 +25,7 @@ use ipc::snapshot::Mode;
 
 use crate::client::ClientState;
 use crate::ctx::Work;
+use crate::dns::Aliases;
 use crate::forward::auth::Auth;
 use crate::forward::delivery::Delivery;
 use crate::forward::dial::{Dial, Waiter};
@@ -49,6 +50,8 @@ pub struct Pass {
     pub rule: Option<Box<str>>,
     /// Where it goes.
     pub address: Option<SocketAddr>,
+    /// What its name is an alias for.
+    pub aliases: Aliases,
     /// What it counts against.
     pub lease: Lease,
     /// When it was asked for.
@@ -90,6 +93,7 @@ impl Pass {
             user: tunnel.user.map(Into::into),
             rule: tunnel.rule.map(Into::into),
             address: None,
+            aliases: Aliases::default(),
             lease: Lease::default(),
             began_us: tunnel.began_us.min(connected_us),
             connected_us,

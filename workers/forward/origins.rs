@@ -1,53 +1,70 @@
 //! Idle connections to the targets of requests, kept for the next one to the same host and port.
 //!
-//! Holds keys of connections, with the addresses they go to: the rules are asked about those again for each request.
+//! Holds keys of connections, with what the rules are asked about again for each request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use crate::backend::Upstream;
+use crate::dns::Aliases;
 use crate::proto::endpoint::Endpoint;
 use crate::slab::Key;
 
 /// Connections kept to one target, and in all.
 const PER_ORIGIN: usize = 64;
 const IN_ALL: usize = 512;
+/// Targets that are remembered; more only while each has a connection.
+const TARGETS: usize = 2 * IN_ALL;
 /// How long one is kept.
 pub const KEEP_MS: u64 = 60_000;
+
+/// A connection that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// It.
+    pub upstream: Key<Upstream>,
+    /// Where it goes.
+    pub address: SocketAddr,
+    /// What its name was an alias for.
+    pub aliases: Aliases,
+}
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub struct Origins {
-    idle: HashMap<Endpoint, Vec<(Key<Upstream>, SocketAddr)>>,
-    targets: HashMap<Key<Upstream>, Endpoint>,
+    /// By target; those without a connection stay for the next one, until there are many.
+    idle: HashMap<Rc<Endpoint>, Vec<Kept>>,
+    targets: HashMap<Key<Upstream>, Rc<Endpoint>>,
 }
 
 impl Origins {
     /// The connection kept last for `target`.
-    pub fn take(&mut self, target: &Endpoint) -> Option<(Key<Upstream>, SocketAddr)> {
+    pub fn take(&mut self, target: &Endpoint) -> Option<Kept> {
         let idle = self.idle.get_mut(target)?;
         let found = idle.pop();
-        if idle.is_empty() {
-            self.idle.remove(target);
-        }
-        if let Some((key, _)) = &found {
-            self.targets.remove(key);
+        if let Some(kept) = &found {
+            self.targets.remove(&kept.upstream);
         }
         found
     }
 
     /// Keeps a connection; false when there are enough.
     #[must_use]
-    pub fn put(&mut self, target: &Endpoint, key: Key<Upstream>, address: SocketAddr) -> bool {
+    pub fn put(&mut self, target: &Endpoint, kept: Kept) -> bool {
         if self.targets.len() >= IN_ALL {
             return false;
         }
-        let idle = self.idle.entry(target.clone()).or_default();
-        if idle.len() >= PER_ORIGIN {
-            return false;
+        let (target, known) = match self.idle.get_key_value(target) {
+            Some((target, idle)) if idle.len() < PER_ORIGIN => (Rc::clone(target), true),
+            Some(_) => return false,
+            None => (Rc::new(target.clone()), false),
+        };
+        if !known && self.idle.len() >= TARGETS {
+            self.idle.retain(|_, idle| !idle.is_empty());
         }
-        idle.push((key, address));
-        self.targets.insert(key, target.clone());
+        self.targets.insert(kept.upstream, Rc::clone(&target));
+        self.idle.entry(target).or_default().push(kept);
         true
     }
 
@@ -61,10 +78,7 @@ impl Origins {
     pub fn forget(&mut self, key: Key<Upstream>) {
         let Some(target) = self.targets.remove(&key) else { return };
         if let Some(idle) = self.idle.get_mut(&target) {
-            idle.retain(|(kept, _)| *kept != key);
-            if idle.is_empty() {
-                self.idle.remove(&target);
-            }
+            idle.retain(|kept| kept.upstream != key);
         }
     }
 
@@ -83,19 +97,26 @@ mod tests {
     fn the_warmest_is_used_first_and_bounds_hold() {
         let (a, b) = (Endpoint::parse(b"a.test:80").unwrap(), Endpoint::parse(b"a.test:81").unwrap());
         let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let kept = |n: u64| Kept { upstream: Key::from_bits(n), address, aliases: None };
         let mut origins = Origins::default();
         for n in 0..PER_ORIGIN as u64 {
-            assert!(origins.put(&a, Key::from_bits(n), address));
+            assert!(origins.put(&a, kept(n)));
         }
-        assert!(!origins.put(&a, Key::from_bits(99), address));
-        assert!(origins.put(&b, Key::from_bits(100), address));
-        assert_eq!(origins.take(&a), Some((Key::from_bits(PER_ORIGIN as u64 - 1), address)));
+        assert!(!origins.put(&a, kept(99)));
+        assert!(origins.put(&b, kept(100)));
+        assert_eq!(origins.take(&a), Some(kept(PER_ORIGIN as u64 - 1)));
         origins.forget(Key::from_bits(100));
         assert_eq!(origins.take(&b), None);
         for n in 0..2 * IN_ALL as u64 {
             let target = Endpoint::parse(format!("h{n}.test:80").as_bytes()).unwrap();
-            let _ = origins.put(&target, Key::from_bits(1000 + n), address);
+            let _ = origins.put(&target, kept(1000 + n));
         }
         assert_eq!((origins.take_all().len(), origins.idle.len()), (IN_ALL, 0));
+        for n in 0..3 * TARGETS as u64 {
+            let target = Endpoint::parse(format!("h{n}.test:80").as_bytes()).unwrap();
+            assert!(origins.put(&target, kept(n)));
+            assert_eq!(origins.take(&target), Some(kept(n)));
+        }
+        assert!(origins.idle.len() <= TARGETS && origins.targets.is_empty());
     }
 }

@@ -48,7 +48,7 @@ impl Refusal {
             Refusal::Denied(_) | Refusal::ReplyDenied(_) => 403,
             Refusal::Limited(_) | Refusal::TooManyFailures(_) => 429,
             Refusal::AuthBusy | Refusal::NoRoom => 503,
-            Refusal::Unresolved(error) if !error.is_definite() => 504,
+            Refusal::Unresolved(error) if !error.is_definite() && !error.is_fault_of_zone() => 504,
             Refusal::Unresolved(_) | Refusal::Unreachable | Refusal::Refused => 502,
             Refusal::TimedOut => 504,
         }

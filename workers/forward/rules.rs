@@ -43,6 +43,15 @@ pub struct Asker<'a> {
     pub way: Way,
 }
 
+/// What a client wants to reach, as it named it.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// The name or address.
+    pub host: &'a Host,
+    /// Names that it is an alias for. They can only be a reason to deny: whoever answers for a name chooses them.
+    pub aliases: &'a [String],
+}
+
 /// What decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
@@ -82,7 +91,7 @@ impl fmt::Display for By {
 #[must_use]
 pub fn refused_unresolved(set: &RuleSet, asker: &Asker<'_>, host: &Host, port: u16) -> Option<Verdict> {
     for (index, rule) in about(set, Subject::Targets) {
-        if !concerns(rule, asker, Some(host), port) {
+        if !concerns(rule, asker, Some(Named { host, aliases: &[] }), port) {
             continue;
         }
         match rule.action {
@@ -96,10 +105,10 @@ pub fn refused_unresolved(set: &RuleSet, asker: &Asker<'_>, host: &Host, port: u
     Some(Verdict { allowed: false, by: By::NoRule })
 }
 
-/// Whether `asker` may have a connection to `target`, which it named as `host`.
+/// Whether `asker` may have a connection to `target`, which it named so.
 #[must_use]
-pub fn decide(set: &RuleSet, own: &Own, asker: &Asker<'_>, host: &Host, target: SocketAddr) -> Verdict {
-    judge(set, own, asker, Subject::Targets, Some(host), target)
+pub fn decide(set: &RuleSet, own: &Own, asker: &Asker<'_>, named: Named<'_>, target: SocketAddr) -> Verdict {
+    judge(set, own, asker, Subject::Targets, Some(named), target)
 }
 
 /// Whether an answer to `asker` may be delivered to `address`. To its own address it may, on a port that programs of
@@ -123,11 +132,14 @@ fn about(set: &RuleSet, subject: Subject) -> impl Iterator<Item = (usize, &Rule)
 }
 
 /// Whether everything in a rule but its networks matches.
-fn concerns(rule: &Rule, asker: &Asker<'_>, host: Option<&Host>, port: u16) -> bool {
+fn concerns(rule: &Rule, asker: &Asker<'_>, named: Option<Named<'_>>, port: u16) -> bool {
     let client = |ip: IpAddr| rule.clients.iter().any(|network| network.contains(ip));
     let user = |name: &str| rule.users.iter().any(|user| user == name);
-    let name = |host: &Host| match host {
-        Host::Name(name) => rule.names.iter().any(|matched| matched.matches(name)),
+    let listed = |name: &str| rule.names.iter().any(|matched| matched.matches(name));
+    let name = |named: Named<'_>| match named.host {
+        Host::Name(name) => {
+            listed(name) || rule.action == Action::Deny && named.aliases.iter().any(|alias| listed(alias))
+        }
         Host::Ip(_) => false,
     };
     let ports = match (rule.ports.is_empty(), rule.action, rule.subject) {
@@ -138,7 +150,7 @@ fn concerns(rule: &Rule, asker: &Asker<'_>, host: Option<&Host>, port: u16) -> b
     ports
         && (rule.clients.is_empty() || asker.client.is_some_and(client))
         && (rule.users.is_empty() || asker.user.is_some_and(user))
-        && (rule.names.is_empty() || host.is_some_and(name))
+        && (rule.names.is_empty() || named.is_some_and(name))
 }
 
 fn judge(
@@ -146,7 +158,7 @@ fn judge(
     own: &Own,
     asker: &Asker<'_>,
     subject: Subject,
-    host: Option<&Host>,
+    named: Option<Named<'_>>,
     target: SocketAddr,
 ) -> Verdict {
     let ip = target.ip().to_canonical();
@@ -162,7 +174,7 @@ fn judge(
     };
     let mut by = By::NoRule;
     for (index, rule) in about(set, subject) {
-        if !concerns(rule, asker, host, target.port()) {
+        if !concerns(rule, asker, named, target.port()) {
             continue;
         }
         match rule.action {

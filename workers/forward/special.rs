@@ -111,18 +111,19 @@ pub struct Own {
 }
 
 impl Own {
-    /// By a configuration.
+    /// What a configuration names, and what the master has bound under it.
     #[must_use]
     pub fn new(snapshot: &Snapshot) -> Own {
         let inet = |bind: &Address| match bind {
             Address::Inet(addr) => Some(*addr),
             Address::Unix(_) => None,
         };
-        Own { binds: snapshot.listeners.iter().filter_map(|listener| inet(&listener.bind)).collect() }
+        let named = snapshot.listeners.iter().filter_map(|listener| inet(&listener.bind));
+        Own { binds: named.chain(snapshot.listening.iter().copied()).collect() }
     }
 
     /// Whether a connection to `target` would come to this proxy. `here`: the address that the client is connected
-    /// to, which a configuration with port 0 does not tell.
+    /// to, which is the proxy's too when another address is translated into it on the way.
     #[must_use]
     pub fn is(&self, target: SocketAddr, here: Option<SocketAddr>) -> bool {
         let same = |bind: SocketAddr| bind.port() == target.port() && bind.ip().to_canonical() == target.ip();

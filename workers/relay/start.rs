@@ -31,6 +31,7 @@ impl Relay {
             gone_server: None,
             send_proxy: None,
             tried: Vec::new(),
+            passed_over: 0,
             connect_ms: 0,
             tunnel_ms,
             to_server: Flow::default(),
@@ -175,7 +176,7 @@ impl Worker {
         };
         let source = source_of(self.clients.get(relay.client).and_then(|client| client.peer));
         let tries = usize::from(self.cx.pools.settings(pool).tries).clamp(1, MAX_TRIES);
-        while relay.tried.len() < tries {
+        while relay.tried.len() < tries + relay.passed_over {
             let now_ms = self.cx.clock.now_ms;
             let Some(place) = self.cx.pools.pick(pool, source, now_ms, &relay.tried) else { break };
             relay.place = Some(place);
@@ -198,6 +199,11 @@ impl Worker {
                 Err(errno) => {
                     debug!("{}: cannot connect: {errno}", self.cx.pools.server(place).name);
                     relay.tried.push(place.server());
+                    if connect::is_without_way(&self.cx.pools.server(place).address, errno)
+                        && relay.passed_over < connect::PASSED_OVER_MAX
+                    {
+                        relay.passed_over += 1;
+                    }
                     self.cx.pools.failed(place, &std::io::Error::from(errno), now_ms);
                     continue;
                 }

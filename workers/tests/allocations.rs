@@ -88,6 +88,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         workers: 1,
         dispatch: Dispatch::RoundRobin,
         listeners: vec![listener],
+        listening: Vec::new(),
         routes: vec![Route { host: HostMatch::Any, path: PathMatch::Prefix("/".to_owned()), to: 0 }],
         groups: vec![group],
         limits: Limits {

@@ -7,9 +7,13 @@ use ipc::snapshot::{Dns, Endpoint, Target};
 
 use super::super::address::ServerAddress;
 use super::super::report::{Diagnostic, quoted};
-use super::super::resolver::{HOSTS_MAX, read_hosts, read_resolv_conf};
+use super::super::resolver::{HOSTS_MAX, Sources};
 use super::super::syntax::{self, At, File};
 use super::{Check, ProcessSettings};
+
+/// The system's files.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
 
 impl Check<'_> {
     /// Looks up all names of servers, together.
@@ -53,28 +57,27 @@ impl Check<'_> {
     /// How names are resolved: what the file says, above what the system's files say.
     pub(super) fn dns(&mut self, file: &File, process: &mut ProcessSettings) -> Dns {
         let syntax::Dns { servers, resolv_conf, hosts, search, ndots, timeout_ms, attempts, rotate } = &file.dns;
-        let base = self.system_file(resolv_conf.as_ref(), "/etc/resolv.conf").map(|(text, _)| {
-            let interface = |name: &str| nix::net::if_::if_nametoindex(name).ok();
-            read_resolv_conf(&text, &interface)
-        });
-        let base = base.unwrap_or_default();
-        let mut dns = Dns {
-            servers: servers.clone().unwrap_or(base.servers),
-            search: search.clone().unwrap_or(base.search),
-            ndots: ndots.unwrap_or(base.ndots),
-            timeout_ms: timeout_ms.unwrap_or(base.timeout_ms),
-            attempts: attempts.unwrap_or(base.attempts),
-            rotate: rotate.unwrap_or(base.rotate),
-            hosts: Vec::new(),
+        let at = |given: &Option<At<Option<PathBuf>>>, usual: &str| match given {
+            Some(At { value, .. }) => value.clone(),
+            None => Some(PathBuf::from(usual)),
         };
-        if let Some((text, path)) = self.system_file(hosts.as_ref(), "/etc/hosts") {
-            let (known, too_many) = read_hosts(&text);
-            if let (true, Some(path)) = (too_many, &path) {
-                let text = format!("{} has more than {HOSTS_MAX} names; the others are looked up", path.display());
-                self.report.push(Diagnostic::warning(text));
-            }
-            dns.hosts = known;
-            process.hosts = path;
+        process.resolver = Sources {
+            resolv_conf: at(resolv_conf, RESOLV_CONF),
+            hosts: at(hosts, HOSTS),
+            servers: servers.clone(),
+            search: search.clone(),
+            ndots: *ndots,
+            timeout_ms: *timeout_ms,
+            attempts: *attempts,
+            rotate: *rotate,
+        };
+        let resolv_conf = self.system_file(resolv_conf.as_ref(), RESOLV_CONF).map(|(text, _)| text);
+        let (hosts, path) = self.system_file(hosts.as_ref(), HOSTS).unzip();
+        process.hosts = path.flatten();
+        let (dns, too_many) = process.resolver.settings(resolv_conf.as_deref(), hosts.as_deref());
+        if let (true, Some(path)) = (too_many, &process.hosts) {
+            let text = format!("{} has more than {HOSTS_MAX} names; the others are looked up", path.display());
+            self.report.push(Diagnostic::warning(text));
         }
         dns
     }

@@ -76,6 +76,7 @@ impl Small {
             generation: 1,
             workers: 1,
             dispatch: Dispatch::RoundRobin,
+            listening: Vec::new(),
             listeners: self
                 .listeners
                 .iter()

@@ -51,6 +51,7 @@ fn site(balance: Balance, idle_per_server: u32, groups: &[(u8, Vec<(u64, u16)>)]
         workers: 1,
         dispatch: Dispatch::RoundRobin,
         listeners: Vec::new(),
+        listening: Vec::new(),
         routes: Vec::new(),
         groups: groups.iter().map(group).collect(),
         limits,

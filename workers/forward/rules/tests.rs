@@ -49,8 +49,15 @@ const ANYBODY: Asker<'static> = Asker { client: None, user: None, here: None, wa
 
 /// `named` is what the client wrote, `target` the address it is now to be connected to.
 fn ask(rules: &[Rule], asker: &Asker<'_>, named: &str, target: &str) -> Verdict {
+    ask_alias(rules, asker, named, &[], target)
+}
+
+/// The same where the name is an alias.
+fn ask_alias(rules: &[Rule], asker: &Asker<'_>, named: &str, aliases: &[&str], target: &str) -> Verdict {
     let host = Endpoint::parse(format!("{named}:1").as_bytes()).unwrap().host;
-    decide(&set(rules.to_vec()), &Own::default(), asker, &host, target.parse().unwrap())
+    let aliases: Vec<String> = aliases.iter().map(|&alias| alias.to_owned()).collect();
+    let named = Named { host: &host, aliases: &aliases };
+    decide(&set(rules.to_vec()), &Own::default(), asker, named, target.parse().unwrap())
 }
 
 fn yes(index: usize) -> Verdict {
@@ -82,6 +89,29 @@ fn the_first_rule_that_matches_decides() {
     assert_eq!(ask(&rules[1..], &ANYBODY, "x.b.test", "1.1.1.1:443"), yes(1));
     assert_eq!(ask(&rules, &ANYBODY, "x.a.test", "1.1.1.1:443"), no(By::NoRule));
     assert_eq!(ask(&rules, &ANYBODY, "1.1.1.1", "1.1.1.1:443"), no(By::NoRule), "an address has no name");
+}
+
+#[test]
+fn an_alias_is_a_reason_to_deny_and_none_to_allow() {
+    let of = |mut rule: Rule, suffix: &str| {
+        rule.names.push(NameMatch::Suffix(suffix.to_owned()));
+        rule
+    };
+    let rules = [of(deny(), ".ads.test"), of(allow(), ".b.test")];
+    let to = |named: &str, aliases: &[&str]| ask_alias(&rules, &ANYBODY, named, aliases, "1.1.1.1:443");
+    assert_eq!(to("x.b.test", &["cdn.c.test"]), yes(1));
+    assert_eq!(to("x.b.test", &["cdn.c.test", "x.ads.test", "y.c.test"]), no(By::Rule(0)));
+    assert_eq!(to("x.c.test", &["x.b.test"]), no(By::NoRule));
+    assert_eq!(
+        ask_alias(
+            &[of(allow(), ".b.test"), of(deny(), ".ads.test")],
+            &ANYBODY,
+            "x.b.test",
+            &["x.ads.test"],
+            "1.1.1.1:443"
+        ),
+        yes(0)
+    );
 }
 
 #[test]
@@ -217,7 +247,9 @@ proptest! {
             _ => IpAddr::V6(bits.into()),
         };
         let open = Rule { networks: networks(&["0.0.0.0/0", "::/0"]), ports: ports(1, 65535), ..allow() };
-        let verdict = decide(&set(vec![open]), &Own::default(), &ANYBODY, &Host::ip(ip), SocketAddr::new(ip, 80));
+        let host = Host::ip(ip);
+        let named = Named { host: &host, aliases: &[] };
+        let verdict = decide(&set(vec![open]), &Own::default(), &ANYBODY, named, SocketAddr::new(ip, 80));
         let four = std::net::Ipv4Addr::from(four);
         let bad = four.is_loopback() || four.is_private() || four.is_link_local() || four.is_multicast()
             || four.is_broadcast() || four.is_unspecified() || four.is_documentation();
