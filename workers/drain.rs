@@ -20,7 +20,12 @@ impl Worker {
         info!("finishing {} connections", self.clients.len());
         self.cx.draining = true;
         self.cx.giving_back = give_back;
-        self.keep_no_longer();
+        if give_back {
+            // Should whoever takes it be killed, the next one takes it from here.
+            self.keep_no_listeners();
+        } else {
+            self.keep_no_longer();
+        }
         self.drain_until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
         let origins = self.cx.origins.take_all();
         for key in self.cx.pools.take_all_idle().into_iter().chain(origins) {

@@ -1,11 +1,11 @@
 //! What a worker does when its master has died: it serves on, keeps the listening sockets open, and waits on the
 //! control socket for another master, to which it gives everything it has.
 //!
-//! Without a successor it finishes and leaves when the configured time is over. So it does when the successor ends
-//! before it has everything: by then the control socket at the known place is the successor's own, and the next master
-//! would not find this worker.
+//! When the successor ends before it has everything, what is left waits for the next: the socket by which this worker
+//! is found keeps a name, whatever becomes of masters. Without a successor it finishes and leaves when the configured
+//! time is over.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ipc::channel::{Channel, RecvError, SendError};
 use ipc::control::{Answer, Greeting, Request, Role};
@@ -69,8 +69,8 @@ pub(crate) struct Succession {
     state: State,
     /// When an orphan gives up.
     until_ms: u64,
-    /// Connections on their way to the successor.
-    pub(crate) given: Vec<Given>,
+    /// Connections on their way to the successor, or to the next.
+    given: Vec<Given>,
 }
 
 impl Succession {
@@ -109,7 +109,20 @@ impl Succession {
 
     /// Whether something is still to be sent to the successor.
     pub(crate) fn owes(&self) -> bool {
-        !self.given.is_empty() || matches!(self.state, State::Succeeded { owes_last_word: true, .. })
+        match self.state {
+            State::Succeeded { owes_last_word, .. } => owes_last_word || self.has_given(),
+            State::Ward | State::Orphan | State::Visited { .. } | State::Forsaken => false,
+        }
+    }
+
+    /// Whether there is a connection that it sends as soon as the successor takes it.
+    pub(crate) fn has_given(&self) -> bool {
+        self.is_succeeded() && !self.given.is_empty()
+    }
+
+    /// The sockets of clients on their way to a successor.
+    pub(crate) fn given(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.given.iter().filter_map(|(_, fds)| fds.first().map(AsFd::as_fd))
     }
 
     /// Whether the master has died, and no other is waited for.
@@ -133,38 +146,62 @@ impl Worker {
         let channel = self.cx.channel.as_fd().as_raw_fd();
         let _ = self.poll.registry().deregister(&mut SourceFd(&channel));
         self.cx.orphan = true;
-        if self.cx.draining {
+        if self.cx.draining && !self.cx.giving_back {
             warn!("the master has died; finishing {} connections", self.clients.len());
             return self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
         }
-        let watched = self.succession.control.as_ref().is_some_and(|control| {
+        // Those given back to the master went with it.
+        self.cx.given_back.clear();
+        if self.wait_for_another() {
+            warn!(
+                "the master has died; serving {} connections on, for {} ms at most unless another is started",
+                self.clients.len(),
+                self.cx.site.snapshot.orphan_timeout_ms
+            );
+        } else {
+            warn!("the master has died, and no other could find this worker; finishing {}", self.clients.len());
+            self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
+        }
+    }
+
+    /// Serves on, also what was about to be given to somebody, until another master comes; false when none could find
+    /// this worker.
+    fn wait_for_another(&mut self) -> bool {
+        if !self.watch_control() {
+            return false;
+        }
+        self.cx.draining = false;
+        self.cx.giving_back = false;
+        self.succession.state = State::Orphan;
+        self.succession.until_ms = self.cx.clock.now_ms + u64::from(self.cx.site.snapshot.orphan_timeout_ms);
+        true
+    }
+
+    fn watch_control(&self) -> bool {
+        self.succession.control.as_ref().is_some_and(|control| {
             let fd = control.as_raw_fd();
             self.poll.registry().register(&mut SourceFd(&fd), CONTROL, Interest::READABLE).is_ok()
-        });
-        if !watched {
-            warn!("the master has died, and no other could find this worker; finishing {}", self.clients.len());
-            return self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
-        }
-        let timeout_ms = self.cx.site.snapshot.orphan_timeout_ms;
-        warn!(
-            "the master has died; serving {} connections on, for {timeout_ms} ms at most unless another is started",
-            self.clients.len()
-        );
-        self.succession.state = State::Orphan;
-        self.succession.until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
+        })
     }
 
     /// Finishes within `timeout_ms`: there is nobody to give anything to.
     fn forsake(&mut self, timeout_ms: u64) {
         self.succession.state = State::Forsaken;
-        // Who was given back to the master went with it.
+        // Nobody has them any more.
         self.cx.given_back.clear();
+        self.succession.given.clear();
         self.begin_drain(u32::try_from(timeout_ms).unwrap_or(u32::MAX), false);
+    }
+
+    /// Closes the listening sockets that it kept for a successor: others keep them. The way to it stays.
+    pub(crate) fn keep_no_listeners(&mut self) {
+        self.succession.listeners.clear();
+        self.cx.kept = self.succession.rest.len() + usize::from(self.succession.control.is_some());
     }
 
     /// Closes what it kept for a successor.
     pub(crate) fn keep_no_longer(&mut self) {
-        self.succession.listeners.clear();
+        self.keep_no_listeners();
         if let Some(control) = self.succession.control.take() {
             // Others have copies, for which `close` would leave it watched.
             let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
@@ -265,9 +302,7 @@ impl Worker {
 
     fn wait_again(&mut self) {
         self.succession.state = State::Orphan;
-        if let Some(control) = &self.succession.control {
-            let _ = self.poll.registry().register(&mut SourceFd(&control.as_raw_fd()), CONTROL, Interest::READABLE);
-        }
+        self.watch_control();
         self.on_control();
     }
 
@@ -287,18 +322,27 @@ impl Worker {
         self.begin_drain(self.cx.site.snapshot.shutdown_timeout_ms, gives);
     }
 
-    /// The successor takes nothing more, and `why`: clients are told with their answers that their connections end.
+    /// The successor takes nothing more, and `why`. What it has not been sent is for the next.
     fn lose_successor(&mut self, why: &dyn std::fmt::Display) {
         let State::Succeeded { channel, .. } = std::mem::replace(&mut self.succession.state, State::Forsaken) else {
             return;
         };
         let _ = self.poll.registry().deregister(&mut SourceFd(&channel.as_fd().as_raw_fd()));
-        let lost = std::mem::take(&mut self.succession.given).len();
-        warn!(
-            "the other master takes no connections any more: {why}; {lost} on their way are lost, {} are finished here",
-            self.clients.len()
-        );
-        self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
+        let (left, unsent) = (self.clients.len(), self.succession.given.len());
+        if self.wait_for_another() {
+            warn!(
+                "the other master takes no connections any more: {why}; serving {left} on, and {unsent} wait, for {} ms \
+                 at most unless another is started",
+                self.cx.site.snapshot.orphan_timeout_ms
+            );
+            self.on_control();
+        } else {
+            warn!(
+                "the other master takes no connections any more: {why}; {unsent} on their way are lost, {left} are \
+                 finished here"
+            );
+            self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
+        }
     }
 
     /// Puts a client's connection among those for the successor: `rest` are the other descriptors that its task needs.

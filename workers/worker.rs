@@ -141,6 +141,11 @@ impl Worker {
         self.clients.iter().map(|(_, client)| (client.id, client.socket.as_fd()))
     }
 
+    /// The sockets of clients that it has let go of and that nobody else has yet.
+    pub fn on_their_way(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.succession.given()
+    }
+
     /// Whether its master has died, and it finishes without another.
     pub fn is_forsaken(&self) -> bool {
         self.succession.is_forsaken()
@@ -255,7 +260,7 @@ impl Worker {
         let others = others.into_iter().chain([self.forward.due_ms()]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let last_word = self.clients.is_empty() && self.succession.owes();
-        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty() || last_word;
+        let unsent = !self.cx.given_back.is_empty() || self.succession.has_given() || last_word;
         if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() {

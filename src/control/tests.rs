@@ -25,7 +25,7 @@ impl Drop for Scratch {
 }
 
 fn open(scratch: &Scratch) -> Result<Server, String> {
-    Server::open(&scratch.socket(), "test".to_owned(), 10, false)
+    Server::open(&scratch.socket(), "test".to_owned(), 10)
 }
 
 fn connect(scratch: &Scratch) -> Channel {

@@ -109,6 +109,8 @@ fn courses() {
     scenarios::the_former_master_dies_before_its_successor_is_ready();
     scenarios::the_successor_dies_as_it_becomes_ready();
     scenarios::orphans_die_as_they_are_met();
+    scenarios::masters_die_one_after_the_other_as_they_take_over();
+    scenarios::a_stopped_orphan_outlives_an_upgrade();
     scenarios::whoever_is_given_a_part_of_a_request_dies();
     scenarios::the_time_limit_of_a_request_is_not_the_next_ones();
 }
