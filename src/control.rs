@@ -145,7 +145,10 @@ impl Server {
         let failed = |errno: Errno| format!("{}: {}", self.place.display(), io::Error::from(errno));
         let _lock = place::lock(directory_of(&self.place)).map_err(failed)?;
         if !self.find() {
-            return Err(format!("the control socket of this master has been removed from beside {}", self.place.display()));
+            return Err(format!(
+                "the control socket of this master has been removed from beside {}",
+                self.place.display()
+            ));
         }
         if self.file.path() == self.place {
             return Ok(());
@@ -158,7 +161,10 @@ impl Server {
     /// Finds out what its name is now, which another master may have changed: false when it has none.
     pub fn find(&mut self) -> bool {
         self.file.is_there()
-            || [self.place.clone()].into_iter().chain(beside::names(&self.place)).any(|path| self.file.has_moved_to(path))
+            || [self.place.clone()]
+                .into_iter()
+                .chain(beside::names(&self.place))
+                .any(|path| self.file.has_moved_to(path))
     }
 
     /// Where it belongs.

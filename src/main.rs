@@ -17,6 +17,7 @@ mod control;
 mod demo;
 mod dispatch;
 mod keeper;
+mod lending;
 mod listen;
 mod logging;
 mod master;

@@ -551,7 +551,11 @@ fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
 fn open_control(config: &Loaded, reload: &Reload, beside: bool) -> Result<Option<control::Server>, String> {
     let name = reload.recipe().name();
     let open = |path: &Path| {
-        if beside { control::Server::open_beside(path, name, CLIENTS) } else { control::Server::open(path, name, CLIENTS) }
+        if beside {
+            control::Server::open_beside(path, name, CLIENTS)
+        } else {
+            control::Server::open(path, name, CLIENTS)
+        }
     };
     match &config.process.control {
         Control::Off => Ok(None),

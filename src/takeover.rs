@@ -205,15 +205,20 @@ impl Former {
         }
     }
 
-    /// Says that its connections can be served now, if it waits for that.
+    /// Says that its connections can be served now, if it waits for that. Nobody listens any more where `snapshot` has no
+    /// listener, although its side keeps the sockets until its end.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn tell_ready(&mut self) -> Result<(), SendError> {
+    pub fn tell_ready(&mut self, snapshot: &Snapshot) -> Result<(), SendError> {
         if self.stage != Stage::Waiting {
             return Ok(());
         }
-        self.listeners.clear();
+        let is_configured = |bound: &Bound| snapshot.listeners.iter().any(|listener| listener.bind == bound.address);
+        for (_, fd) in self.listeners.drain(..).filter(|(bound, _)| !bound.lent && !is_configured(bound)) {
+            // One that does not listen any more is what is wanted.
+            let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
+        }
         self.stage = Stage::Told;
         self.channel.send(&ToFormer::Ready { version: handover::VERSION }, &[])
     }
@@ -373,11 +378,7 @@ pub fn waiting_beside(control: &Path, known: &[Former]) -> Vec<Former> {
 ///
 /// # Errors
 /// When a master with this configuration lives, or somebody does not answer who could have what it needs.
-pub fn orphans(
-    snapshot: &Snapshot,
-    own: Option<&Path>,
-    lent: &[(Bound, OwnedFd)],
-) -> Result<Vec<Former>, String> {
+pub fn orphans(snapshot: &Snapshot, own: Option<&Path>, lent: &[(Bound, OwnedFd)]) -> Result<Vec<Former>, String> {
     let is_missing = |address: &Address| lent.iter().all(|(bound, _)| bound.address != *address) && is_taken(address);
     orphans_in(&place::directory(), snapshot, own, is_missing, wait)
 }
@@ -463,7 +464,7 @@ impl Search<'_> {
     /// starts.
     fn patience(&self, is_missing: impl Fn(&Address) -> bool) -> Result<Option<Duration>, String> {
         let passed = self.start.elapsed();
-        let given = self.found.iter().any(|former| former.is_own() && !former.listeners.is_empty());
+        let given = self.found.iter().any(|former| former.is_own() && former.stage == Stage::Waiting);
         // Only who has the place itself can be a living master.
         let needed = |former: &&Former| former.is_own() && !(former.is_beside() && given);
         if let Some(silent) = self.waiting.iter().find(needed) {
@@ -509,3 +510,6 @@ fn wait(formers: &[&Former], timeout: Duration) -> Result<(), String> {
         Err(errno) => Err(errno.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,6 +120,11 @@ impl Succession {
         self.is_succeeded() && !self.given.is_empty()
     }
 
+    /// Sends a connection as soon as a successor takes it.
+    pub(crate) fn give(&mut self, given: Given) {
+        self.given.push(given);
+    }
+
     /// The sockets of clients on their way to a successor.
     pub(crate) fn given(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.given.iter().filter_map(|(_, fds)| fds.first().map(AsFd::as_fd))
@@ -150,8 +155,7 @@ impl Worker {
             warn!("the master has died; finishing {} connections", self.clients.len());
             return self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
         }
-        // Those given back to the master went with it.
-        self.cx.given_back.clear();
+        self.take_returned();
         if self.wait_for_another() {
             warn!(
                 "the master has died; serving {} connections on, for {} ms at most unless another is started",
@@ -187,21 +191,16 @@ impl Worker {
     /// Finishes within `timeout_ms`: there is nobody to give anything to.
     fn forsake(&mut self, timeout_ms: u64) {
         self.succession.state = State::Forsaken;
-        // Nobody has them any more.
+        // Nobody will have them.
         self.cx.given_back.clear();
+        self.cx.returned.clear();
         self.succession.given.clear();
         self.begin_drain(u32::try_from(timeout_ms).unwrap_or(u32::MAX), false);
     }
 
-    /// Closes the listening sockets that it kept for a successor: others keep them. The way to it stays.
-    pub(crate) fn keep_no_listeners(&mut self) {
-        self.succession.listeners.clear();
-        self.cx.kept = self.succession.rest.len() + usize::from(self.succession.control.is_some());
-    }
-
     /// Closes what it kept for a successor.
     pub(crate) fn keep_no_longer(&mut self) {
-        self.keep_no_listeners();
+        self.succession.listeners.clear();
         if let Some(control) = self.succession.control.take() {
             // Others have copies, for which `close` would leave it watched.
             let _ = self.poll.registry().deregister(&mut SourceFd(&control.as_raw_fd()));
@@ -345,12 +344,11 @@ impl Worker {
         }
     }
 
-    /// Puts a client's connection among those for the successor: `rest` are the other descriptors that its task needs.
-    pub(crate) fn hand_to_successor(&mut self, client: Client, carried: Vec<u8>, relay: Option<(Task, Vec<OwnedFd>)>) {
-        let listener = usize::from(client.listener);
-        let Some(listener) = self.cx.site.snapshot.listeners.get(listener).map(|listener| listener.bind.clone()) else {
-            return;
-        };
+    /// What another master is given of a client's connection: `relay` is its task and the descriptors that it needs
+    /// besides the client's. `None` when its listener is not known.
+    pub(crate) fn given(&self, client: Client, carried: Vec<u8>, relay: Option<(Task, Vec<OwnedFd>)>) -> Option<Given> {
+        let snapshot = &self.cx.site.snapshot;
+        let listener = snapshot.listeners.get(usize::from(client.listener))?.bind.clone();
         let origin = client.origin();
         let peer = client.socket.peer_addr();
         let (task, rest) = match relay {
@@ -359,13 +357,13 @@ impl Worker {
             None => (Task::Resume(carried), Vec::new()),
         };
         let server = match &task {
-            Task::Relay { server: Some(number), .. } => self.cx.site.snapshot.server_name(*number),
+            Task::Relay { server: Some(number), .. } => snapshot.server_name(*number),
             Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => None,
         };
         let mut fds = vec![OwnedFd::from(client.socket)];
         fds.extend(rest);
         let passed = Passed { id: 0, listener: 0, peer, origin, task, kept: true };
-        self.succession.given.push((Handed { listener, passed, server }, fds));
+        Some((Handed { listener, passed, server }, fds))
     }
 
     /// Sends what is for the successor, as much as it takes now; after everything else, that this was all.

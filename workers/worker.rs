@@ -18,6 +18,7 @@ use crate::access_log::AccessLog;
 use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
+use crate::drain::{RETURNED_MS, Returned};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::forward::Forwarder;
 use crate::forward::dial::PASSWORDS;
@@ -143,7 +144,22 @@ impl Worker {
 
     /// The sockets of clients that it has let go of and that nobody else has yet.
     pub fn on_their_way(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.succession.given()
+        let left = self.returned().filter(|one| !self.cx.is_passed_on(one.report.id));
+        self.succession.given().chain(left.filter_map(Returned::socket))
+    }
+
+    /// The sockets of clients that it has given back to the master, as far as it still keeps them.
+    pub fn lent(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.returned().filter_map(Returned::socket)
+    }
+
+    fn returned(&self) -> impl Iterator<Item = &Returned> {
+        self.cx.given_back.iter().chain(&self.cx.returned)
+    }
+
+    /// Whether it knows that its master has died.
+    pub fn is_orphan(&self) -> bool {
+        self.succession.is_orphan()
     }
 
     /// Whether its master has died, and it finishes without another.
@@ -233,6 +249,7 @@ impl Worker {
         self.hand_over_relays();
         self.report();
         self.report_given_back();
+        self.forget_passed_on();
         self.send_to_successor();
         self.cx.warn_of_shortage();
         if let Some(log) = &mut self.cx.log
@@ -256,7 +273,9 @@ impl Worker {
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
-        let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
+        let returned = (!self.cx.returned.is_empty()).then_some(now_ms + RETURNED_MS);
+        let others =
+            [returned, self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let others = others.into_iter().chain([self.forward.due_ms()]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
         let last_word = self.clients.is_empty() && self.succession.owes();

@@ -45,7 +45,12 @@ fn free(control: &Path) -> Result<PathBuf, String> {
     (1..=MOST)
         .map(|number| name(control, number))
         .find(|path| rustix::fs::lstat(path).err() == Some(Errno::NOENT))
-        .ok_or_else(|| format!("there are {MOST} sockets beside {} already", control.display()))
+        .ok_or_else(|| {
+            format!(
+                "there are {MOST} sockets beside {} already, of masters that were killed; end their workers",
+                control.display()
+            )
+        })
 }
 
 /// Binds `socket` to a free name beside `control`, whose directory is locked.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
@@ -19,6 +20,7 @@ use super::protection::Protection;
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
 use crate::keeper::{Addresses, Connection, Relay};
+use crate::lending::Lender;
 use crate::pipes::{Contradiction, Leftovers};
 use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
 use crate::supervise::{Errand, Stage, Worker};
@@ -67,6 +69,7 @@ impl Master {
         connection.keep = self.protection.keeps(&connection);
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
+        connection.release();
         let (awaited, kept) = (connection.origin == Origin::Awaited, connection.keep);
         match worker.table.enqueue(connection) {
             Ok(id) => {
@@ -247,7 +250,8 @@ impl Master {
     }
 
     /// Ends a connection so that its client sees that something is missing: with a reset where there is one.
-    pub(super) fn cut(&mut self, connection: Connection) {
+    pub(super) fn cut(&mut self, mut connection: Connection) {
+        connection.release();
         self.addresses.leave(connection.counted());
         if connection.peer.is_some() {
             // The worker's copies are gone with it, so that closing ours closes the connection.
@@ -550,9 +554,21 @@ impl Ear<'_> {
                     let mut left = worker.pipes.leftovers(&worker.control);
                     for one in given {
                         let count = one.own.as_ref().map_or(0, Task::descriptors);
-                        match take_back(worker, one, own.by_ref().take(count).collect(), &mut left) {
-                            Some(Verdict::Pass(connection)) => returned.push(connection),
-                            Some(Verdict::Cut(connection) | Verdict::Over(connection)) => {
+                        let lender = Lender::new(Rc::clone(&worker.control), one.id);
+                        // It gets no others, so that the number stays this connection's.
+                        let lends = worker.is_draining();
+                        let verdict = take_back(worker, one, own.by_ref().take(count).collect(), &mut left);
+                        let lender = if lends {
+                            Some(lender)
+                        } else {
+                            lender.release();
+                            None
+                        };
+                        match verdict {
+                            Some(Verdict::Pass(connection)) => returned.push(Connection { lender, ..connection }),
+                            Some(Verdict::Cut(mut connection) | Verdict::Over(mut connection)) => {
+                                connection.lender = lender;
+                                connection.release();
                                 self.addresses.leave(connection.counted());
                             }
                             None => warn!("worker {index} gave back a connection that it does not have; ignored"),

@@ -22,6 +22,7 @@ use crate::config::Loaded;
 use crate::control::ClientId;
 use crate::demo::Demo;
 use crate::keeper::{Connection, Relay};
+use crate::lending::Lender;
 use crate::listen::{self, Socket};
 use crate::notify;
 use crate::salvage;
@@ -75,7 +76,7 @@ impl Master {
 
     /// Hears a former side from now on; false when that cannot be.
     fn follow(&self, former: &mut Former) -> bool {
-        if let Err(failed) = former.tell_ready() {
+        if let Err(failed) = former.tell_ready(&self.config.snapshot) {
             warn!("{}: {failed}", former.name);
         }
         match watch(&self.poll, former.as_fd(), FORMERS, Interest::READABLE) {
@@ -131,7 +132,7 @@ impl Master {
                 }
                 takeover::News::Waiting if !former.is_wanted(&self.config.snapshot) => return false,
                 takeover::News::Waiting => {
-                    if let Err(failed) = former.tell_ready() {
+                    if let Err(failed) = former.tell_ready(&self.config.snapshot) {
                         warn!("{}: {failed}", former.name);
                         return false;
                     }
@@ -349,7 +350,10 @@ impl Master {
         self.successor = None;
         self.formers.clear();
         while let Some(connection) = self.homeless.pop_front() {
-            self.cut(connection);
+            // One that its worker still keeps goes to the next master from there.
+            if !connection.lender.as_ref().is_some_and(Lender::keeps) {
+                self.cut(connection);
+            }
         }
         if let Some(control) = self.control.take() {
             control.leave();
@@ -473,6 +477,8 @@ impl Master {
                 handed.push(Handed { listener, passed, server });
             }
             let count = handed.len();
+            // Before anybody else can have them.
+            self.homeless.iter().take(count).filter_map(|one| one.lender.as_ref()).for_each(Lender::release);
             match successor.channel.send(&ToSuccessor::Connections(handed), &fds) {
                 Ok(()) => drop(self.homeless.drain(..count)),
                 // Tried again in the next turn, which `timeout` brings about.

@@ -17,6 +17,7 @@ mod forward;
 mod forward_life;
 mod forward_protocols;
 mod forward_rules;
+mod generations;
 mod hostile;
 mod http_basic;
 mod http_errors;

@@ -90,15 +90,21 @@ impl World {
         let started = mortal(fault, || {
             let formers = match former {
                 Some(channel) => vec![Former::master(channel)?.with_workers_behind(Some(&control))],
-                None => takeover::orphans_in(&dir, &loaded.snapshot, Some(&control), |_| false, |_, _| {
-                    for (at, slot) in workers.iter_mut().enumerate() {
-                        if turns.iter().all(|(other, _, end)| *other != at || end.is_none()) {
-                            let before: Vec<u16> = ports(slot).collect();
-                            turns.push((at, before, turn(slot, ahead, None)));
+                None => takeover::orphans_in(
+                    &dir,
+                    &loaded.snapshot,
+                    Some(&control),
+                    |_| false,
+                    |_, _| {
+                        for (at, slot) in workers.iter_mut().enumerate() {
+                            if turns.iter().all(|(other, _, end)| *other != at || end.is_none()) {
+                                let before: Vec<u16> = ports(slot).collect();
+                                turns.push((at, before, turn(slot, ahead, None)));
+                            }
                         }
-                    }
-                    Ok(())
-                })?,
+                        Ok(())
+                    },
+                )?,
             };
             let mut before = Before { program: Program::present(), formers, lent: Vec::new(), spawn };
             Master::start(loaded, recipe, names, None, None, &mut before)
@@ -149,6 +155,7 @@ impl World {
         if slot.handle.as_ref().is_some_and(|handle| handle.is_killed()) {
             return self.bury_master(at, true);
         }
+        let before = slot.master.course;
         let lived = mortal(fault, || {
             slot.master.fill_seats(now);
             if slot.master.is_over() {
@@ -161,6 +168,9 @@ impl World {
         });
         self.take_newborn();
         match lived {
+            Some(false) if before != Course::Stopping && self.masters[at].master.course == Course::Stopping => {
+                self.excuse_the_lost("in the hands of a master whose successor was killed");
+            }
             Some(false) => {}
             Some(true) => self.bury_master(at, false),
             None => self.bury_master(at, true),
@@ -265,8 +275,6 @@ impl World {
         }
         if killed {
             self.excuse_the_lost("in the hands of a master that was killed");
-        } else if self.workers.iter().any(|slot| slot.parent == number) {
-            self.excuse_the_lost("in the hands of a master whose successor was killed");
         }
     }
 
