@@ -158,6 +158,8 @@ pub struct Master {
     /// Those that it takes over from, as long as they have something to give.
     formers: Vec<Former>,
     formers_ready: bool,
+    /// When to look for others who wait for a master; `None` when there is nobody.
+    look_at: Option<Instant>,
     /// The one that takes over from it.
     successor: Option<Successor>,
     /// When it must have taken everything.
@@ -252,6 +254,7 @@ impl Master {
             spawn: std::mem::replace(&mut before.spawn, Box::new(System)),
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
+            look_at: None,
             successor: None,
             hand_over_until: None,
             config,
@@ -304,6 +307,7 @@ impl Master {
         self.hear_workers(now);
         self.keep_time(now);
         self.hear_formers();
+        self.look_beside(now);
         self.check_successor(now);
         self.tell_reloaded();
         self.send_left(now);
@@ -396,6 +400,7 @@ impl Master {
             .chain(pending)
             .chain(control)
             .chain(self.successor.as_ref().and_then(|successor| successor.deadline))
+            .chain(self.look_at)
             .chain(self.retry_at)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)

@@ -196,6 +196,11 @@ impl Former {
         self.stage != Stage::Knocked
     }
 
+    /// Whether another of those behind the same socket may be had by knocking there: nobody is about to answer.
+    pub fn leaves_room(&self) -> bool {
+        self.is_met() && !self.is_master
+    }
+
     /// Now that it is gone: what became of its connections.
     pub fn end(&self) -> End {
         match self.stage {
@@ -365,9 +370,9 @@ fn is_fixed(address: &Address) -> bool {
 }
 
 /// One of those behind each socket beside `control`, the place of this configuration's control socket, but for those
-/// that one of `known` is of.
-pub fn waiting_beside(control: &Path, known: &[Former]) -> Vec<Former> {
-    let known: Vec<_> = known.iter().filter_map(|former| former.door.as_ref()).collect();
+/// sockets that one of `known` is behind.
+pub fn waiting_beside<'a>(control: &Path, known: impl Iterator<Item = &'a Former>) -> Vec<Former> {
+    let known: Vec<_> = known.filter_map(|former| former.door.as_ref()).collect();
     let doors = Door::all(control, true).filter(|door| door.beside && !known.iter().any(|known| known.is(door)));
     doors.filter_map(|door| door.knock()).collect()
 }
@@ -406,8 +411,11 @@ pub fn orphans_in(
     let Search { waiting, mut found, .. } = search;
     // Those that have not answered have what others of their configuration have: they are met later.
     let akin = waiting.into_iter().filter(|silent| silent.is_own() || found.iter().any(|one| one.is_akin_to(silent)));
-    let akin: Vec<Former> = akin.collect();
-    found.extend(akin);
+    for silent in akin.collect::<Vec<_>>() {
+        // Behind one that has greeted there may be others.
+        found.extend(silent.is_met().then(|| silent.knock_again()).flatten());
+        found.push(silent);
+    }
     // The newest master knew best what its listeners were.
     found.sort_by_key(Former::is_beside);
     Ok(found)

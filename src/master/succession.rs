@@ -19,7 +19,7 @@ use super::lifecycle::drain_worker;
 use super::reconfigure::permissions;
 use super::{Before, Course, FORMERS, Master, SUCCESSOR, unwatch, watch};
 use crate::config::Loaded;
-use crate::control::ClientId;
+use crate::control::{ClientId, beside};
 use crate::demo::Demo;
 use crate::keeper::{Connection, Relay};
 use crate::lending::Lender;
@@ -34,6 +34,8 @@ use crate::upgrade::{News, Successor};
 const HEARD: usize = 64;
 /// With so many connections without a worker no more are taken from former sides: these can keep them.
 const HOMELESS: usize = 1024;
+/// How often to look for those who wait and are not heard of.
+const LOOK: Duration = Duration::from_secs(10);
 /// How much longer than its workers a former master may take to be rid of its connections.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(10);
 
@@ -391,8 +393,26 @@ impl Master {
     fn take_place(&mut self) {
         let Some(control) = &mut self.control else { return };
         match control.take_place() {
-            Ok(()) => self.formers.extend(takeover::waiting_beside(control.place(), &self.formers)),
+            Ok(()) => {
+                self.formers.extend(takeover::waiting_beside(control.place(), self.formers.iter()));
+                self.look_at = Some(Instant::now());
+            }
             Err(why) => warn!("{why}; `master reload` will not find this master, SIGHUP reloads it"),
+        }
+    }
+
+    /// Looks from time to time whether anybody waits whom nothing is heard of: one that has sent this master away because it
+    /// was slow, for example, waits for the next to knock.
+    pub(super) fn look_beside(&mut self, now: Instant) {
+        if self.look_at.take_if(|at| *at <= now).is_none() || self.course != Course::Running {
+            return;
+        }
+        let Some(control) = &self.control else { return };
+        let asked = self.formers.iter().filter(|former| !former.leaves_room());
+        let more = takeover::waiting_beside(control.place(), asked);
+        self.look_at = (!beside::names(control.place()).is_empty()).then_some(now + LOOK);
+        for next in more {
+            self.follow_next(Some(next));
         }
     }
 

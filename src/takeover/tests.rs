@@ -97,8 +97,31 @@ fn who_is_silent_beside_one_that_answers_is_met_later() {
     assert_eq!(found.iter().map(Former::is_beside).collect::<Vec<_>>(), [false, false, true]);
     // Whoever comes to know of all but the silent one finds that.
     let known = &found[..2];
-    assert!(waiting_beside(&path, known).iter().all(Former::is_beside));
-    assert!(waiting_beside(&path, &found).is_empty());
+    assert!(waiting_beside(&path, known.iter()).iter().all(Former::is_beside));
+    assert!(waiting_beside(&path, found.iter()).is_empty());
+}
+
+#[test]
+fn who_has_only_greeted_when_the_search_ends_is_not_the_last_behind_its_name() {
+    let scratch = Scratch::new("greeted");
+    let (own, path) = (scratch.listen("own.sock"), scratch.directory.join("own.sock"));
+    let slow = scratch.listen("own.sock.beside-1");
+    let mut channels = Vec::new();
+    let wait = |_: &[&Former], _| {
+        if channels.is_empty() {
+            let (mut first, mut second) = (accept(&own), accept(&slow));
+            answer_as_orphan(&mut first);
+            let greeting = Greeting { version: VERSION, pid: 1, config: "slow".to_owned(), role: Role::Orphan };
+            second.send(&greeting, &[]).unwrap();
+            channels.extend([first, second]);
+        }
+        Ok(())
+    };
+    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&path), |_| false, wait).unwrap();
+    let behind = |slow: &&Former| slow.is_beside();
+    let mut met: Vec<bool> = found.iter().filter(behind).map(Former::is_met).collect();
+    met.sort_unstable();
+    assert_eq!(met, [false, true]);
 }
 
 #[test]
@@ -127,7 +150,7 @@ fn a_name_that_nobody_is_behind_is_removed() {
     let path = scratch.directory.join("own.sock");
     drop(scratch.listen("own.sock.beside-1"));
     let alive = scratch.listen("own.sock.beside-2");
-    assert_eq!(waiting_beside(&path, &[]).len(), 1);
+    assert_eq!(waiting_beside(&path, [].iter()).len(), 1);
     assert!(!scratch.directory.join("own.sock.beside-1").exists());
     assert!(scratch.directory.join("own.sock.beside-2").exists());
     drop(alive);
