@@ -156,13 +156,14 @@ impl Master {
     pub(super) fn hear_workers(&mut self, now: Instant) {
         let mut resolved = Resolved::new();
         let holding = self.is_holding();
+        let lends = self.course == Course::HandingOver;
         for seat in &mut self.seats {
             let heard = |worker: &&mut Worker| worker.readable && !(holding && worker.is_draining());
             let Some(worker) = seat.worker.as_mut().filter(heard) else { continue };
             let before = worker.table.live();
             let mut returned = Vec::new();
-            let mut ear =
-                Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
+            let (addresses, protection) = (&mut self.addresses, &mut self.protection);
+            let mut ear = Ear { addresses, protection, resolved: &mut resolved, now, lends };
             ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
             self.homeless.extend(returned);
             if worker.table.live() < before {
@@ -185,8 +186,8 @@ impl Master {
         let mut returned = Vec::new();
         let mut resolved = Resolved::new();
         while worker.readable {
-            let mut ear =
-                Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
+            let (addresses, protection) = (&mut self.addresses, &mut self.protection);
+            let mut ear = Ear { addresses, protection, resolved: &mut resolved, now, lends: false };
             ear.hear(worker, index, &mut returned, HEARD_PER_TURN);
         }
         self.learn(resolved);
@@ -517,6 +518,9 @@ struct Ear<'a> {
     protection: &'a mut Protection,
     resolved: &'a mut Resolved,
     now: Instant,
+    /// Workers keep what they give back until it is passed on. Not where one of them may have to end first, so that another
+    /// has room for it; nor where the connection's number could be given to another meanwhile.
+    lends: bool,
 }
 
 impl Ear<'_> {
@@ -555,10 +559,8 @@ impl Ear<'_> {
                     for one in given {
                         let count = one.own.as_ref().map_or(0, Task::descriptors);
                         let lender = Lender::new(Rc::clone(&worker.control), one.id);
-                        // It gets no others, so that the number stays this connection's.
-                        let lends = worker.is_draining();
                         let verdict = take_back(worker, one, own.by_ref().take(count).collect(), &mut left);
-                        let lender = if lends {
+                        let lender = if self.lends {
                             Some(lender)
                         } else {
                             lender.release();
