@@ -1,59 +1,20 @@
 //! Masters that come and go beside workers of former ones that are stopped: whoever waits is found, by however late a
 //! master.
 
-use std::path::PathBuf;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::path::PathBuf;
 
 use crate::common::backend::Backend;
-use crate::common::client::{Client, get};
-use crate::common::proxy::{Conf, Proxy, alive, wait_gone};
+use crate::common::client::get;
+use crate::common::proxy::{Proxy, alive, wait_gone};
+use crate::common::succession::{Crowd, conf};
 use crate::common::wait_until;
-use crate::succession::echo;
-
-/// A configuration of HTTP and relays, with its control socket in the test's own directory.
-pub(crate) fn conf(web: &Backend, echoing: &Backend) -> Conf {
-    Conf::http(&[web.addr]).top("control = \"unix:{dir}/control\"").tables(&format!(
-        "[[listen]]\nbind = \"127.0.0.2:0\"\nmode = \"tcp\"\nto = \"echo\"\n[backends.echo]\nservers = [\"{}\"]",
-        echoing.addr
-    ))
-}
 
 /// The names beside the control socket.
 fn beside(proxy: &Proxy) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(proxy.dir.path()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.to_str().unwrap().contains("/control.")).collect()
-}
-
-/// Clients of one master: idle ones, relays, and one within a head.
-pub(crate) struct Crowd {
-    idle: Vec<Client>,
-    relays: Vec<Client>,
-    half: Client,
-}
-
-impl Crowd {
-    pub(crate) fn of(proxy: &Proxy) -> Crowd {
-        let connect = |index: usize| Client::connect(&proxy.addrs()[index]);
-        let mut crowd = Crowd {
-            idle: (0..6).map(|_| connect(0)).collect(),
-            relays: (0..6).map(|_| connect(1)).collect(),
-            half: connect(0),
-        };
-        crowd.idle.iter_mut().for_each(|client| assert_eq!(client.get("/first").status, 200));
-        crowd.relays.iter_mut().for_each(|client| echo(client, 1));
-        assert_eq!(crowd.half.get("/first").status, 200);
-        crowd.half.send("GET /half HT");
-        crowd
-    }
-
-    pub(crate) fn check(mut self) {
-        self.idle.iter_mut().for_each(|client| assert_eq!(client.get("/last").status, 200));
-        self.relays.iter_mut().for_each(|client| echo(client, 2));
-        self.half.send("TP/1.1\r\nHost: a\r\n\r\n");
-        assert_eq!(self.half.response().fields.get("x-target"), Some("/half"));
-    }
 }
 
 fn signal_all(pids: &[Pid], signal: Signal) {

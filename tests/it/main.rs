@@ -41,6 +41,8 @@ mod server_connections;
 mod service;
 mod soak;
 mod succession;
+mod succession_parley;
+mod succession_relays;
 mod tcp;
 mod timeouts;
 mod unix_kills;
