@@ -1,9 +1,10 @@
 //! Masters that come and go beside workers of former ones that are stopped: whoever waits is found, by however late a
 //! master.
 
+use std::path::PathBuf;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::PathBuf;
 
 use crate::common::backend::Backend;
 use crate::common::client::get;
