@@ -228,6 +228,23 @@ impl Former {
         self.channel.send(&ToFormer::Ready { version: handover::VERSION }, &[])
     }
 
+    /// Says that it has the connections last heard of, if its side keeps them until then.
+    ///
+    /// # Errors
+    /// When that cannot be said: then they are not this master's.
+    pub fn tell_taken(&mut self) -> Result<(), SendError> {
+        match self.keeps().then(|| self.channel.send(&ToFormer::Taken, &[])) {
+            // Who has ended does not keep them.
+            None | Some(Ok(()) | Err(SendError::Closed)) => Ok(()),
+            Some(Err(failed @ (SendError::Full | SendError::TooLarge | SendError::Io(_)))) => Err(failed),
+        }
+    }
+
+    /// Whether its side keeps what it gives until it is told that it has been taken, or that this side has ended.
+    pub fn keeps(&self) -> bool {
+        !self.is_master
+    }
+
     /// Says that nothing comes of it.
     pub fn tell_failed(&mut self, mut why: String) {
         why.truncate(why.floor_char_boundary(handover::MAX_TEXT_BYTES));

@@ -5,6 +5,7 @@
 //! is found keeps a name, whatever becomes of masters. Without a successor it finishes and leaves when the configured
 //! time is over.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ipc::channel::{Channel, RecvError, SendError};
@@ -71,6 +72,8 @@ pub(crate) struct Succession {
     until_ms: u64,
     /// Connections on their way to the successor, or to the next.
     given: Vec<Given>,
+    /// Those sent, message by message, that the successor has not yet said to have: if it ends before, they go to the next.
+    untaken: VecDeque<Vec<Given>>,
 }
 
 impl Succession {
@@ -83,6 +86,7 @@ impl Succession {
             state: State::Ward,
             until_ms: u64::MAX,
             given: Vec::new(),
+            untaken: VecDeque::new(),
         }
     }
 
@@ -110,9 +114,14 @@ impl Succession {
     /// Whether something is still to be sent to the successor.
     pub(crate) fn owes(&self) -> bool {
         match self.state {
-            State::Succeeded { owes_last_word, .. } => owes_last_word || self.has_given(),
+            State::Succeeded { owes_last_word, .. } => owes_last_word || self.has_given() || !self.untaken.is_empty(),
             State::Ward | State::Orphan | State::Visited { .. } | State::Forsaken => false,
         }
+    }
+
+    /// Whether it is only the successor's channel that lets the last word wait.
+    pub(crate) fn owes_last_word(&self) -> bool {
+        matches!(self.state, State::Succeeded { owes_last_word: true, .. })
     }
 
     /// Whether there is a connection that it sends as soon as the successor takes it.
@@ -125,9 +134,27 @@ impl Succession {
         self.given.push(given);
     }
 
-    /// The sockets of clients on their way to a successor.
+    /// The sockets of clients on their way to a successor, not yet sent.
     pub(crate) fn given(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.given.iter().filter_map(|(_, fds)| fds.first().map(AsFd::as_fd))
+    }
+
+    /// The sockets of clients that were sent to a successor which has not said that it has them.
+    pub(crate) fn untaken(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.untaken.iter().flatten().filter_map(|(_, fds)| fds.first().map(AsFd::as_fd))
+    }
+
+    /// Hears what a successor has taken; how it ends, if it does.
+    pub(crate) fn hear_taken(&mut self) -> Option<RecvError> {
+        let State::Succeeded { channel, .. } = &mut self.state else { return None };
+        loop {
+            match channel.recv::<ToFormer>(&mut Vec::new()) {
+                Ok(ToFormer::Taken) => drop(self.untaken.pop_front()),
+                Ok(ToFormer::Ready { .. } | ToFormer::Failed { .. }) => {}
+                Err(RecvError::Empty) => return None,
+                Err(end) => return Some(end),
+            }
+        }
     }
 
     /// Whether the master has died, and no other is waited for.
@@ -195,6 +222,7 @@ impl Worker {
         self.cx.given_back.clear();
         self.cx.returned.clear();
         self.succession.given.clear();
+        self.succession.untaken.clear();
         self.begin_drain(u32::try_from(timeout_ms).unwrap_or(u32::MAX), false);
     }
 
@@ -235,16 +263,12 @@ impl Worker {
     /// Who has connected says something, or goes.
     pub(crate) fn on_visitor(&mut self) {
         loop {
-            if let State::Succeeded { channel, owes_last_word } = &mut self.succession.state {
-                match channel.recv::<ToFormer>(&mut Vec::new()) {
-                    Ok(ToFormer::Ready { .. } | ToFormer::Failed { .. }) => continue,
-                    Err(RecvError::Empty) => return,
-                    // It gets nothing anyway.
-                    Err(_) if !*owes_last_word => return,
-                    Err(
-                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
-                    ) => return self.lose_successor(&"it has ended"),
+            if self.succession.is_succeeded() {
+                // From one that gets nothing anyway there is nothing to lose.
+                if self.succession.hear_taken().is_some() && self.succession.owes() {
+                    self.lose_successor(&"it has ended");
                 }
+                return;
             }
             let State::Visited { channel, asked, until_ms } = &mut self.succession.state else { return };
             if *asked {
@@ -255,6 +279,7 @@ impl Worker {
                         continue;
                     }
                     Err(RecvError::Empty) => return,
+                    Ok(ToFormer::Taken) => return self.wait_again(),
                     Ok(ToFormer::Failed { why }) => {
                         let why = why.lines().next().unwrap_or_default();
                         info!("the master that was started does not come up: {why}; waiting for another");
@@ -323,10 +348,16 @@ impl Worker {
 
     /// The successor takes nothing more, and `why`. What it has not been sent is for the next.
     fn lose_successor(&mut self, why: &dyn std::fmt::Display) {
+        // What it had not read when it ended nobody will ever read; of one that lives that cannot be known.
+        if !matches!(self.succession.hear_taken(), Some(RecvError::Closed)) {
+            self.succession.untaken.clear();
+        }
         let State::Succeeded { channel, .. } = std::mem::replace(&mut self.succession.state, State::Forsaken) else {
             return;
         };
         let _ = self.poll.registry().deregister(&mut SourceFd(&channel.as_fd().as_raw_fd()));
+        let untaken = std::mem::take(&mut self.succession.untaken).into_iter().flatten();
+        self.succession.given.extend(untaken);
         let (left, unsent) = (self.clients.len(), self.succession.given.len());
         if self.wait_for_another() {
             warn!(
@@ -375,17 +406,21 @@ impl Worker {
             let fds: Vec<_> =
                 self.succession.given.iter().take(count).flat_map(|(_, fds)| fds.iter().map(AsFd::as_fd)).collect();
             match channel.send(&ToSuccessor::Connections(handed), &fds) {
-                Ok(()) => drop(self.succession.given.drain(..count)),
-                Err(SendError::Full) => return,
-                Err(error) => return self.lose_successor(&error),
+                Ok(()) => {
+                    let sent = self.succession.given.drain(..count).collect();
+                    self.succession.untaken.push_back(sent);
+                }
+                Err(error @ SendError::Closed) => return self.lose_successor(&error),
+                // Tried again in the next turn, as long as there is time.
+                Err(SendError::Full | SendError::TooLarge | SendError::Io(_)) => return,
             }
         }
         let State::Succeeded { channel, owes_last_word } = &mut self.succession.state else { return };
         if *owes_last_word && self.cx.draining && self.clients.is_empty() {
             match channel.send(&ToSuccessor::Everything, &[]) {
                 Ok(()) => *owes_last_word = false,
-                Err(SendError::Full) => {}
-                Err(error) => self.lose_successor(&error),
+                Err(error @ SendError::Closed) => self.lose_successor(&error),
+                Err(SendError::Full | SendError::TooLarge | SendError::Io(_)) => {}
             }
         }
     }

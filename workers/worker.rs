@@ -148,9 +148,19 @@ impl Worker {
         self.succession.given().chain(left.filter_map(Returned::socket))
     }
 
-    /// The sockets of clients that it has given back to the master, as far as it still keeps them.
+    /// The sockets of clients that it has sent to another master, which has not yet taken them.
+    pub fn untaken(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.succession.untaken()
+    }
+
+    /// Hears what a successor has said so far to have taken from it.
+    pub fn hear_taken(&mut self) {
+        let _ = self.succession.hear_taken();
+    }
+
+    /// The sockets of clients that it has given to a master, or another, as far as it still keeps them.
     pub fn lent(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.returned().filter_map(Returned::socket)
+        self.returned().filter_map(Returned::socket).chain(self.succession.untaken())
     }
 
     fn returned(&self) -> impl Iterator<Item = &Returned> {
@@ -278,7 +288,7 @@ impl Worker {
             [returned, self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let others = others.into_iter().chain([self.forward.due_ms()]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let last_word = self.clients.is_empty() && self.succession.owes();
+        let last_word = self.clients.is_empty() && self.succession.owes_last_word();
         let unsent = !self.cx.given_back.is_empty() || self.succession.has_given() || last_word;
         if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))

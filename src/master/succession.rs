@@ -139,7 +139,21 @@ impl Master {
                         return false;
                     }
                 }
-                takeover::News::Connections(handed, fds) => self.take_all_in(handed, fds),
+                takeover::News::Connections(handed, fds) => {
+                    if let Err(failed) = former.tell_taken() {
+                        warn!("{}: {failed}; its connections stay there for now", former.name);
+                        return false;
+                    }
+                    self.take_all_in(handed, fds);
+                }
+                takeover::News::Lost if former.keeps() => {
+                    warn!(
+                        "{}: no descriptors for its connections, which stay there for now; raise the limit with \
+                         `ulimit -n`",
+                        former.name
+                    );
+                    return false;
+                }
                 takeover::News::Lost => {
                     warn!("{}: connections were lost for want of descriptors; raise the limit", former.name);
                 }

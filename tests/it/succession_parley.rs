@@ -1,12 +1,13 @@
 //! What a master, its successor and the workers of a dead one say to each other, and to whoever else asks.
 
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use ipc::channel::{Channel, RecvError};
 use ipc::control::{Greeting, Request, Role};
-use ipc::handover::{ToFormer, ToSuccessor};
+use ipc::handover::{ToFormer, ToSuccessor, VERSION};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -166,7 +167,7 @@ fn meet(control: &std::path::Path) -> (Channel, Greeting) {
     (channel, greeting)
 }
 
-fn hear<M: serde::de::DeserializeOwned>(channel: &mut Channel, fds: &mut Vec<std::os::fd::OwnedFd>) -> M {
+fn hear<M: serde::de::DeserializeOwned>(channel: &mut Channel, fds: &mut Vec<OwnedFd>) -> M {
     wait_for("an answer", || match channel.recv(fds) {
         Ok(message) => Some(message),
         Err(RecvError::Empty) => None,
@@ -204,6 +205,61 @@ fn a_successor_of_another_version_gets_the_listening_sockets_and_the_rest_is_fin
     let _client = TcpStream::connect(proxy.addr().inet()).unwrap();
     listener.set_nonblocking(false).unwrap();
     listener.accept().unwrap();
+}
+
+/// Takes over from one worker behind `control` up to its first message with connections, and gives the number of these and
+/// their descriptors.
+fn take_over_from_one(control: &std::path::Path) -> (Channel, usize, Vec<OwnedFd>) {
+    let (mut channel, greeting) = meet(control);
+    assert_eq!(greeting.role, Role::Orphan);
+    channel.send(&Request::TakeOver, &[]).unwrap();
+    let mut fds = Vec::new();
+    let listeners: ToSuccessor = hear(&mut channel, &mut fds);
+    assert!(matches!(listeners, ToSuccessor::Listeners { .. }));
+    channel.send(&ToFormer::Ready { version: VERSION }, &[]).unwrap();
+    let given: ToSuccessor = hear(&mut channel, &mut fds);
+    let ToSuccessor::Connections(given) = given else { panic!("{given:?}") };
+    (channel, given.len(), fds)
+}
+
+#[test]
+fn what_a_successor_has_not_said_to_have_is_kept_for_the_next() {
+    let backend = Backend::echo();
+    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
+    let mut proxy = conf.launch().workers(1).start();
+    let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(proxy.addr())).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let orphans = proxy.kill_master();
+    let control = proxy.dir.join("control.sock");
+    // Twice: read and not, as far as this process is concerned, which ends like a master that is killed.
+    for _ in 0..2 {
+        let (channel, count, fds) = take_over_from_one(&control);
+        assert_eq!((count, fds.len()), (10, 10));
+        drop((channel, fds));
+    }
+    let _next = proxy.again();
+    wait_gone(&orphans);
+    for client in &mut clients {
+        assert_eq!(client.get("/").status, 200);
+    }
+}
+
+#[test]
+fn what_a_successor_has_said_to_have_is_given_to_nobody_else() {
+    let backend = Backend::echo();
+    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
+    let mut proxy = conf.launch().workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.get("/").status, 200);
+    let orphans = proxy.kill_master();
+    let (mut channel, count, fds) = take_over_from_one(&proxy.dir.join("control.sock"));
+    assert_eq!((count, fds.len()), (1, 1));
+    channel.send(&ToFormer::Taken, &[]).unwrap();
+    wait_gone(&orphans);
+    drop(fds);
+    client.end();
 }
 
 #[test]

@@ -338,7 +338,13 @@ impl World {
 
     /// Excuses connections that nobody has who lives.
     pub(super) fn excuse_the_lost(&mut self, why: &'static str) {
-        let mut owned: HashSet<u16> = self.workers.iter().flat_map(|slot| ports(slot).chain(unsent(slot))).collect();
+        for slot in &mut self.workers {
+            if let Life::Running(worker) = &mut slot.life {
+                worker.hear_taken();
+            }
+        }
+        let held = |slot| ports(slot).chain(unsent(slot)).chain(untaken(slot));
+        let mut owned: HashSet<u16> = self.workers.iter().flat_map(held).collect();
         owned.extend(waiting());
         for slot in &self.masters {
             let tables = slot.master.seats.iter().filter_map(|seat| seat.worker.as_ref());
@@ -368,6 +374,15 @@ fn unsent(slot: &WorkerSlot) -> impl Iterator<Item = u16> {
     let ports: Vec<u16> = match &slot.life {
         Life::Newborn(_) => Vec::new(),
         Life::Running(worker) => worker.on_their_way().filter_map(port).collect(),
+    };
+    ports.into_iter()
+}
+
+/// The ports of the clients that a worker has sent to another master, and keeps as long as that has not taken them.
+fn untaken(slot: &WorkerSlot) -> impl Iterator<Item = u16> {
+    let ports: Vec<u16> = match &slot.life {
+        Life::Newborn(_) => Vec::new(),
+        Life::Running(worker) => worker.untaken().filter_map(port).collect(),
     };
     ports.into_iter()
 }
