@@ -307,13 +307,12 @@ impl World {
         self.note(format!("worker {} of master {}: {end:?}", slot.index, slot.parent));
         let mut had: Vec<u16> = ports(&slot).chain(unsent(&slot)).collect();
         let parent = self.masters.iter().find(|master| master.number == slot.parent);
-        let orphan = parent.is_none();
-        if let Some(MasterSlot { master, .. }) = parent {
-            let seats = master.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            let tables = seats.filter(|worker| worker.pid == slot.handle.pid()).map(|worker| &worker.table);
-            had.extend(
-                tables.flat_map(|table| table.entries().map(|entry| entry.2)).filter_map(|c| Some(c.peer?.port())),
-            );
+        let seats = parent.into_iter().flat_map(|parent| &parent.master.seats);
+        let known = seats.filter_map(|seat| seat.worker.as_ref()).find(|worker| worker.pid == slot.handle.pid());
+        // A master whose successor was killed may be there still, and have let go of its workers.
+        let orphan = known.is_none();
+        if let Some(worker) = known {
+            had.extend(worker.table.entries().filter_map(|entry| Some(entry.2.peer?.port())));
         }
         if end == KILLED && orphan {
             self.excuse(&had, "its worker died without a master");
