@@ -33,6 +33,9 @@ pub enum ToFormer {
         /// Why, for people; [`MAX_TEXT_BYTES`] at most.
         why: String,
     },
+    /// It is about to serve the connections of the next [`ToSuccessor::Connections`] that it has not said this of: an
+    /// orphan keeps them until then. Of those that a living master gives it is not said.
+    Taken,
 }
 
 /// From the former side.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError};
@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use crate::listen::SocketFile;
 
 pub mod ask;
+pub mod beside;
 pub mod place;
 
 /// Clients at once at most; further ones wait in the kernel's queue.
@@ -28,8 +29,8 @@ pub const CLIENTS: usize = 8;
 /// How long a client may take to say what it wants.
 const ASK: Duration = Duration::from_secs(5);
 
-/// Those who may wait in the kernel's queue.
-const BACKLOG: i32 = 128;
+/// Connections that wait to be taken at most: a worker that is stopped for long may be the only one behind it.
+const BACKLOG: i32 = 1024;
 
 /// Connections taken in one turn at most.
 const ACCEPTS: usize = 16;
@@ -62,7 +63,9 @@ struct Client {
 #[derive(Debug)]
 pub struct Server {
     socket: OwnedFd,
-    /// Removed in the end.
+    /// Where it belongs.
+    place: PathBuf,
+    /// Its present name. Removed in the end.
     file: SocketFile,
     clients: [Option<Client>; CLIENTS],
     first_token: usize,
@@ -70,44 +73,103 @@ pub struct Server {
     config: String,
     /// Connections may be waiting.
     ready: bool,
+    /// Whoever comes is somebody else's.
+    closed: bool,
 }
 
 impl Server {
     /// Begins to listen at `path`, in a directory that nobody else can write to. `config` is what the master tells of
-    /// itself. A socket that a dead master left is replaced, with `replace` also one that is still in use. Clients have the tokens from `first_token` on.
+    /// itself. A socket that a dead master left is replaced. Clients have the tokens from `first_token` on.
     ///
     /// # Errors
     /// When a live master has it, or it cannot be made, in words for the operator.
-    pub fn open(path: &Path, config: String, first_token: usize, replace: bool) -> Result<Server, String> {
+    pub fn open(path: &Path, config: String, first_token: usize) -> Result<Server, String> {
         let shown = path.display();
         let failed = |errno: Errno| format!("cannot make the control socket {shown}: {}", io::Error::from(errno));
         let name = SocketAddrUnix::new(path).map_err(failed)?;
         // Two masters that start together must not take a socket just made for a dead one.
-        let _lock = place::lock(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        let _lock = place::lock(directory_of(path)).map_err(failed)?;
         match place::probe(path) {
             place::Found::Nothing => {}
             place::Found::Dead => rustix::fs::unlink(path).map_err(failed)?,
-            place::Found::Alive if replace => rustix::fs::unlink(path).map_err(failed)?,
             place::Found::Alive => return Err(format!("another master has the control socket {shown}")),
             place::Found::Other(why) => return Err(format!("cannot make the control socket {shown}: {why}")),
         }
+        Server::make(path, config, first_token, |socket| {
+            rustix::net::bind(socket, &name).map_err(failed)?;
+            Ok(path.to_owned())
+        })
+    }
+
+    /// As [`Server::open`], beside `path`: until [`Server::take_place`] somebody else is found there.
+    ///
+    /// # Errors
+    /// When it cannot be made, in words for the operator.
+    pub fn open_beside(path: &Path, config: String, first_token: usize) -> Result<Server, String> {
+        let failed = |why: String| format!("cannot make a control socket beside {}: {why}", path.display());
+        let _lock = place::lock(directory_of(path)).map_err(|errno| failed(io::Error::from(errno).to_string()))?;
+        Server::make(path, config, first_token, |socket| beside::bind(socket, path).map_err(failed))
+    }
+
+    fn make(
+        place: &Path,
+        config: String,
+        first_token: usize,
+        bind: impl FnOnce(&OwnedFd) -> Result<PathBuf, String>,
+    ) -> Result<Server, String> {
+        let failed =
+            |errno: Errno| format!("cannot make the control socket {}: {}", place.display(), io::Error::from(errno));
         let socket = new_socket().map_err(failed)?;
         // Before it has a name: at no time can anybody else connect.
         rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600)).map_err(failed)?;
-        rustix::net::bind(&socket, &name).map_err(failed)?;
-        let file = SocketFile::at(path).map_err(failed)?;
+        let file = SocketFile::at(&bind(&socket)?).map_err(failed)?;
         rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
-        Ok(Server { socket, file, clients: Default::default(), first_token, serial: 0, config, ready: false })
+        Ok(Server {
+            socket,
+            place: place.to_owned(),
+            file,
+            clients: Default::default(),
+            first_token,
+            serial: 0,
+            config,
+            ready: false,
+            closed: false,
+        })
     }
 
-    /// Its name.
-    pub fn path(&self) -> &Path {
-        self.file.path()
+    /// Takes the place where it belongs. Whoever had it, a former master and its workers, is found beside it.
+    ///
+    /// # Errors
+    /// When that cannot be, in words for the operator.
+    pub fn take_place(&mut self) -> Result<(), String> {
+        let failed = |errno: Errno| format!("{}: {}", self.place.display(), io::Error::from(errno));
+        let _lock = place::lock(directory_of(&self.place)).map_err(failed)?;
+        if !self.find() {
+            return Err(format!(
+                "the control socket of this master has been removed from beside {}",
+                self.place.display()
+            ));
+        }
+        if self.file.path() == self.place {
+            return Ok(());
+        }
+        beside::take_place(self.file.path(), &self.place)?;
+        self.find();
+        Ok(())
     }
 
-    /// Whether its name still leads to it.
-    pub fn is_at_its_place(&self) -> bool {
+    /// Finds out what its name is now, which another master may have changed: false when it has none.
+    pub fn find(&mut self) -> bool {
         self.file.is_there()
+            || [self.place.clone()]
+                .into_iter()
+                .chain(beside::names(&self.place))
+                .any(|path| self.file.has_moved_to(path))
+    }
+
+    /// Where it belongs.
+    pub fn place(&self) -> &Path {
+        &self.place
     }
 
     /// Connections may be waiting.
@@ -117,7 +179,7 @@ impl Server {
 
     /// Takes in those who wait, if anybody does.
     pub fn accept(&mut self, registry: &Registry, now: Instant) {
-        if !std::mem::take(&mut self.ready) {
+        if !std::mem::take(&mut self.ready) || self.closed {
             return;
         }
         for _ in 0..ACCEPTS {
@@ -196,9 +258,15 @@ impl Server {
         }
     }
 
-    /// As if this process were killed: its name stays.
-    #[cfg(test)]
-    pub fn die(self) {
+    /// Takes in nobody any more: this master has a successor, and whoever comes waits for its workers, should it be
+    /// killed.
+    pub fn close(&mut self) {
+        self.find();
+        self.closed = true;
+    }
+
+    /// Lets go of it: its name stays, for workers wait behind it.
+    pub fn leave(self) {
         std::mem::forget(self.file);
     }
 
@@ -216,6 +284,10 @@ impl AsFd for Server {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 /// A socket for it, not yet connected or bound.

@@ -13,6 +13,8 @@ use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
 
+use crate::lending::Lender;
+
 /// Where a worker's own counters begin, in bytes since the connection was accepted.
 ///
 /// A worker counts from 0 when it takes a connection up. Bytes carried to it in [`Task::Resume`] count as
@@ -47,6 +49,8 @@ pub struct Connection<F = OwnedFd> {
     pub relay: Option<Relay<F>>,
     /// Whether our copies are kept once it is sent. Without them it ends with its worker.
     pub keep: bool,
+    /// The worker that has given it back and still keeps it, in case this process is killed before it passes it on.
+    pub lender: Option<Lender>,
 }
 
 /// Our copies of what a relay consists of, besides the client's socket.
@@ -86,6 +90,14 @@ impl<F> Connection<F> {
             strikes: 0,
             relay: None,
             keep: true,
+            lender: None,
+        }
+    }
+
+    /// It is this process's alone from now on.
+    pub fn release(&mut self) {
+        if let Some(lender) = self.lender.take() {
+            lender.release();
         }
     }
 
@@ -96,8 +108,8 @@ impl<F> Connection<F> {
 
     /// The same connection with this socket.
     fn with_socket<G>(self, fd: G, relay: Option<Relay<G>>) -> Connection<G> {
-        let Connection { peer, listener, origin, base, strikes, keep, .. } = self;
-        Connection { fd, peer, listener, origin, task: Task::Serve, base, strikes, relay, keep }
+        let Connection { peer, listener, origin, base, strikes, keep, lender, .. } = self;
+        Connection { fd, peer, listener, origin, task: Task::Serve, base, strikes, relay, keep, lender }
     }
 
     /// The client's address as far as it is known, for the log.

@@ -81,7 +81,20 @@ impl SocketFile {
 
     /// Whether it is still there, and no other in its place.
     pub fn is_there(&self) -> bool {
-        rustix::fs::lstat(&self.path).is_ok_and(|now| (now.st_dev, now.st_ino) == (self.device, self.inode))
+        self.is(&self.path)
+    }
+
+    fn is(&self, path: &Path) -> bool {
+        rustix::fs::lstat(path).is_ok_and(|now| (now.st_dev, now.st_ino) == (self.device, self.inode))
+    }
+
+    /// Whether it is at `path` now, which then is where it is.
+    pub fn has_moved_to(&mut self, path: PathBuf) -> bool {
+        let moved = self.is(&path);
+        if moved {
+            self.path = path;
+        }
+        moved
     }
 }
 
@@ -347,6 +360,30 @@ fn explain(address: &Address, errno: Errno) -> String {
                                 configuration file"
             .to_owned(),
         other => io::Error::from(other).to_string(),
+    }
+}
+
+/// Whether some process has `address`, as far as can be told without taking it.
+pub fn is_taken(address: &Address) -> bool {
+    match address {
+        Address::Inet(address) => {
+            let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+            let tried = socket(family).and_then(|fd| {
+                sockopt::set_socket_reuseaddr(&fd, true)?;
+                if address.is_ipv6() {
+                    sockopt::set_ipv6_v6only(&fd, true)?;
+                }
+                rustix::net::bind(&fd, address)
+            });
+            tried == Err(Errno::ADDRINUSE)
+        }
+        Address::Unix(path) => {
+            let tried = SocketAddrUnix::new(path).and_then(|name| {
+                let fd = socket(AddressFamily::UNIX)?;
+                rustix::net::connect(&fd, &name)
+            });
+            matches!(tried, Ok(()) | Err(Errno::AGAIN))
+        }
     }
 }
 

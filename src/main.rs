@@ -17,6 +17,7 @@ mod control;
 mod demo;
 mod dispatch;
 mod keeper;
+mod lending;
 mod listen;
 mod logging;
 mod master;
@@ -228,7 +229,9 @@ fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<ma
         config::Control::Off => None,
     };
     before.formers = match std::mem::take(&mut before.formers) {
-        none if none.is_empty() => takeover::orphans(&loaded.snapshot, control.as_deref()).map_err(failed)?,
+        none if none.is_empty() => {
+            takeover::orphans(&loaded.snapshot, control.as_deref(), &before.lent).map_err(failed)?
+        }
         formers => formers.into_iter().map(|former| former.with_workers_behind(control.as_deref())).collect(),
     };
     master::Master::start(loaded, recipe, names, demo, arguments.log_level.clone(), before).map_err(failed)

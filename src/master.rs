@@ -10,6 +10,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -166,12 +167,12 @@ pub struct Master {
     /// Those that it takes over from, as long as they have something to give.
     formers: Vec<Former>,
     formers_ready: bool,
+    /// When to look for others who wait for a master; `None` when there is nobody.
+    look_at: Option<Instant>,
     /// The one that takes over from it.
     successor: Option<Successor>,
     /// When it must have taken everything.
     hand_over_until: Option<Instant>,
-    /// Until when this master, although it has a successor, waits for those that it has not met itself.
-    unmet_until: Option<Instant>,
 }
 
 impl Master {
@@ -216,8 +217,8 @@ impl Master {
         let waker = Waker::new(registry, READING).map_err(internal("cannot make an eventfd"))?;
         let servers = snapshot.groups.iter().map(|group| group.servers.len() as u64).sum();
         let reload = Reload::new(recipe, names, servers, waker);
-        // A former side has it as long as it is not sure that this master comes up.
-        let control = if before.formers.is_empty() { open_control(&config, &reload, false)? } else { None };
+        // A former side is found at its place as long as it is not sure that this master comes up.
+        let control = open_control(&config, &reload, !before.formers.is_empty())?;
         if let Some(control) = &control {
             watch(&poll, control.as_fd(), CONTROL, Interest::READABLE).map_err(registered)?;
         }
@@ -268,9 +269,9 @@ impl Master {
             spawn: std::mem::replace(&mut before.spawn, Box::new(System)),
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
+            look_at: None,
             successor: None,
             hand_over_until: None,
-            unmet_until: None,
             config,
         };
         master.reserve.fill();
@@ -324,6 +325,7 @@ impl Master {
         self.hear_workers(now);
         self.keep_time(now);
         self.hear_formers();
+        self.look_beside(now);
         self.check_successor(now);
         self.tell_reloaded();
         self.send_left(now);
@@ -416,8 +418,8 @@ impl Master {
             .chain(pending)
             .chain(control)
             .chain(self.successor.as_ref().and_then(|successor| successor.deadline))
+            .chain(self.look_at)
             .chain(self.retry_at)
-            .chain(self.unmet_until)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
             .chain(self.resolver_look())
@@ -575,18 +577,25 @@ fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
     let _ = poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
 }
 
-/// The control socket. One that the configuration asks for must be had; without the usual one the master runs too.
-fn open_control(config: &Loaded, reload: &Reload, replace: bool) -> Result<Option<control::Server>, String> {
+/// The control socket: at its place, or `beside` it. One that the configuration asks for must be had; without the usual
+/// one the master runs too.
+fn open_control(config: &Loaded, reload: &Reload, beside: bool) -> Result<Option<control::Server>, String> {
     let name = reload.recipe().name();
+    let open = |path: &Path| {
+        if beside {
+            control::Server::open_beside(path, name, CLIENTS)
+        } else {
+            control::Server::open(path, name, CLIENTS)
+        }
+    };
     match &config.process.control {
         Control::Off => Ok(None),
-        Control::At(path) => control::Server::open(path, name, CLIENTS, replace).map(Some),
+        Control::At(path) => open(path).map(Some),
         Control::Derived => {
             let directory = control::place::directory();
             let opened = control::place::make_directory(&directory).and_then(|()| {
                 control::place::tidy(&directory);
-                let path = directory.join(control::place::name(reload.recipe().file.as_deref()));
-                control::Server::open(&path, name, CLIENTS, replace)
+                open(&directory.join(control::place::name(reload.recipe().file.as_deref())))
             });
             Ok(opened.map_err(|why| warn!("{why}; `master reload` will not find this master, SIGHUP reloads it")).ok())
         }

@@ -92,7 +92,7 @@ pub struct Worker {
     /// How that is laid out.
     pub layout: Layout,
     /// The counters and records in it.
-    pub control: Control,
+    pub control: Rc<Control>,
     /// Its connections.
     pub table: Table,
     /// Whether it still moves.
@@ -185,7 +185,7 @@ impl Worker {
     /// When the process, memory or descriptors cannot be had.
     pub fn start(index: u16, equipment: &Equipment<'_>, spawn: &dyn Spawn, now: Instant) -> io::Result<Worker> {
         let region = shm::create(&equipment.layout)?;
-        let control = Control::map(&region, &equipment.layout)?;
+        let control = Rc::new(Control::map(&region, &equipment.layout)?);
         let (mut channel, theirs) = Channel::pair()?;
         let Shared { ledger, file } = equipment.shared;
         let row = Row { ledger: Rc::clone(ledger), row: ledger.claim() };

@@ -8,7 +8,7 @@
 //! Nothing that comes from them is believed further than it can be checked: it may be another version, and workers
 //! may be less trusted than their master.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,19 +17,21 @@ use ipc::channel::{Channel, RecvError, SendError};
 use ipc::control::{Greeting, Request, Role};
 use ipc::handover::{self, Bound, Handed, ToFormer, ToSuccessor};
 use ipc::snapshot::{Address, Snapshot};
-use log::{debug, info, warn};
+use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use crate::control::place;
+use crate::control::{beside, place};
+use crate::listen::is_taken;
 
 /// Tells a master that its standard input is the channel to the master it succeeds.
 pub const SUCCESSOR_VARIABLE: &str = "POINTSMAN_SUCCESSOR";
 
 /// How long somebody behind this configuration's control socket may take to answer: without him it cannot start.
 const OWN: Duration = Duration::from_secs(8);
-/// How long anybody else may.
+/// How long anybody else may, when an address of this configuration is in use: it may be his.
 const OTHERS: Duration = Duration::from_secs(1);
 /// How long a former side may take to give its listening sockets once it has been asked.
 const GIVE: Duration = Duration::from_secs(5);
@@ -38,29 +40,48 @@ const MISSED: u32 = 1024;
 /// Listening sockets taken from one former side at most.
 const LISTENERS: usize = 4096;
 
-/// A control socket, found again even when its name belongs to another.
+/// A control socket, found again whatever its name has become.
 #[derive(Debug)]
 struct Door {
-    path: PathBuf,
-    place: OwnedFd,
-    /// It is where the control socket of this configuration belongs.
+    /// The place that it has, had, or is beside of.
+    control: PathBuf,
+    socket: OwnedFd,
+    /// It belongs to this configuration.
     own: bool,
+    /// It is not in its place but beside it: a former master's, or one's that is not yet ready.
+    beside: bool,
 }
 
 impl Door {
     /// `None` when there is nothing, or it is somebody else's.
-    fn at(path: PathBuf, own: bool) -> Option<Rc<Door>> {
-        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&place).ok()?;
-        (stat.st_uid == rustix::process::geteuid().as_raw()).then(|| Rc::new(Door { path, place, own }))
+    fn at(path: &Path, control: &Path, own: bool) -> Option<Rc<Door>> {
+        let socket = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&socket).ok()?;
+        let door = Door { control: control.to_owned(), socket, own, beside: path != control };
+        (stat.st_uid == rustix::process::geteuid().as_raw()).then(|| Rc::new(door))
     }
 
+    /// The one in the place `control`, and those beside it.
+    fn all(control: &Path, own: bool) -> impl Iterator<Item = Rc<Door>> {
+        let paths = [control.to_owned()].into_iter().chain(beside::names(control));
+        paths.filter_map(move |path| Door::at(&path, control, own))
+    }
+
+    /// `None` when nobody is behind it.
     fn knock(self: &Rc<Door>) -> Option<Former> {
-        let path = format!("/proc/self/fd/{}", self.place.as_raw_fd());
-        let channel = Channel::from_fd(place::connect(Path::new(&path)).ok()?);
-        let name = self.path.display().to_string();
+        let fd = beside::connect(&self.socket).inspect_err(|&errno| {
+            if errno == Errno::CONNREFUSED {
+                beside::clear(&self.socket, &self.control);
+            }
+        });
+        let (channel, name) = (Channel::from_fd(fd.ok()?), self.control.display().to_string());
         let door = Some(Rc::clone(self));
         Some(Former { channel, name, stage: Stage::Knocked, listeners: Vec::new(), door, is_master: false, missed: 0 })
+    }
+
+    fn is(&self, other: &Door) -> bool {
+        let inode = |door: &Door| rustix::fs::fstat(&door.socket).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        inode(self) == inode(other)
     }
 }
 
@@ -166,13 +187,18 @@ impl Former {
 
     /// Should it be killed, its workers wait behind `control`, its control socket.
     pub fn with_workers_behind(mut self, control: Option<&Path>) -> Former {
-        self.door = control.and_then(|path| Door::at(path.to_owned(), true));
+        self.door = control.and_then(|path| Door::at(path, path, true));
         self
     }
 
     /// Whether it may have connections to give.
     pub fn is_met(&self) -> bool {
         self.stage != Stage::Knocked
+    }
+
+    /// Whether another of those behind the same socket may be had by knocking there: nobody is about to answer.
+    pub fn leaves_room(&self) -> bool {
+        self.is_met() && !self.is_master
     }
 
     /// Now that it is gone: what became of its connections.
@@ -184,17 +210,39 @@ impl Former {
         }
     }
 
-    /// Says that its connections can be served now, if it waits for that.
+    /// Says that its connections can be served now, if it waits for that. Nobody listens any more where `snapshot` has no
+    /// listener, although its side keeps the sockets until its end.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn tell_ready(&mut self) -> Result<(), SendError> {
+    pub fn tell_ready(&mut self, snapshot: &Snapshot) -> Result<(), SendError> {
         if self.stage != Stage::Waiting {
             return Ok(());
         }
-        self.listeners.clear();
+        let is_configured = |bound: &Bound| snapshot.listeners.iter().any(|listener| listener.bind == bound.address);
+        for (_, fd) in self.listeners.drain(..).filter(|(bound, _)| !bound.lent && !is_configured(bound)) {
+            // One that does not listen any more is what is wanted.
+            let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
+        }
         self.stage = Stage::Told;
         self.channel.send(&ToFormer::Ready { version: handover::VERSION }, &[])
+    }
+
+    /// Says that it has the connections last heard of, if its side keeps them until then.
+    ///
+    /// # Errors
+    /// When that cannot be said: then they are not this master's.
+    pub fn tell_taken(&mut self) -> Result<(), SendError> {
+        match self.keeps().then(|| self.channel.send(&ToFormer::Taken, &[])) {
+            // Who has ended does not keep them.
+            None | Some(Ok(()) | Err(SendError::Closed)) => Ok(()),
+            Some(Err(failed @ (SendError::Full | SendError::TooLarge | SendError::Io(_)))) => Err(failed),
+        }
+    }
+
+    /// Whether its side keeps what it gives until it is told that it has been taken, or that this side has ended.
+    pub fn keeps(&self) -> bool {
+        !self.is_master
     }
 
     /// Says that nothing comes of it.
@@ -301,13 +349,27 @@ impl Former {
         }
     }
 
-    fn is_wanted(&self, snapshot: &Snapshot) -> bool {
-        let configured = |address: &Address| snapshot.listeners.iter().any(|listener| listener.bind == *address);
-        self.is_own() || self.listeners.iter().any(|(bound, _)| configured(&bound.address))
+    /// Whether it has listeners of this configuration, or is found only by those that run with it.
+    pub fn is_wanted(&self, snapshot: &Snapshot) -> bool {
+        self.is_own() || snapshot.listeners.iter().any(|listener| self.has(&listener.bind))
+    }
+
+    fn has(&self, address: &Address) -> bool {
+        self.listeners.iter().any(|(bound, _)| bound.address == *address)
     }
 
     fn is_own(&self) -> bool {
         self.door.as_ref().is_some_and(|door| door.own)
+    }
+
+    fn is_beside(&self) -> bool {
+        self.door.as_ref().is_some_and(|door| door.beside)
+    }
+
+    /// Whether both are of one configuration.
+    fn is_akin_to(&self, other: &Former) -> bool {
+        let control = |former: &Former| former.door.as_ref().map(|door| door.control.clone());
+        control(self) == control(other)
     }
 }
 
@@ -324,42 +386,78 @@ fn is_fixed(address: &Address) -> bool {
     }
 }
 
-/// One of those behind this configuration's control socket; `None` when there is nobody.
-pub fn behind(control: &Path) -> Option<Former> {
-    Door::at(control.to_owned(), true)?.knock()
+/// One of those behind each socket beside `control`, the place of this configuration's control socket, but for those
+/// sockets that one of `known` is behind.
+pub fn waiting_beside<'a>(control: &Path, known: impl Iterator<Item = &'a Former>) -> Vec<Former> {
+    let known: Vec<_> = known.filter_map(|former| former.door.as_ref()).collect();
+    let doors = Door::all(control, true).filter(|door| door.beside && !known.iter().any(|known| known.is(door)));
+    doors.filter_map(|door| door.knock()).collect()
 }
 
-/// Workers that a dead master left with listeners that `snapshot` wants: of each such master the first that answers,
-/// and one not yet met. `own` is where this configuration's control socket belongs.
+/// Workers that dead masters left with listeners that `snapshot` wants: of each such master the first that answers, and
+/// one not yet met. `own` is where this configuration's control socket belongs; `lent` are listening sockets that are
+/// there already.
 ///
 /// # Errors
 /// When a master with this configuration lives, or somebody does not answer who could have what it needs.
-pub fn orphans(snapshot: &Snapshot, own: Option<&Path>) -> Result<Vec<Former>, String> {
-    orphans_in(&place::directory(), snapshot, own, wait)
+pub fn orphans(snapshot: &Snapshot, own: Option<&Path>, lent: &[(Bound, OwnedFd)]) -> Result<Vec<Former>, String> {
+    let is_missing = |address: &Address| lent.iter().all(|(bound, _)| bound.address != *address) && is_taken(address);
+    orphans_in(&place::directory(), snapshot, own, is_missing, wait)
 }
 
-/// As [`orphans`], where all control sockets but this configuration's are in `directory`, and with another way to wait
-/// until one of those asked says something, or the time is over.
+/// As [`orphans`], where all control sockets but this configuration's are in `directory`. `is_missing` says whether
+/// somebody has an address; and there is another way to wait until one of those asked says something, or the time is
+/// over.
 pub fn orphans_in(
     directory: &Path,
     snapshot: &Snapshot,
     own: Option<&Path>,
+    is_missing: impl Fn(&Address) -> bool,
     mut wait: impl FnMut(&[&Former], Duration) -> Result<(), String>,
 ) -> Result<Vec<Former>, String> {
-    let mut paths = if place::is_ours(directory).is_ok() { place::sockets(directory) } else { Vec::new() };
-    paths.extend(own.map(Path::to_owned).filter(|path| !paths.contains(path)));
-    let doors = paths.into_iter().filter_map(|path| Door::at(path.clone(), own == Some(&path)));
-    let start = Instant::now();
-    let patience = |former: &Former| if former.is_own() { OWN } else { OTHERS };
-    let mut waiting: Vec<Former> = doors.filter_map(|door| door.knock()).collect();
-    let mut found = Vec::new();
-    while !waiting.is_empty() {
-        for mut former in std::mem::take(&mut waiting) {
+    let mut places = if place::is_ours(directory).is_ok() { place::places(directory) } else { Vec::new() };
+    places.extend(own.map(Path::to_owned).filter(|path| !places.contains(path)));
+    let doors = places.iter().flat_map(|path| Door::all(path, own == Some(path)));
+    let mut search = Search { snapshot, start: Instant::now(), waiting: Vec::new(), found: Vec::new() };
+    search.waiting = doors.filter_map(|door| door.knock()).collect();
+    loop {
+        search.hear()?;
+        let Some(left) = search.patience(&is_missing)? else { break };
+        wait(&search.waiting.iter().collect::<Vec<_>>(), left)?;
+    }
+    let Search { waiting, mut found, .. } = search;
+    // Those that have not answered have what others of their configuration have: they are met later.
+    let akin = waiting.into_iter().filter(|silent| silent.is_own() || found.iter().any(|one| one.is_akin_to(silent)));
+    for silent in akin.collect::<Vec<_>>() {
+        // Behind one that has greeted there may be others.
+        found.extend(silent.is_met().then(|| silent.knock_again()).flatten());
+        found.push(silent);
+    }
+    // The newest master knew best what its listeners were.
+    found.sort_by_key(Former::is_beside);
+    Ok(found)
+}
+
+/// A search for orphans.
+struct Search<'a> {
+    snapshot: &'a Snapshot,
+    start: Instant,
+    /// Those that have not said enough.
+    waiting: Vec<Former>,
+    /// Those that this master takes over from.
+    found: Vec<Former>,
+}
+
+impl Search<'_> {
+    /// Hears whoever has something to say.
+    fn hear(&mut self) -> Result<(), String> {
+        let mut heard = std::mem::take(&mut self.waiting);
+        // Whoever answers in the place of one that has ended is heard, too.
+        let next = |former: &Former| former.knock_again().filter(|_| self.start.elapsed() < OWN);
+        while let Some(mut former) = heard.pop() {
             match former.hear() {
-                News::None if start.elapsed() < patience(&former) => waiting.push(former),
-                News::None if former.is_own() => return Err(silent(&former)),
-                News::None => debug!("{}: nobody answers", former.name),
-                News::Met | News::More => waiting.push(former),
+                News::None => self.waiting.push(former),
+                News::Met | News::More => heard.push(former),
                 News::Master(pid) if former.is_own() => {
                     return Err(format!(
                         "another master (pid {pid}) runs with this configuration; `master reload` has it read the \
@@ -368,33 +466,48 @@ pub fn orphans_in(
                 }
                 News::Master(_) => {}
                 // Others may be behind it.
-                News::Gone => {
-                    waiting.extend(former.knock_again().filter(|_| start.elapsed() < patience(&former)));
-                }
-                News::Waiting if former.is_wanted(snapshot) => {
+                News::Gone => heard.extend(next(&former)),
+                News::Waiting if former.is_wanted(self.snapshot) => {
                     info!("{} has listeners of this configuration: taking over from it", former.name);
-                    found.extend(former.knock_again());
-                    found.push(former);
+                    self.found.extend(former.knock_again());
+                    self.found.push(former);
                 }
                 // Dropping the channel leaves it as it was.
                 News::Waiting => {}
                 News::Broken(why) => {
                     warn!("{}: {why}; not taken over", former.name);
                     // The next one may do better.
-                    waiting.extend(former.knock_again().filter(|_| start.elapsed() < patience(&former)));
+                    heard.extend(next(&former));
                 }
                 News::Connections(..) | News::Lost => {}
             }
         }
-        if let Some(left) = waiting.iter().map(|former| patience(former).saturating_sub(start.elapsed())).min() {
-            wait(&waiting.iter().collect::<Vec<_>>(), left)?;
-        }
+        Ok(())
     }
-    Ok(found)
+
+    /// How long to wait for those that have not answered; `None` when nothing of theirs is needed before this master
+    /// starts.
+    fn patience(&self, is_missing: impl Fn(&Address) -> bool) -> Result<Option<Duration>, String> {
+        let passed = self.start.elapsed();
+        let given = self.found.iter().any(|former| former.is_own() && former.stage == Stage::Waiting);
+        // Only who has the place itself can be a living master.
+        let needed = |former: &&Former| former.is_own() && !(former.is_beside() && given);
+        if let Some(silent) = self.waiting.iter().find(needed) {
+            return OWN.checked_sub(passed).filter(|left| !left.is_zero()).map(Some).ok_or_else(|| silent_text(silent));
+        }
+        // Anybody else who has an address of this configuration has it in use.
+        let addresses = || self.snapshot.listeners.iter().map(|listener| &listener.bind);
+        let is_found = |address: &Address| self.found.iter().any(|former| former.has(address));
+        let others = self.waiting.iter().any(|former| !former.is_own());
+        if !others || !addresses().any(|address| is_fixed(address) && !is_found(address) && is_missing(address)) {
+            return Ok(None);
+        }
+        Ok(OTHERS.checked_sub(passed).filter(|left| !left.is_zero()))
+    }
 }
 
-fn silent(former: &Former) -> String {
-    let path = former.door.as_ref().map(|door| door.path.display().to_string()).unwrap_or_default();
+fn silent_text(former: &Former) -> String {
+    let path = former.door.as_ref().map(|door| door.control.display().to_string()).unwrap_or_default();
     format!(
         "somebody has the control socket {path} and does not answer: a master or its workers, stopped or stuck; end \
          them first"
@@ -422,3 +535,6 @@ fn wait(formers: &[&Former], timeout: Duration) -> Result<(), String> {
         Err(errno) => Err(errno.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

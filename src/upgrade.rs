@@ -125,6 +125,7 @@ impl Successor {
         match self.channel.recv::<ToFormer>(&mut Vec::<OwnedFd>::new()) {
             Ok(ToFormer::Ready { version }) => News::Ready(version),
             Ok(ToFormer::Failed { why }) => News::Gone(why),
+            Ok(ToFormer::Taken) => News::None,
             Err(RecvError::Empty) => News::None,
             Err(RecvError::Closed) => News::Gone(match self.end() {
                 Some(end) => format!("the new one ended ({end}); what it said is in the master's log"),

@@ -8,13 +8,13 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipc::channel::Channel;
-use ipc::message::{GivenBack, ToMaster};
+use ipc::message::ToMaster;
 use ipc::shm::{Arena, Control};
 use ipc::snapshot::{Address, Snapshot};
 use log::warn;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use crate::access_log::AccessLog;
 use crate::backend::names::{Names, Waiter};
@@ -23,6 +23,7 @@ use crate::buffer::Buffers;
 use crate::client::Client;
 use crate::date::DateCache;
 use crate::dns::{Resolving, Wire};
+use crate::drain::Returned;
 use crate::exchange::Exchange;
 use crate::exchange::rewrite::VIA_NAME;
 use crate::forward::auth::users::Users;
@@ -237,8 +238,10 @@ pub struct Ctx {
     pub orphan: bool,
     /// Whether what can be served elsewhere is then given back to the master.
     pub giving_back: bool,
-    /// Connections let go of and not yet reported so, with their descriptors where the master has none.
-    pub given_back: Vec<(GivenBack, Vec<OwnedFd>)>,
+    /// Connections let go of and not yet reported so.
+    pub given_back: Vec<Returned>,
+    /// Those reported that the master has not passed on yet, the earliest first.
+    pub returned: VecDeque<Returned>,
 }
 
 /// Token kinds, in the two bits that a key leaves free.

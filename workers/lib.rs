@@ -133,6 +133,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         orphan: false,
         giving_back: false,
         given_back: Vec::new(),
+        returned: VecDeque::new(),
         reloaded: None,
         site,
     };

@@ -86,7 +86,7 @@ impl Worker {
             }
             // Whoever finishes gives nothing to anybody but its master.
             ToWorker::Unkept { ids } => self.lose_protection(&ids),
-            ToWorker::Keep { .. } if self.cx.draining => {}
+            ToWorker::Keep { .. } if self.cx.draining && !self.cx.giving_back => {}
             ToWorker::Keep { listeners } => self.cx.kept = self.succession.keep(listeners, std::mem::take(fds)),
             ToWorker::Stop => self.stopped = true,
             ToWorker::Ping { sent_ms } => {
@@ -111,6 +111,7 @@ impl Worker {
     /// Takes up a connection that the master passes.
     pub(crate) fn take_up(&mut self, passed: Passed, fd: OwnedFd, rest: Vec<OwnedFd>) {
         self.cx.control.stats().taken.add(1);
+        self.forget_returned(passed.id);
         let Some(listener) = self.cx.site.snapshot.listeners.get(usize::from(passed.listener)) else {
             error!("the master passed a connection of a listener that does not exist");
             return self.cx.report_finished(passed.id);

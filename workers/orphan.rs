@@ -1,11 +1,12 @@
 //! What a worker does when its master has died: it serves on, keeps the listening sockets open, and waits on the
 //! control socket for another master, to which it gives everything it has.
 //!
-//! Without a successor it finishes and leaves when the configured time is over. So it does when the successor ends
-//! before it has everything: by then the control socket at the known place is the successor's own, and the next master
-//! would not find this worker.
+//! When the successor ends before it has everything, what is left waits for the next: the socket by which this worker
+//! is found keeps a name, whatever becomes of masters. Without a successor it finishes and leaves when the configured
+//! time is over.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ipc::channel::{Channel, RecvError, SendError};
 use ipc::control::{Answer, Greeting, Request, Role};
@@ -70,8 +71,10 @@ pub(crate) struct Succession {
     state: State,
     /// When an orphan gives up.
     until_ms: u64,
-    /// Connections on their way to the successor.
-    pub(crate) given: Vec<Given>,
+    /// Connections on their way to the successor, or to the next.
+    given: Vec<Given>,
+    /// Those sent, message by message, that the successor has not yet said to have: if it ends before, they go to the next.
+    untaken: VecDeque<Vec<Given>>,
 }
 
 impl Succession {
@@ -84,6 +87,7 @@ impl Succession {
             state: State::Ward,
             until_ms: u64::MAX,
             given: Vec::new(),
+            untaken: VecDeque::new(),
         }
     }
 
@@ -110,7 +114,48 @@ impl Succession {
 
     /// Whether something is still to be sent to the successor.
     pub(crate) fn owes(&self) -> bool {
-        !self.given.is_empty() || matches!(self.state, State::Succeeded { owes_last_word: true, .. })
+        match self.state {
+            State::Succeeded { owes_last_word, .. } => owes_last_word || self.has_given() || !self.untaken.is_empty(),
+            State::Ward | State::Orphan | State::Visited { .. } | State::Forsaken => false,
+        }
+    }
+
+    /// Whether it is only the successor's channel that lets the last word wait.
+    pub(crate) fn owes_last_word(&self) -> bool {
+        matches!(self.state, State::Succeeded { owes_last_word: true, .. })
+    }
+
+    /// Whether there is a connection that it sends as soon as the successor takes it.
+    pub(crate) fn has_given(&self) -> bool {
+        self.is_succeeded() && !self.given.is_empty()
+    }
+
+    /// Sends a connection as soon as a successor takes it.
+    pub(crate) fn give(&mut self, given: Given) {
+        self.given.push(given);
+    }
+
+    /// The sockets of clients on their way to a successor, not yet sent.
+    pub(crate) fn given(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.given.iter().filter_map(|(_, fds)| fds.first().map(AsFd::as_fd))
+    }
+
+    /// The sockets of clients that were sent to a successor which has not said that it has them.
+    pub(crate) fn untaken(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.untaken.iter().flatten().filter_map(|(_, fds)| fds.first().map(AsFd::as_fd))
+    }
+
+    /// Hears what a successor has taken; how it ends, if it does.
+    pub(crate) fn hear_taken(&mut self) -> Option<RecvError> {
+        let State::Succeeded { channel, .. } = &mut self.state else { return None };
+        loop {
+            match channel.recv::<ToFormer>(&mut Vec::new()) {
+                Ok(ToFormer::Taken) => drop(self.untaken.pop_front()),
+                Ok(ToFormer::Ready { .. } | ToFormer::Failed { .. }) => {}
+                Err(RecvError::Empty) => return None,
+                Err(end) => return Some(end),
+            }
+        }
     }
 
     /// Whether the master has died, and no other is waited for.
@@ -134,34 +179,52 @@ impl Worker {
         let channel = self.cx.channel.as_fd().as_raw_fd();
         let _ = self.poll.registry().deregister(&mut SourceFd(&channel));
         self.cx.orphan = true;
-        if self.cx.draining {
+        if self.cx.draining && !self.cx.giving_back {
             warn!("the master has died; finishing {} connections", self.clients.len());
             return self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
         }
-        let watched = self.succession.control.as_ref().is_some_and(|control| {
+        self.take_returned();
+        if self.wait_for_another() {
+            warn!(
+                "the master has died; serving {} connections on, and new ones, for {} ms at most unless another is started",
+                self.clients.len(),
+                self.cx.site.snapshot.orphan_timeout_ms
+            );
+        } else {
+            warn!("the master has died, and no other could find this worker; finishing {}", self.clients.len());
+            self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
+        }
+    }
+
+    /// Serves on, also what was about to be given to somebody, until another master comes; false when none could find
+    /// this worker.
+    fn wait_for_another(&mut self) -> bool {
+        if !self.watch_control() {
+            return false;
+        }
+        self.cx.draining = false;
+        self.cx.giving_back = false;
+        self.succession.state = State::Orphan;
+        self.succession.until_ms = self.cx.clock.now_ms + u64::from(self.cx.site.snapshot.orphan_timeout_ms);
+        self.accepting.start(&self.succession.listeners, &self.cx.site.snapshot, self.poll.registry());
+        true
+    }
+
+    fn watch_control(&self) -> bool {
+        self.succession.control.as_ref().is_some_and(|control| {
             let fd = control.as_raw_fd();
             self.poll.registry().register(&mut SourceFd(&fd), CONTROL, Interest::READABLE).is_ok()
-        });
-        if !watched {
-            warn!("the master has died, and no other could find this worker; finishing {}", self.clients.len());
-            return self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
-        }
-        let timeout_ms = self.cx.site.snapshot.orphan_timeout_ms;
-        warn!(
-            "the master has died; serving {} connections on, and new ones, for {timeout_ms} ms at most unless another is \
-             started",
-            self.clients.len()
-        );
-        self.succession.state = State::Orphan;
-        self.succession.until_ms = self.cx.clock.now_ms + u64::from(timeout_ms);
-        self.accepting.start(&self.succession.listeners, &self.cx.site.snapshot, self.poll.registry());
+        })
     }
 
     /// Finishes within `timeout_ms`: there is nobody to give anything to.
     fn forsake(&mut self, timeout_ms: u64) {
         self.succession.state = State::Forsaken;
-        // Who was given back to the master went with it.
+        // Nobody will have them.
         self.cx.given_back.clear();
+        self.cx.returned.clear();
+        self.succession.given.clear();
+        self.succession.untaken.clear();
         self.begin_drain(u32::try_from(timeout_ms).unwrap_or(u32::MAX), false);
     }
 
@@ -204,16 +267,12 @@ impl Worker {
     /// Who has connected says something, or goes.
     pub(crate) fn on_visitor(&mut self) {
         loop {
-            if let State::Succeeded { channel, owes_last_word } = &mut self.succession.state {
-                match channel.recv::<ToFormer>(&mut Vec::new()) {
-                    Ok(ToFormer::Ready { .. } | ToFormer::Failed { .. }) => continue,
-                    Err(RecvError::Empty) => return,
-                    // It gets nothing anyway.
-                    Err(_) if !*owes_last_word => return,
-                    Err(
-                        RecvError::Closed | RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_),
-                    ) => return self.lose_successor(&"it has ended"),
+            if self.succession.is_succeeded() {
+                // From one that gets nothing anyway there is nothing to lose.
+                if self.succession.hear_taken().is_some() && self.succession.owes() {
+                    self.lose_successor(&"it has ended");
                 }
+                return;
             }
             let State::Visited { channel, asked, until_ms } = &mut self.succession.state else { return };
             if *asked {
@@ -224,6 +283,7 @@ impl Worker {
                         continue;
                     }
                     Err(RecvError::Empty) => return,
+                    Ok(ToFormer::Taken) => return self.wait_again(),
                     Ok(ToFormer::Failed { why }) => {
                         let why = why.lines().next().unwrap_or_default();
                         info!("the master that was started does not come up: {why}; waiting for another");
@@ -270,9 +330,7 @@ impl Worker {
 
     fn wait_again(&mut self) {
         self.succession.state = State::Orphan;
-        if let Some(control) = &self.succession.control {
-            let _ = self.poll.registry().register(&mut SourceFd(&control.as_raw_fd()), CONTROL, Interest::READABLE);
-        }
+        self.watch_control();
         self.on_control();
     }
 
@@ -282,6 +340,7 @@ impl Worker {
         let State::Visited { channel, .. } = std::mem::replace(&mut self.succession.state, State::Orphan) else {
             return;
         };
+        self.accepting.stop(&self.succession.listeners, self.poll.registry());
         let count = self.clients.len();
         if gives {
             info!("another master takes over {count} connections");
@@ -292,26 +351,40 @@ impl Worker {
         self.begin_drain(self.cx.site.snapshot.shutdown_timeout_ms, gives);
     }
 
-    /// The successor takes nothing more, and `why`: clients are told with their answers that their connections end.
+    /// The successor takes nothing more, and `why`. What it has not been sent is for the next.
     fn lose_successor(&mut self, why: &dyn std::fmt::Display) {
+        // What it had not read when it ended nobody will ever read; of one that lives that cannot be known.
+        if !matches!(self.succession.hear_taken(), Some(RecvError::Closed)) {
+            self.succession.untaken.clear();
+        }
         let State::Succeeded { channel, .. } = std::mem::replace(&mut self.succession.state, State::Forsaken) else {
             return;
         };
         let _ = self.poll.registry().deregister(&mut SourceFd(&channel.as_fd().as_raw_fd()));
-        let lost = std::mem::take(&mut self.succession.given).len();
-        warn!(
-            "the other master takes no connections any more: {why}; {lost} on their way are lost, {} are finished here",
-            self.clients.len()
-        );
-        self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
+        let untaken = std::mem::take(&mut self.succession.untaken).into_iter().flatten();
+        self.succession.given.extend(untaken);
+        let (left, unsent) = (self.clients.len(), self.succession.given.len());
+        if self.wait_for_another() {
+            warn!(
+                "the other master takes no connections any more: {why}; serving {left} on, and {unsent} wait, for {} ms \
+                 at most unless another is started",
+                self.cx.site.snapshot.orphan_timeout_ms
+            );
+            self.on_control();
+        } else {
+            warn!(
+                "the other master takes no connections any more: {why}; {unsent} on their way are lost, {left} are \
+                 finished here"
+            );
+            self.forsake(self.drain_until_ms.saturating_sub(self.cx.clock.now_ms));
+        }
     }
 
-    /// Puts a client's connection among those for the successor: `rest` are the other descriptors that its task needs.
-    pub(crate) fn hand_to_successor(&mut self, client: Client, carried: Vec<u8>, relay: Option<(Task, Vec<OwnedFd>)>) {
-        let listener = usize::from(client.listener);
-        let Some(listener) = self.cx.site.snapshot.listeners.get(listener).map(|listener| listener.bind.clone()) else {
-            return;
-        };
+    /// What another master is given of a client's connection: `relay` is its task and the descriptors that it needs
+    /// besides the client's. `None` when its listener is not known.
+    pub(crate) fn given(&self, client: Client, carried: Vec<u8>, relay: Option<(Task, Vec<OwnedFd>)>) -> Option<Given> {
+        let snapshot = &self.cx.site.snapshot;
+        let listener = snapshot.listeners.get(usize::from(client.listener))?.bind.clone();
         let origin = client.origin();
         let peer = client.socket.peer_addr();
         let (task, rest) = match relay {
@@ -320,13 +393,13 @@ impl Worker {
             None => (Task::Resume(carried), Vec::new()),
         };
         let server = match &task {
-            Task::Relay { server: Some(number), .. } => self.cx.site.snapshot.server_name(*number),
+            Task::Relay { server: Some(number), .. } => snapshot.server_name(*number),
             Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => None,
         };
         let mut fds = vec![OwnedFd::from(client.socket)];
         fds.extend(rest);
         let passed = Passed { id: 0, listener: 0, peer, origin, task, kept: true };
-        self.succession.given.push((Handed { listener, passed, server }, fds));
+        Some((Handed { listener, passed, server }, fds))
     }
 
     /// Sends what is for the successor, as much as it takes now; after everything else, that this was all.
@@ -338,17 +411,21 @@ impl Worker {
             let fds: Vec<_> =
                 self.succession.given.iter().take(count).flat_map(|(_, fds)| fds.iter().map(AsFd::as_fd)).collect();
             match channel.send(&ToSuccessor::Connections(handed), &fds) {
-                Ok(()) => drop(self.succession.given.drain(..count)),
-                Err(SendError::Full) => return,
-                Err(error) => return self.lose_successor(&error),
+                Ok(()) => {
+                    let sent = self.succession.given.drain(..count).collect();
+                    self.succession.untaken.push_back(sent);
+                }
+                Err(error @ SendError::Closed) => return self.lose_successor(&error),
+                // Tried again in the next turn, as long as there is time.
+                Err(SendError::Full | SendError::TooLarge | SendError::Io(_)) => return,
             }
         }
         let State::Succeeded { channel, owes_last_word } = &mut self.succession.state else { return };
         if *owes_last_word && self.cx.draining && self.clients.is_empty() {
             match channel.send(&ToSuccessor::Everything, &[]) {
                 Ok(()) => *owes_last_word = false,
-                Err(SendError::Full) => {}
-                Err(error) => self.lose_successor(&error),
+                Err(error @ SendError::Closed) => self.lose_successor(&error),
+                Err(SendError::Full | SendError::TooLarge | SendError::Io(_)) => {}
             }
         }
     }

@@ -11,7 +11,7 @@ pub(crate) mod flow;
 mod start;
 
 use ipc::channel::SendError;
-use ipc::message::{GivenBack, Relaying, Task, ToMaster};
+use ipc::message::{Relaying, Task, ToMaster};
 use ipc::snapshot::{Mode, ProxyVersion};
 use ipc::state::{Direction, Phase};
 use std::os::fd::{AsFd, OwnedFd};
@@ -336,13 +336,9 @@ impl Worker {
         if let Some(pass) = &relay.pass {
             self.forward.uses.end(pass.lease);
         }
-        let own = self.clients.get(relay.client).is_some_and(|client| !client.protected);
-        if !self.succession.is_succeeded() && !own {
-            // Its pipes are dropped with their owners standing in the region; their numbers are not used again.
-            return self.give_back(relay.client);
-        }
         let server = relay.place.map(|place| self.cx.pools.server(place).number);
         let mut fds = vec![OwnedFd::from(upstream.socket)];
+        // Their owners stand in the region; their numbers are not used again.
         let [to_server, to_client] = [&mut relay.to_server, &mut relay.to_client].map(|flow| {
             let pipe = flow.pipe.take();
             fds.extend(pipe.map(|(pipe, _)| pipe.into_reading_end()));
@@ -351,16 +347,15 @@ impl Worker {
         let tunnel = relay.pass.as_ref().and_then(|pass| pass.tunnel());
         let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server, tunnel };
         let Some(mut client) = self.clients.remove(relay.client) else { return };
+        if let Some(kept) = client.kept {
+            self.close_upstream(kept);
+        }
+        client.socket.release();
         self.cx.deregister(&mut client.socket);
         self.cx.forget(&mut client.socket);
         client.regain_protection();
-        if self.succession.is_succeeded() {
-            return self.hand_to_successor(client, Vec::new(), Some((task, fds)));
-        }
-        self.cx.control.stats().finished.add(1);
-        let given = GivenBack { id: client.id, carried: Vec::new(), own: Some(task) };
-        fds.insert(0, client.socket.into());
-        self.cx.given_back.push((given, fds));
+        let own = (!client.protected).then(|| task.clone());
+        self.let_go(client, Vec::new(), own, Some((task, fds)));
     }
 
     /// Whether another worker could go on with a relay.

@@ -19,6 +19,7 @@ use crate::access_log::AccessLog;
 use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
+use crate::drain::{RETURNED_MS, Returned};
 use crate::exchange::{Exchange, Problem, Reason, Step};
 use crate::first_read::FirstRead;
 use crate::forward::Forwarder;
@@ -150,6 +151,36 @@ impl Worker {
         self.clients.iter().map(|(_, client)| (client.id, client.socket.as_fd()))
     }
 
+    /// The sockets of clients that it has let go of and that nobody else has yet.
+    pub fn on_their_way(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let left = self.returned().filter(|one| !self.cx.is_passed_on(one.report.id));
+        self.succession.given().chain(left.filter_map(Returned::socket))
+    }
+
+    /// The sockets of clients that it has sent to another master, which has not yet taken them.
+    pub fn untaken(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.succession.untaken()
+    }
+
+    /// Hears what a successor has said so far to have taken from it.
+    pub fn hear_taken(&mut self) {
+        let _ = self.succession.hear_taken();
+    }
+
+    /// The sockets of clients that it has given to a master, or another, as far as it still keeps them.
+    pub fn lent(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.returned().filter_map(Returned::socket).chain(self.succession.untaken())
+    }
+
+    fn returned(&self) -> impl Iterator<Item = &Returned> {
+        self.cx.given_back.iter().chain(&self.cx.returned)
+    }
+
+    /// Whether it knows that its master has died.
+    pub fn is_orphan(&self) -> bool {
+        self.succession.is_orphan()
+    }
+
     /// Whether its master has died, and it finishes without another.
     pub fn is_forsaken(&self) -> bool {
         self.succession.is_forsaken()
@@ -239,6 +270,7 @@ impl Worker {
         self.hand_over_relays();
         self.report();
         self.report_given_back();
+        self.forget_passed_on();
         self.send_to_successor();
         self.cx.warn_of_shortage();
         if let Some(log) = &mut self.cx.log
@@ -262,12 +294,14 @@ impl Worker {
         let drain = self.cx.draining.then_some(self.drain_until_ms);
         let log = self.cx.log.as_ref().and_then(AccessLog::deadline);
         let orphan = Some(self.succession.due_ms()).filter(|&at| at != u64::MAX);
-        let others = [self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
+        let returned = (!self.cx.returned.is_empty()).then_some(now_ms + RETURNED_MS);
         let accept = self.accepting.due_ms();
+        let others =
+            [returned, self.look_again_at(), self.awaiting_at(), self.cx.given_way.due_ms(), acknowledge, orphan];
         let others = others.into_iter().chain([self.forward.due_ms(), accept]);
         let deadlines = [self.cx.timers.next_deadline(), log, report, drain].into_iter().chain(others);
-        let last_word = self.clients.is_empty() && self.succession.owes();
-        let unsent = !self.cx.given_back.is_empty() || !self.succession.given.is_empty() || last_word;
+        let last_word = self.clients.is_empty() && self.succession.owes_last_word();
+        let unsent = !self.cx.given_back.is_empty() || self.succession.has_given() || last_word;
         if unsent || !self.cx.to_hand_over.is_empty() {
             Some(Duration::from_millis(1))
         } else if more || !self.cx.work.is_empty() || accept.is_some_and(|due_ms| due_ms <= now_ms) {

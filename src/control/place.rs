@@ -11,7 +11,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
-use super::new_socket;
+use super::{beside, new_socket};
 
 /// How long another master may have the directory locked.
 const LOCKED: Duration = Duration::from_secs(1);
@@ -85,15 +85,23 @@ fn absolute(path: &Path) -> PathBuf {
 /// # Errors
 /// When the directory is not there, or stays locked.
 pub fn lock(directory: &Path) -> Result<OwnedFd, Errno> {
-    let fd = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let end = Instant::now() + LOCKED;
     loop {
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(fd),
+        match try_lock(directory) {
             Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
-            Err(errno) => return Err(errno),
+            locked => return locked,
         }
     }
+}
+
+/// As [`lock`], without waiting.
+///
+/// # Errors
+/// When the directory is not there, or is locked.
+pub fn try_lock(directory: &Path) -> Result<OwnedFd, Errno> {
+    let fd = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(fd)
 }
 
 /// What is at the place of a control socket.
@@ -143,7 +151,7 @@ pub fn connect(path: &Path) -> Result<OwnedFd, Errno> {
 /// Removes what masters that were killed left in `directory`. Nothing is lost when that fails.
 pub fn tidy(directory: &Path) {
     let Ok(_lock) = lock(directory) else { return };
-    for path in sockets(directory) {
+    for path in entries(directory).filter(|path| is_place(path) || beside::place_of(path).is_some()).take(1000) {
         if probe(&path) == Found::Dead {
             let _ = std::fs::remove_file(path);
         }
@@ -158,9 +166,26 @@ pub fn tidy(directory: &Path) {
     }
 }
 
-/// Everything in `directory` that could be a control socket, at most a thousand.
+/// Everything in `directory` that could be a control socket in its place, at most a thousand.
 pub fn sockets(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "sock")).take(1000).collect()
+    entries(directory).filter(|path| is_place(path)).take(1000).collect()
+}
+
+/// As [`sockets`], with the places that nothing has, but that something is beside.
+pub fn places(directory: &Path) -> Vec<PathBuf> {
+    let place = |path: PathBuf| if is_place(&path) { Some(path) } else { beside::place_of(&path) };
+    let mut places: Vec<PathBuf> = entries(directory).filter_map(place).filter(|path| is_place(path)).collect();
+    places.sort();
+    places.dedup();
+    places.truncate(1000);
+    places
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    // A bound for directories that others fill.
+    std::fs::read_dir(directory).into_iter().flatten().take(100_000).filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+fn is_place(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "sock")
 }

@@ -25,7 +25,7 @@ impl Drop for Scratch {
 }
 
 fn open(scratch: &Scratch) -> Result<Server, String> {
-    Server::open(&scratch.socket(), "test".to_owned(), 10, false)
+    Server::open(&scratch.socket(), "test".to_owned(), 10)
 }
 
 fn connect(scratch: &Scratch) -> Channel {
@@ -117,6 +117,81 @@ fn a_dead_masters_socket_is_replaced_and_a_live_ones_is_not() {
     assert_eq!(place::probe(&scratch.socket()), place::Found::Alive);
     place::tidy(&scratch.0);
     assert!(scratch.socket().exists());
+}
+
+fn open_beside(scratch: &Scratch) -> Server {
+    Server::open_beside(&scratch.socket(), "test".to_owned(), 10).unwrap()
+}
+
+/// Whether `server` is behind the name `path`.
+fn is_behind(server: &Server, path: &Path) -> bool {
+    let inode = |path: &Path| rustix::fs::lstat(path).unwrap().st_ino;
+    let socket = rustix::fs::fstat(&server.socket).unwrap().st_ino;
+    // The name's inode is in another file system than the socket's: they are told apart by who is greeted.
+    assert_ne!(inode(path), socket);
+    let client = place::connect(path).unwrap();
+    rustix::net::accept_with(&server.socket, SocketFlags::CLOEXEC).inspect(|_| drop(client)).is_ok()
+}
+
+#[test]
+fn whoever_takes_the_place_leaves_the_former_one_beside_it() {
+    let scratch = Scratch::new("place");
+    let first = open(&scratch).unwrap();
+    let mut second = open_beside(&scratch);
+    assert!(is_behind(&first, &scratch.socket()));
+    assert_eq!(beside::names(&scratch.socket()).len(), 1);
+    second.take_place().unwrap();
+    assert!(is_behind(&second, &scratch.socket()));
+    let names = beside::names(&scratch.socket());
+    assert!(matches!(&names[..], [name] if is_behind(&first, name)));
+    // Again, and from a former one: its own name is found wherever it has gone.
+    let mut first = first;
+    first.take_place().unwrap();
+    assert!(is_behind(&first, &scratch.socket()));
+    second.find();
+    assert!(is_behind(&second, second.file.path()));
+    let beside = second.file.path().to_owned();
+    drop(second);
+    assert!(!beside.exists() && scratch.socket().exists());
+    drop(first);
+    assert!(!scratch.socket().exists());
+}
+
+#[test]
+fn a_place_that_nobody_has_is_taken_too() {
+    let scratch = Scratch::new("empty");
+    let mut server = open_beside(&scratch);
+    server.take_place().unwrap();
+    assert!(is_behind(&server, &scratch.socket()) && beside::names(&scratch.socket()).is_empty());
+    // A closed one takes in nobody, but keeps its name.
+    server.close();
+    let _client = place::connect(&scratch.socket()).unwrap();
+    server.on_ready();
+    let poll = mio::Poll::new().unwrap();
+    server.accept(poll.registry(), Instant::now());
+    assert!(server.clients.iter().all(Option::is_none));
+    server.leave();
+    assert_eq!(place::probe(&scratch.socket()), place::Found::Dead);
+    assert_eq!(place::places(&scratch.0), [scratch.socket()]);
+    place::tidy(&scratch.0);
+    assert!(!scratch.socket().exists());
+}
+
+#[test]
+fn a_place_with_a_long_name_has_room_beside_it() {
+    let scratch = Scratch::new("long");
+    let room = 107 - scratch.0.as_os_str().len() - 1;
+    let path = scratch.0.join(format!("{}.sock", "x".repeat(room - 5)));
+    let mut server = Server::open_beside(&path, "test".to_owned(), 10).unwrap();
+    assert_eq!(beside::names(&path).len(), 1);
+    server.take_place().unwrap();
+    assert!(is_behind(&server, &path));
+    // There are so many names and no more.
+    let more: Vec<Server> =
+        (0..beside::MOST).map(|_| Server::open_beside(&path, "test".to_owned(), 10).unwrap()).collect();
+    let full = Server::open_beside(&path, "test".to_owned(), 10).unwrap_err();
+    assert!(full.contains("64 sockets"), "{full}");
+    drop(more);
 }
 
 #[test]

@@ -301,13 +301,3 @@ pub(super) fn drain_worker(worker: &mut Worker, timeout_ms: u32, give_back: bool
         Stage::Draining { .. } | Stage::Dying { .. } => {}
     }
 }
-
-/// Has a worker that gives back what it can keep it instead, and finish within the time that it has.
-pub(super) fn finish_alone(worker: &mut Worker, now: Instant) {
-    if let Stage::Draining { deadline } = worker.stage {
-        let left = deadline.saturating_duration_since(now).saturating_sub(DRAIN_GRACE);
-        let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        let message = ToWorker::Drain { timeout_ms, give_back: false };
-        worker.errands.push(Errand { message, fds: Vec::new(), after_connections: true });
-    }
-}

@@ -90,7 +90,7 @@ impl Master {
         if self.lookups.remembered.as_ref() == Some(&known) {
             return;
         }
-        if let Err(failed) = remembered::write(&remembered::path(control.path()), &known) {
+        if let Err(failed) = remembered::write(&remembered::path(control.place()), &known) {
             warn!("cannot note what names of servers stand for: {failed}; the next master begins with less");
         }
         self.lookups.remembered = Some(known);
@@ -100,7 +100,7 @@ impl Master {
     pub(super) fn forget_names(&mut self) {
         let left = self.lookups.remembered.as_ref().is_some_and(|names| !names.is_empty());
         if let Some(control) = self.control.as_ref().filter(|_| left) {
-            let _ = remembered::write(&remembered::path(control.path()), &[]);
+            let _ = remembered::write(&remembered::path(control.place()), &[]);
         }
     }
 

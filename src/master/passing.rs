@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
@@ -19,6 +20,7 @@ use super::protection::Protection;
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
 use crate::keeper::{Addresses, Connection, Relay};
+use crate::lending::Lender;
 use crate::pipes::{Contradiction, Leftovers};
 use crate::salvage::{self, MAX_STRIKES, Remains, Salvage};
 use crate::supervise::{Errand, Stage, Worker};
@@ -67,6 +69,7 @@ impl Master {
         connection.keep = self.protection.keeps(&connection);
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
+        connection.release();
         let (awaited, kept) = (connection.origin == Origin::Awaited, connection.keep);
         match worker.table.enqueue(connection) {
             Ok(id) => {
@@ -153,13 +156,14 @@ impl Master {
     pub(super) fn hear_workers(&mut self, now: Instant) {
         let mut resolved = Resolved::new();
         let holding = self.is_holding();
+        let lends = self.course == Course::HandingOver;
         for seat in &mut self.seats {
             let heard = |worker: &&mut Worker| worker.readable && !(holding && worker.is_draining());
             let Some(worker) = seat.worker.as_mut().filter(heard) else { continue };
             let before = worker.table.live();
             let mut returned = Vec::new();
-            let mut ear =
-                Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
+            let (addresses, protection) = (&mut self.addresses, &mut self.protection);
+            let mut ear = Ear { addresses, protection, resolved: &mut resolved, now, lends };
             ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
             self.homeless.extend(returned);
             if worker.table.live() < before {
@@ -182,8 +186,8 @@ impl Master {
         let mut returned = Vec::new();
         let mut resolved = Resolved::new();
         while worker.readable {
-            let mut ear =
-                Ear { addresses: &mut self.addresses, protection: &mut self.protection, resolved: &mut resolved, now };
+            let (addresses, protection) = (&mut self.addresses, &mut self.protection);
+            let mut ear = Ear { addresses, protection, resolved: &mut resolved, now, lends: false };
             ear.hear(worker, index, &mut returned, HEARD_PER_TURN);
         }
         self.learn(resolved, now);
@@ -247,7 +251,8 @@ impl Master {
     }
 
     /// Ends a connection so that its client sees that something is missing: with a reset where there is one.
-    pub(super) fn cut(&mut self, connection: Connection) {
+    pub(super) fn cut(&mut self, mut connection: Connection) {
+        connection.release();
         self.addresses.leave(connection.counted());
         if connection.peer.is_some() {
             // The worker's copies are gone with it, so that closing ours closes the connection.
@@ -515,6 +520,9 @@ struct Ear<'a> {
     protection: &'a mut Protection,
     resolved: &'a mut Resolved,
     now: Instant,
+    /// Workers keep what they give back until it is passed on. Not where one of them may have to end first, so that another
+    /// has room for it; nor where the connection's number could be given to another meanwhile.
+    lends: bool,
 }
 
 impl Ear<'_> {
@@ -552,9 +560,19 @@ impl Ear<'_> {
                     let mut left = worker.pipes.leftovers(&worker.control);
                     for one in given {
                         let count = one.own.as_ref().map_or(0, Task::descriptors);
-                        match take_back(worker, one, own.by_ref().take(count).collect(), &mut left) {
-                            Some(Verdict::Pass(connection)) => returned.push(connection),
-                            Some(Verdict::Cut(connection) | Verdict::Over(connection)) => {
+                        let lender = Lender::new(Rc::clone(&worker.control), one.id);
+                        let verdict = take_back(worker, one, own.by_ref().take(count).collect(), &mut left);
+                        let lender = if self.lends {
+                            Some(lender)
+                        } else {
+                            lender.release();
+                            None
+                        };
+                        match verdict {
+                            Some(Verdict::Pass(connection)) => returned.push(Connection { lender, ..connection }),
+                            Some(Verdict::Cut(mut connection) | Verdict::Over(mut connection)) => {
+                                connection.lender = lender;
+                                connection.release();
                                 self.addresses.leave(connection.counted());
                             }
                             None => warn!("worker {index} gave back a connection that it does not have; ignored"),

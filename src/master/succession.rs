@@ -15,13 +15,14 @@ use ipc::tcp_info;
 use log::{error, info, warn};
 use mio::Interest;
 
-use super::lifecycle::{drain_worker, finish_alone};
+use super::lifecycle::drain_worker;
 use super::reconfigure::permissions;
-use super::{Before, Course, FORMERS, Master, SUCCESSOR, open_control, unwatch, watch};
+use super::{Before, Course, FORMERS, Master, SUCCESSOR, unwatch, watch};
 use crate::config::Loaded;
-use crate::control::ClientId;
+use crate::control::{ClientId, beside};
 use crate::demo::Demo;
 use crate::keeper::{Connection, Relay};
+use crate::lending::Lender;
 use crate::listen::{self, Socket};
 use crate::notify;
 use crate::salvage;
@@ -33,9 +34,8 @@ use crate::upgrade::{News, Successor};
 const HEARD: usize = 64;
 /// With so many connections without a worker no more are taken from former sides: these can keep them.
 const HOMELESS: usize = 1024;
-/// How long a master that has a successor waits for those that it has not yet met itself: nobody else will find them.
-/// One that is stopped holds it up no longer.
-const UNMET: Duration = Duration::from_secs(2);
+/// How often to look for those who wait and are not heard of.
+const LOOK: Duration = Duration::from_secs(10);
 /// How much longer than its workers a former master may take to be rid of its connections.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(10);
 
@@ -67,10 +67,7 @@ impl Master {
     /// Every worker is ready for the first time: those that were there before give their connections.
     pub(super) fn begin_succession(&mut self) {
         if !self.formers.is_empty() {
-            self.take_control();
-            // Before any of them lets go of anything: should this master be killed, its workers must be found.
-            self.keep_for_orphans();
-            self.send_keep();
+            self.take_place();
             let mut formers = std::mem::take(&mut self.formers);
             formers.retain_mut(|former| self.follow(former));
             self.formers = formers;
@@ -81,7 +78,7 @@ impl Master {
 
     /// Hears a former side from now on; false when that cannot be.
     fn follow(&self, former: &mut Former) -> bool {
-        if let Err(failed) = former.tell_ready() {
+        if let Err(failed) = former.tell_ready(&self.config.snapshot) {
             warn!("{}: {failed}", former.name);
         }
         match watch(&self.poll, former.as_fd(), FORMERS, Interest::READABLE) {
@@ -135,13 +132,28 @@ impl Master {
                     info!("{} has come: taking over from it", former.name);
                     self.follow_next(former.knock_again());
                 }
+                takeover::News::Waiting if !former.is_wanted(&self.config.snapshot) => return false,
                 takeover::News::Waiting => {
-                    if let Err(failed) = former.tell_ready() {
+                    if let Err(failed) = former.tell_ready(&self.config.snapshot) {
                         warn!("{}: {failed}", former.name);
                         return false;
                     }
                 }
-                takeover::News::Connections(handed, fds) => self.take_all_in(handed, fds),
+                takeover::News::Connections(handed, fds) => {
+                    if let Err(failed) = former.tell_taken() {
+                        warn!("{}: {failed}; its connections stay there for now", former.name);
+                        return false;
+                    }
+                    self.take_all_in(handed, fds);
+                }
+                takeover::News::Lost if former.keeps() => {
+                    warn!(
+                        "{}: no descriptors for its connections, which stay there for now; raise the limit with \
+                         `ulimit -n`",
+                        former.name
+                    );
+                    return false;
+                }
                 takeover::News::Lost => {
                     warn!("{}: connections were lost for want of descriptors; raise the limit", former.name);
                 }
@@ -149,7 +161,7 @@ impl Master {
                     match former.end() {
                         End::Everything => info!("{} has given everything", former.name),
                         End::Part => warn!(
-                            "{} ended before it had given everything: connections that were on their way are lost",
+                            "{} ended before it had given everything: connections that it had in hand are lost",
                             former.name
                         ),
                         End::Nothing if former.is_met() => warn!(
@@ -163,7 +175,7 @@ impl Master {
                     return false;
                 }
                 takeover::News::Master(pid) => {
-                    warn!("{}: a master (pid {pid}) is there, where workers of a dead one were", former.name);
+                    info!("{}: a master (pid {pid}) is there, where workers of a dead one were", former.name);
                     return false;
                 }
                 takeover::News::Broken(why) => {
@@ -244,14 +256,6 @@ impl Master {
         for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
             worker.errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }));
             worker.errands.push(Errand { message: message.clone(), fds: fds.clone(), after_connections });
-        }
-    }
-
-    /// Sends it at once, where the channel has room.
-    fn send_keep(&mut self) {
-        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
-            let (errands, channel) = (&mut worker.errands, &mut worker.channel);
-            errands.retain(|errand| !matches!(errand.message, ToWorker::Keep { .. }) || !errand.is_sent(channel));
         }
     }
 
@@ -342,32 +346,44 @@ impl Master {
             News::None => {}
             News::Ready(version) if successor.deadline.take().is_some() => {
                 let (asker, pid) = (successor.asker, successor.pid);
-                self.hand_over(pid, version == handover::VERSION, now);
+                let gives = version == handover::VERSION;
+                self.hand_over(pid, gives, now);
                 self.answer(asker, &Answer::Upgraded { pid: pid.cast_signed() });
+                // Where its workers give nothing nobody needs to find them.
+                self.control.take_if(|_| !gives);
             }
             News::Ready(_) => {}
             News::Gone(why) if successor.deadline.is_some() => self.give_up_successor(&why),
             News::Gone(why) => {
-                error!("the successor is gone: {why}; connections on their way to it are lost");
-                self.lose_successor(now);
+                error!(
+                    "the successor is gone: {why}; connections on their way to it are lost, and the workers wait for \
+                     another master"
+                );
+                self.lose_successor();
             }
         }
     }
 
-    /// The successor takes nothing more: the workers finish what they have, and tell their clients with the answers
-    /// that their connections end.
-    fn lose_successor(&mut self, now: Instant) {
+    /// The successor takes nothing more: this master ends, and its workers wait for the next one, like those of a master
+    /// that was killed.
+    fn lose_successor(&mut self) {
         self.successor = None;
-        for worker in self.seats.iter_mut().filter_map(|seat| seat.worker.as_mut()) {
-            finish_alone(worker, now);
+        self.formers.clear();
+        while let Some(connection) = self.homeless.pop_front() {
+            // One that its worker still keeps goes to the next master from there.
+            if !connection.lender.as_ref().is_some_and(Lender::keeps) {
+                self.cut(connection);
+            }
         }
+        if let Some(control) = self.control.take() {
+            control.leave();
+        }
+        self.seats.clear();
+        self.course = Course::Stopping;
     }
 
     /// Gives the successor up when it does not become ready in time.
     pub(super) fn check_successor(&mut self, now: Instant) {
-        if self.unmet_until.take_if(|until| *until <= now).is_some() {
-            self.formers.retain(Former::is_met);
-        }
         if self.successor.as_ref().and_then(|successor| successor.deadline).is_some_and(|deadline| deadline <= now) {
             self.give_up_successor("the new one did not become ready within `upgrade_timeout`");
         }
@@ -388,45 +404,60 @@ impl Master {
         let asker = successor.asker;
         successor.kill();
         self.answer(asker, &Answer::NotUpgraded { text: why.to_owned() });
-        self.reclaim_control();
+        self.succeed_successor();
     }
 
-    /// Puts its control socket in the place of whoever had it.
-    fn take_control(&mut self) {
-        match open_control(&self.config, &self.reload, true) {
-            Ok(control) => self.control = control,
-            Err(why) => warn!("{why}"),
-        }
-        if let Some(control) = &self.control
-            && let Err(error) = watch(&self.poll, control.as_fd(), super::CONTROL, Interest::READABLE)
-        {
-            warn!("cannot watch the control socket: {error}");
+    /// Puts its control socket in the place of whoever had it, and finds out who else waits beside it.
+    fn take_place(&mut self) {
+        let Some(control) = &mut self.control else { return };
+        match control.take_place() {
+            Ok(()) => {
+                self.formers.extend(takeover::waiting_beside(control.place(), self.formers.iter()));
+                self.look_at = Some(Instant::now());
+            }
+            Err(why) => warn!("{why}; `master reload` will not find this master, SIGHUP reloads it"),
         }
     }
 
-    /// A successor that ended just before it was ready may have put its control socket in the place of this one. Its
-    /// workers wait behind it: this master takes over from them.
-    fn reclaim_control(&mut self) {
-        let Some(former) = self.control.take_if(|control| !control.is_at_its_place()) else { return };
-        unwatch(&self.poll, former.as_fd());
-        let path = former.path().to_owned();
-        drop(former);
-        let next = takeover::behind(&path);
-        self.take_control();
-        self.keep_for_orphans();
-        self.follow_next(next);
+    /// Looks from time to time whether anybody waits whom nothing is heard of: one that has sent this master away because it
+    /// was slow, for example, waits for the next to knock.
+    pub(super) fn look_beside(&mut self, now: Instant) {
+        if self.look_at.take_if(|at| *at <= now).is_none() || self.course != Course::Running {
+            return;
+        }
+        let Some(control) = &self.control else { return };
+        let asked = self.formers.iter().filter(|former| !former.leaves_room());
+        let more = takeover::waiting_beside(control.place(), asked);
+        self.look_at = (!beside::names(control.place()).is_empty()).then_some(now + LOOK);
+        for next in more {
+            self.follow_next(Some(next));
+        }
+    }
+
+    /// A successor that has ended before it was ready may have put its control socket in the place of this one, and its
+    /// workers may have connections already: this master takes over from them.
+    fn succeed_successor(&mut self) {
+        let known = self.formers.len();
+        self.take_place();
+        for next in self.formers.split_off(known) {
+            self.follow_next(Some(next));
+        }
         self.formers_ready = true;
     }
 
     /// The successor is ready: it accepts from now on, and gets every connection, if it understands them.
     fn hand_over(&mut self, pid: u32, gives: bool, now: Instant) {
         notify::tell(notify::State::MainPid(pid));
+        if let Some(control) = &mut self.control {
+            control.close();
+        }
         if gives {
             info!("another master (pid {pid}) takes over");
             self.course = Course::HandingOver;
             let timeout = Duration::from_millis(self.config.snapshot.shutdown_timeout_ms.into());
             self.hand_over_until = Some(now + timeout + HAND_OVER_GRACE);
-            self.unmet_until = Some(now + UNMET);
+            // The successor finds those that have not been met.
+            self.formers.retain(Former::is_met);
         } else {
             warn!("another master (pid {pid}), of another version, takes over the listeners; finishing the rest here");
             self.course = Course::Draining;
@@ -454,16 +485,9 @@ impl Master {
     pub(super) fn send_to_successor(&mut self, now: Instant) {
         if self.successor.is_some() && self.hand_over_until.is_some_and(|until| until <= now) {
             error!("the successor does not take connections; {} are cut", self.homeless.len());
-            self.lose_successor(now);
+            self.lose_successor();
         }
-        let Some(successor) = &mut self.successor else {
-            // It is gone, and nobody accepts here any more.
-            self.formers.clear();
-            while let Some(connection) = self.homeless.pop_front() {
-                self.cut(connection);
-            }
-            return;
-        };
+        let Some(successor) = &mut self.successor else { return };
         while !self.homeless.is_empty() {
             let (mut handed, mut fds, mut bytes) = (Vec::new(), Vec::new(), 0);
             for connection in &self.homeless {
@@ -489,13 +513,15 @@ impl Master {
                 handed.push(Handed { listener, passed, server });
             }
             let count = handed.len();
+            // Before anybody else can have them.
+            self.homeless.iter().take(count).filter_map(|one| one.lender.as_ref()).for_each(Lender::release);
             match successor.channel.send(&ToSuccessor::Connections(handed), &fds) {
                 Ok(()) => drop(self.homeless.drain(..count)),
                 // Tried again in the next turn, which `timeout` brings about.
                 Err(SendError::Full) => return,
                 Err(failed) => {
                     error!("the successor does not take connections: {failed}");
-                    return self.lose_successor(now);
+                    return self.lose_successor();
                 }
             }
         }

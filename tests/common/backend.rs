@@ -139,6 +139,16 @@ impl Backend {
         })
     }
 
+    /// 200 with the request's target and the length of its body, once the test opens the gate.
+    pub fn gated() -> Backend {
+        Backend::serve(|conn| {
+            while let Some(request) = conn.request() {
+                conn.gate().pass();
+                conn.send(&response(&format!("{} {}", request.target, request.body.len())));
+            }
+        })
+    }
+
     /// These bytes for every request, framed rightly or not.
     pub fn fixed(bytes: impl Into<Vec<u8>>) -> Backend {
         let bytes = bytes.into();

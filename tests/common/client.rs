@@ -2,7 +2,7 @@
 //!
 //! It never repairs, retries or follows anything: what a test sends is what the proxy gets.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -65,6 +65,15 @@ impl Client {
     /// Sends `bytes`. A peer that has already closed is no error here: what it answered is what counts.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.wire.stream.write_all(bytes.as_ref());
+    }
+
+    /// A byte goes to an echo and comes back.
+    #[track_caller]
+    pub fn echo(&mut self, byte: u8) {
+        self.wire.stream.write_all(&[byte]).unwrap();
+        let mut back = [0];
+        self.wire.stream.read_exact(&mut back).unwrap();
+        assert_eq!(back, [byte]);
     }
 
     /// The response to a request whose method is not HEAD.

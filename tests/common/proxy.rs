@@ -504,6 +504,14 @@ impl Proxy {
         workers
     }
 
+    /// Waits until the master ends by itself; its `workers` serve on.
+    #[track_caller]
+    pub fn master_ends(&mut self, workers: &[Pid]) {
+        wait_for(&format!("the master ends\n{}", self.text()), || self.ended());
+        self.over = true;
+        self.orphans = workers.to_vec();
+    }
+
     /// Starts another master with the same arguments and configuration.
     #[track_caller]
     pub fn again(&self) -> Proxy {

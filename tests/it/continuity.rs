@@ -1,6 +1,9 @@
 //! Byte relays whose worker is killed: they go on, byte-exact, half-closed ones included.
 
-use std::io::{Read, Write};
+use crate::common::backend::Backend;
+use crate::common::h1::Broken;
+use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
+use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,39 +12,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::common::backend::{Backend, Conn};
 use crate::common::client::{Client, End};
-use crate::common::h1::Broken;
-use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
-use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
-
-/// Sends the pattern's first `length` bytes and counts them.
-pub fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
-    let mut at = 0;
-    while at < length {
-        let piece = pattern(at, usize::try_from(length - at).unwrap().min(PIECE));
-        stream.write_all(piece).unwrap();
-        at += piece.len() as u64;
-        count.store(at, Ordering::SeqCst);
-    }
-    stream.shutdown(Shutdown::Write).unwrap();
-}
-
-/// Reads the pattern to its end and counts it.
-pub fn receive(mut stream: &TcpStream, count: &AtomicU64) {
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let (mut at, mut buffer) = (0, vec![0; PIECE]);
-    loop {
-        match stream.read(&mut buffer).unwrap() {
-            0 => return,
-            length => {
-                check_pattern(at, &buffer[..length]);
-                at += length as u64;
-                count.store(at, Ordering::SeqCst);
-            }
-        }
-    }
-}
+use crate::common::streams::{receive, send, tunnel, upgrading};
+use crate::common::{DEADLINE, check_pattern, pattern, pattern_bytes, wait_until};
 
 /// Workers that take turns in being killed.
 const WORKERS: usize = 4;
@@ -167,28 +140,6 @@ fn bytes_sent_while_the_worker_is_stopped_and_killed_arrive() {
     client.shutdown_write();
     kill(worker, Signal::SIGKILL).unwrap();
     assert_eq!(client.read_to_end(), (b"sent to nobody".to_vec(), End::Clean));
-}
-
-/// Agrees to any upgrade and echoes.
-pub fn upgrading() -> Backend {
-    Backend::serve(|conn: &mut Conn| {
-        if conn.request().is_some() {
-            conn.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
-            let mut output = conn.wire.stream.try_clone().unwrap();
-            let early = std::mem::take(&mut conn.wire.buffer);
-            let _ = output.write_all(&early);
-            let _ = std::io::copy(&mut conn.wire.stream, &mut output);
-            let _ = output.shutdown(Shutdown::Write);
-        }
-    })
-}
-
-pub fn tunnel(proxy: &Proxy) -> TcpStream {
-    let mut client = Client::connect(proxy.addr());
-    let response = client.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
-    assert_eq!(response.status, 101);
-    assert!(client.wire.buffer.is_empty());
-    client.wire.stream
 }
 
 #[test]

@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use crate::common::backend::{Act, Backend};
 use crate::common::client::{Client, End};
 use crate::common::proxy::{Conf, Proxy, alive, kill_all};
+use crate::common::streams::{tunnel, upgrading};
 use crate::common::{wait_for, wait_until};
-use crate::continuity::{tunnel, upgrading};
 
 /// Under this limit 4 workers have places for about 280 connections, and the master keeps about 140.
 const DESCRIPTORS: u64 = 256;

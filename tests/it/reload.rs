@@ -1,5 +1,6 @@
 //! Another configuration while everything runs: no request fails, no connection is lost, nothing is half in force.
 
+use crate::common::backend::{Backend, Refusing, response_with};
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -7,21 +8,12 @@ use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::common::backend::{Backend, Refusing, response_with};
 use crate::common::client::{Client, End, get};
 use crate::common::load::Load;
 use crate::common::proxy::{Addr, Conf, Launch, Proxy};
-use crate::common::{check_pattern, pattern_bytes, wait_for, wait_until};
+use crate::common::{check_pattern, pattern_bytes, stderr, stdout, wait_for, wait_until};
 
 const MARK: &str = "configuration not reloaded";
-
-fn stdout(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn body(response: &crate::common::h1::Response) -> String {
     String::from_utf8_lossy(&response.body).into_owned()
@@ -39,15 +31,6 @@ fn group(name: &str, server: SocketAddr) -> String {
 /// An address that is free now.
 fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-/// A byte goes there and back.
-#[track_caller]
-fn echo(client: &mut Client, byte: u8) {
-    client.wire.stream.write_all(&[byte]).unwrap();
-    let mut back = [0];
-    client.wire.stream.read_exact(&mut back).unwrap();
-    assert_eq!(back, [byte]);
 }
 
 #[test]
@@ -280,7 +263,7 @@ fn connections_waiting_at_a_removed_listener_are_served() {
     }
     // Their group is gone with the listener.
     for client in &mut relays {
-        echo(client, 7);
+        client.echo(7);
     }
     wait_until("both are closed", || [&http, &tcp].iter().all(|addr| std::net::TcpStream::connect(addr).is_err()));
     proxy.wait_for_workers(2);
@@ -296,13 +279,13 @@ fn those_who_wait_for_room_at_a_removed_listener_get_it() {
     let mut proxy = both.launch().workers(1).start();
     let connect = || Client::connect(&Addr::Inet(tcp.parse().unwrap()));
     let mut first = [connect(), connect()];
-    first.iter_mut().for_each(|client| echo(client, 1));
+    first.iter_mut().for_each(|client| client.echo(1));
     // All places are taken, so that these stay in the kernel's queue.
     let mut waiting = [connect(), connect()];
     proxy.reload(1, &base.text());
-    first.iter_mut().for_each(|client| echo(client, 2));
+    first.iter_mut().for_each(|client| client.echo(2));
     drop(first);
-    waiting.iter_mut().for_each(|client| echo(client, 3));
+    waiting.iter_mut().for_each(|client| client.echo(3));
     wait_until("the listener is closed", || std::net::TcpStream::connect(&tcp).is_err());
     drop(waiting);
     assert_eq!(get(proxy.addr(), "/").status, 200);
@@ -328,7 +311,7 @@ fn relays_and_tunnels_go_on_whatever_is_reloaded() {
     assert_eq!(upgraded.response().status, 101);
     relays.push(upgraded);
     for client in &mut relays {
-        echo(client, 1);
+        client.echo(1);
     }
     // Unchanged; with another server first; then their listener, group and servers are gone.
     let web = Backend::ok();
@@ -342,7 +325,7 @@ fn relays_and_tunnels_go_on_whatever_is_reloaded() {
     for (step, text) in (2..).zip(&steps) {
         proxy.reload(2, text);
         for client in &mut relays {
-            echo(client, step);
+            client.echo(step);
         }
     }
     // In the middle of a transfer too.
@@ -364,7 +347,7 @@ fn relays_and_tunnels_go_on_whatever_is_reloaded() {
         kill(worker, Signal::SIGKILL).unwrap();
     }
     for client in &mut relays {
-        echo(client, 9);
+        client.echo(9);
     }
     proxy.wait_for_workers(2);
 }
@@ -379,15 +362,15 @@ fn relays_are_cut_on_removal_where_the_configuration_says_so() {
     let mut proxy = stay(base()).tables(&tcp_listener(&gone, "db")).tables(&group("db", db.addr)).start();
     let connect = |addr: &str| Client::connect(&Addr::Inet(addr.parse().unwrap()));
     let (mut cut, mut kept) = (connect(&gone), connect(&stays));
-    echo(&mut cut, 1);
-    echo(&mut kept, 1);
+    cut.echo(1);
+    kept.echo(1);
     proxy.reload(2, &stay(base()).text());
     assert_eq!(cut.end(), End::Reset);
-    echo(&mut kept, 2);
+    kept.echo(2);
     // The listener stays, its group does not.
     proxy.reload(2, &base().tables(&tcp_listener(&stays, "new")).tables(&group("new", db.addr)).text());
     assert_eq!(kept.end(), End::Reset);
-    echo(&mut connect(&stays), 3);
+    connect(&stays).echo(3);
     wait_until("the servers' connections are closed", || other.open() == 0);
 }
 
@@ -407,13 +390,13 @@ fn a_listener_that_speaks_something_else_keeps_its_port_and_its_clients() {
     assert_eq!(old.get("/").status, 200);
     proxy.reload(2, &tcp);
     let mut relay = Client::connect(&addr);
-    echo(&mut relay, 1);
+    relay.echo(1);
     // Still HTTP for whoever came for HTTP, once more.
     proxy.reload(2, &http);
     let last = old.get("/");
     assert_eq!((last.status, last.fields.get("connection")), (200, Some("close")));
     assert_eq!(get(&addr, "/").status, 200);
-    echo(&mut relay, 2);
+    relay.echo(2);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::common::client::Client;
 use crate::common::load::Load;
 use crate::common::proxy::{Conf, Proxy, alive, wait_gone};
 use crate::common::rng::{Rng, Seed};
+use crate::common::streams::{tunnel, upgrading};
 use crate::common::{wait_for, wait_until};
-use crate::continuity::{tunnel, upgrading};
 
 const DONE: &str = "all workers are as the configuration wants them";
 

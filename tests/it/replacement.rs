@@ -12,19 +12,15 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::backend::{Backend, response};
+use crate::common::backend::Backend;
 use crate::common::client::{Client, End, get};
 use crate::common::load::Load;
 use crate::common::proxy::{Conf, Proxy, alive, children, wait_gone};
-use crate::common::{TempDir, need_packages, wait_for, wait_until};
-use crate::continuity::{receive, send, tunnel, upgrading};
-use crate::succession::wait_passed;
+use crate::common::streams::{receive, send, tunnel, upgrading};
+use crate::common::succession::{Crowd, begin_upgrade, conf, wait_passed};
+use crate::common::{TempDir, dawdle, need_packages, stderr, wait_for, wait_until};
 
 const MARK: &str = "not upgraded";
-
-fn stderr(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// Puts `text` in the place of the program at `path`, as a package manager does.
 fn install_script(path: &Path, text: &str) {
@@ -43,24 +39,6 @@ fn install(path: &Path) {
 
 fn program_of(pid: Pid) -> PathBuf {
     std::fs::read_link(format!("/proc/{pid}/exe")).unwrap()
-}
-
-/// Answers each request with its target, once the test opens the gate.
-fn gated() -> Backend {
-    Backend::serve(|conn| {
-        while let Some(request) = conn.request() {
-            conn.gate().pass();
-            conn.send(&response(&request.target));
-        }
-    })
-}
-
-#[track_caller]
-fn echo(client: &mut Client, byte: u8) {
-    client.wire.stream.write_all(&[byte]).unwrap();
-    let mut back = [0];
-    client.wire.stream.read_exact(&mut back).unwrap();
-    assert_eq!(back, [byte]);
 }
 
 /// The master that was started by `former`, once it is the one that answers.
@@ -100,18 +78,9 @@ fn busy(backend: &Backend) -> (Proxy, Client) {
     (proxy, client)
 }
 
-/// Has another master take over, and gives its number; the former one is still there if it has to wait.
-fn begin_upgrade(proxy: &Proxy) -> Pid {
-    let output = proxy.question("upgrade");
-    assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let pid = said.strip_prefix("upgraded: the master with pid ").and_then(|rest| rest.split(' ').next()).unwrap();
-    Pid::from_raw(pid.parse().unwrap())
-}
-
 #[test]
 fn a_master_that_is_succeeded_names_the_one_to_ask() {
-    let backend = gated();
+    let backend = Backend::gated();
     let (mut proxy, mut client) = busy(&backend);
     let next = begin_upgrade(&proxy);
     let instead = format!("another master (pid {next}) is taking over from this one");
@@ -127,33 +96,32 @@ fn a_master_that_is_succeeded_names_the_one_to_ask() {
 }
 
 #[test]
-fn clients_are_told_when_the_successor_is_killed_beside_the_former_master() {
-    let backend = gated();
+fn requests_outlive_a_successor_that_is_killed_beside_the_former_master() {
+    let backend = Backend::gated();
     let (mut proxy, mut client) = busy(&backend);
     let next = begin_upgrade(&proxy);
     proxy.forgive("the successor is gone");
     let workers = children(next);
+    let orphans = proxy.workers();
     kill(next, Signal::SIGKILL).unwrap();
-    proxy.wait_for_log(&["the successor is gone"]);
-    // The workers hear of it from their master.
-    let (_, line) = proxy.wait_for_log_after(1, &["finishing 1 connections"]);
-    assert!(line.contains("worker"), "{line}");
+    proxy.wait_for_log(&["the successor is gone", "the workers wait for another master"]);
+    proxy.master_ends(&orphans);
+    proxy.wait_for_log(&["the master has died; serving 1 connections on"]);
     let third = proxy.again();
     backend.gate().open();
-    let response = client.response();
-    assert_eq!(response.fields.get("connection"), Some("close"));
-    client.end();
-    proxy.check_end(None);
+    assert_eq!(client.response().fields.get("connection"), None);
+    wait_gone(&orphans);
+    assert_eq!(client.get("/again").text(), "/again 0");
     wait_gone(&workers);
     third.check_log();
 }
 
 #[test]
-fn the_log_says_when_the_former_master_was_killed_before_it_had_given_everything() {
+fn requests_outlive_a_former_master_that_is_killed_before_it_has_given_everything() {
     for part in [false, true] {
-        let backend = gated();
+        let backend = Backend::gated();
         let (mut proxy, mut client) = busy(&backend);
-        let idle = part.then(|| Client::connect(proxy.addr()));
+        let mut idle = part.then(|| Client::connect(proxy.addr()));
         wait_passed(&proxy, 1 + u32::from(part));
         let next = begin_upgrade(&proxy);
         // Both workers have been told to give back what they can.
@@ -163,23 +131,45 @@ fn the_log_says_when_the_former_master_was_killed_before_it_had_given_everything
         }
         // It waits for the request.
         let orphans = proxy.kill_master();
-        proxy.wait_for_log_after(1, &["the master has died; finishing"]);
+        proxy.wait_for_log(&["the master has died; serving 1 connections on"]);
         let said = if part {
-            "the former master ended before it had given everything: connections that were on their way are lost"
+            "the former master ended before it had given everything: connections that it had in hand are lost"
         } else {
             "the former master has ended and given no connection: it was killed, and what it had in hand is lost, or"
         };
         proxy.wait_for_log(&["WARN", said]);
-        assert!(!proxy.text().contains("given everything\n"), "{}", proxy.text());
         backend.gate().open();
-        assert_eq!(client.response().fields.get("connection"), Some("close"));
-        client.end();
-        drop(idle);
+        assert_eq!(client.response().fields.get("connection"), None);
         wait_gone(&orphans);
+        assert_eq!(client.get("/again").text(), "/again 0");
+        if let Some(idle) = &mut idle {
+            assert_eq!(idle.get("/idle").text(), "/idle 0");
+        }
         let workers = children(next);
         kill(next, Signal::SIGTERM).unwrap();
         wait_gone(&workers);
     }
+}
+
+#[test]
+fn connections_given_back_to_a_former_master_that_is_killed_are_not_lost() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).start();
+    let crowd = Crowd::of(&proxy);
+    let workers = proxy.workers();
+    workers.iter().for_each(|&pid| kill(pid, Signal::SIGSTOP).unwrap());
+    let next = begin_upgrade(&proxy);
+    // The former master hears nothing any more of what its workers give back.
+    proxy.signal(Signal::SIGSTOP);
+    workers.iter().for_each(|&pid| kill(pid, Signal::SIGCONT).unwrap());
+    proxy.wait_for_log_after(1, &["finishing", "connections"]);
+    dawdle(Duration::from_millis(100));
+    proxy.kill_master();
+    wait_gone(&workers);
+    crowd.check();
+    let workers = children(next);
+    kill(next, Signal::SIGTERM).unwrap();
+    wait_gone(&workers);
 }
 
 #[test]
@@ -195,7 +185,7 @@ fn long_lived_connections_move_and_the_former_processes_are_gone() {
     let mut tunnels: Vec<TcpStream> = (0..4).map(|_| tunnel(&proxy)).collect();
     let mut halves: Vec<Client> = (0..4).map(|_| Client::connect(&proxy.addrs()[1])).collect();
     for client in &mut halves {
-        echo(client, 1);
+        client.echo(1);
     }
     let counts: Vec<Arc<AtomicU64>> = (0..4).map(|_| Arc::default()).collect();
     let threads: Vec<_> = counts
@@ -235,7 +225,7 @@ fn long_lived_connections_move_and_the_former_processes_are_gone() {
 
 #[test]
 fn requests_in_progress_are_answered_by_the_former_workers_and_run_once() {
-    let backend = gated();
+    let backend = Backend::gated();
     let mut proxy = Conf::http(&[backend.addr]).start();
     let mut clients: Vec<Client> = (0..6).map(|_| Client::connect(proxy.addr())).collect();
     for client in &mut clients {
@@ -252,11 +242,11 @@ fn requests_in_progress_are_answered_by_the_former_workers_and_run_once() {
     proxy.wait_for_log(&["not upgraded: this master has not yet taken over everything itself"]);
     backend.gate().open();
     for client in &mut clients {
-        assert_eq!(client.response().text(), "/once");
-        assert_eq!(client.get("/after").text(), "/after");
+        assert_eq!(client.response().text(), "/once 2");
+        assert_eq!(client.get("/after").text(), "/after 0");
     }
     half.send("TP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(half.response().text(), "/half");
+    assert_eq!(half.response().text(), "/half 0");
     proxy.succeeded(next);
     assert_eq!(backend.requests().len(), 6 + 6 + 1);
 }
@@ -452,7 +442,7 @@ fn a_master_told_to_stop_takes_its_unready_successor_along() {
 #[test]
 fn a_successor_of_another_version_gets_the_listening_sockets_and_the_rest_is_finished() {
     need_packages(&["python3"]);
-    let backend = gated();
+    let backend = Backend::gated();
     let place = TempDir::new();
     let program = place.join("master");
     install(&program);
@@ -485,7 +475,7 @@ client.recv(65536)
     let mut new = Client::connect(proxy.addr());
     idle.end();
     backend.gate().open();
-    assert_eq!(busy.response().text(), "/busy");
+    assert_eq!(busy.response().text(), "/busy 2");
     busy.end();
     proxy.check_end(None);
     proxy.wait_for_log(&["of another version"]);

@@ -15,8 +15,8 @@ use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End};
 use crate::common::proxy::{Addr, Conf, Proxy, alive, replace_all};
 use crate::common::rng::{Rng, Seed};
+use crate::common::streams::upgrading;
 use crate::common::{DEADLINE, wait_for, wait_until};
-use crate::continuity::upgrading;
 
 fn conf(backend: &Backend) -> Conf {
     Conf::http(&[backend.addr]).listen("bind = \"unix:{dir}/web.sock\"")

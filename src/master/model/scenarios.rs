@@ -55,6 +55,44 @@ pub fn the_successor_dies_as_it_becomes_ready() {
     }
 }
 
+/// Several masters are killed as they take over, each at any instant of the turn in which it is ready, each with workers
+/// that have clients of their own. The next master finds all of them, and nobody loses anything.
+pub fn masters_die_one_after_the_other_as_they_take_over() {
+    for instant in 0..INSTANTS {
+        calm(|world| {
+            world.add_served_clients();
+            world.bury_master(0, true);
+            for _ in 0..3 {
+                world.start_master(None);
+                world.run_own_until_served();
+                world.run_master(0, Some(instant));
+                world.kill_masters();
+            }
+            assert_eq!(world.workers(), 2 + 3 * 2, "all are there");
+            assert_eq!(world.excused(), None);
+        });
+    }
+}
+
+/// An orphan that is stopped is found by the successor of the master that waited for it, and by the next one if both are
+/// killed, at any instant of the turn in which the successor is ready.
+pub fn a_stopped_orphan_outlives_an_upgrade() {
+    for instant in 0..INSTANTS {
+        calm(|world| {
+            world.add_served_clients();
+            world.bury_master(0, true);
+            world.start_master(None);
+            world.run_while_one_is_stopped(0, 1);
+            world.ask(Request::Upgrade);
+            world.start_successor(None);
+            world.run_own_of(1);
+            world.run_master(1, Some(instant));
+            world.kill_masters();
+            assert_eq!(world.excused(), None);
+        });
+    }
+}
+
 /// Orphans end one after the other, each at another instant of the turn in which it is met.
 pub fn orphans_die_as_they_are_met() {
     for instant in 0..INSTANTS {

@@ -52,9 +52,6 @@ struct WorkerSlot {
     index: u16,
     handle: Rc<Handle>,
     life: Life,
-    /// Its master was killed, and so was the next while it took over: no other finds it, and it goes when its time is
-    /// over.
-    forgotten: bool,
 }
 
 /// See the module's description.
@@ -275,6 +272,42 @@ impl World {
             self.connect();
         }
         count
+    }
+
+    /// Connects clients, one of each kind, and has workers of the one master serve them: some wait for an answer, some for
+    /// the next request.
+    pub(in crate::master::model) fn add_served_clients(&mut self) {
+        let asked = self.servers.asked();
+        for kind in [Kind::Http, Kind::Header, Kind::Relay, Kind::Tunnel, Kind::Http] {
+            let client = self.add_client(kind);
+            match kind {
+                Kind::Http | Kind::Header => self.request(client, true),
+                Kind::Relay | Kind::Tunnel => self.clients[client].act(&self.servers, &mut self.numbers, &mut self.rng),
+            }
+        }
+        for _ in 0..50 {
+            self.run_own_of(0);
+            if self.servers.asked() >= asked + 3 {
+                return;
+            }
+        }
+        panic!("no request comes to the servers");
+    }
+
+    /// Runs the one master and its own workers until it is ready, then until they serve clients of theirs.
+    pub(in crate::master::model) fn run_own_until_served(&mut self) {
+        for _ in 0..50 {
+            if self.masters[0].master.announced {
+                return self.add_served_clients();
+            }
+            self.run_own_of(0);
+        }
+        panic!("the master does not become ready");
+    }
+
+    /// Why any client may lose its connection; `None` when none may.
+    pub(in crate::master::model) fn excused(&self) -> Option<&'static str> {
+        self.clients.iter().find_map(|client| client.excused)
     }
 
     /// A client sends a request.

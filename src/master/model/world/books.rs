@@ -15,6 +15,8 @@ struct Owners {
     masters: usize,
     workers: usize,
     orphans: usize,
+    /// Copies that workers have of connections they have given back.
+    lent: usize,
 }
 
 impl World {
@@ -36,6 +38,14 @@ impl World {
                 let mut known = master.seats.iter().filter_map(|seat| seat.worker.as_ref());
                 known.find(|known| known.pid == slot.handle.pid())
             });
+            for fd in worker.lent() {
+                owners.entry(inode(fd)).or_default().lent += 1;
+            }
+            if known.is_none() && worker.is_orphan() {
+                for fd in worker.on_their_way() {
+                    owners.entry(inode(fd)).or_default().orphans += 1;
+                }
+            }
             for (id, fd) in worker.connections() {
                 let inode = inode(fd);
                 let owners = owners.entry(inode).or_default();
@@ -74,9 +84,9 @@ impl World {
                 *open.entry(socket.unwrap_or_default()).or_default() += 1;
             }
             for (inode, owners) in &owners {
-                let Owners { masters, workers, orphans } = owners;
+                let Owners { masters, workers, orphans, lent } = owners;
                 let open = open.get(inode).copied().unwrap_or_default();
-                assert_eq!(open, masters + workers + orphans, "descriptors of connection {inode}: {owners:?}");
+                assert_eq!(open, masters + workers + orphans + lent, "descriptors of connection {inode}: {owners:?}");
             }
         }
     }

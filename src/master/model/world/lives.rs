@@ -1,7 +1,7 @@
 //! How masters and workers begin, take their turns, and end; and which connections may be lost when they do.
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::Duration;
@@ -90,15 +90,21 @@ impl World {
         let started = mortal(fault, || {
             let formers = match former {
                 Some(channel) => vec![Former::master(channel)?.with_workers_behind(Some(&control))],
-                None => takeover::orphans_in(&dir, &loaded.snapshot, Some(&control), |_, _| {
-                    for (at, slot) in workers.iter_mut().enumerate() {
-                        if turns.iter().all(|(other, _, end)| *other != at || end.is_none()) {
-                            let before: Vec<u16> = ports(slot).collect();
-                            turns.push((at, before, turn(slot, ahead, None)));
+                None => takeover::orphans_in(
+                    &dir,
+                    &loaded.snapshot,
+                    Some(&control),
+                    |_| false,
+                    |_, _| {
+                        for (at, slot) in workers.iter_mut().enumerate() {
+                            if turns.iter().all(|(other, _, end)| *other != at || end.is_none()) {
+                                let before: Vec<u16> = ports(slot).collect();
+                                turns.push((at, before, turn(slot, ahead, None)));
+                            }
                         }
-                    }
-                    Ok(())
-                })?,
+                        Ok(())
+                    },
+                )?,
             };
             let mut before = Before { program: Program::present(), formers, lent: Vec::new(), spawn };
             Master::start(loaded, recipe, names, None, None, &mut before)
@@ -149,6 +155,7 @@ impl World {
         if slot.handle.as_ref().is_some_and(|handle| handle.is_killed()) {
             return self.bury_master(at, true);
         }
+        let before = slot.master.course;
         let lived = mortal(fault, || {
             slot.master.fill_seats(now);
             if slot.master.is_over() {
@@ -161,6 +168,9 @@ impl World {
         });
         self.take_newborn();
         match lived {
+            Some(false) if before != Course::Stopping && self.masters[at].master.course == Course::Stopping => {
+                self.excuse_the_lost("in the hands of a master whose successor was killed");
+            }
             Some(false) => {}
             Some(true) => self.bury_master(at, false),
             None => self.bury_master(at, true),
@@ -188,6 +198,46 @@ impl World {
         self.check();
     }
 
+    /// One turn of a master and of its own workers, but of no others'.
+    pub(in crate::master::model) fn run_own_of(&mut self, at: usize) {
+        let number = self.masters[at].number;
+        self.run_master(at, None);
+        for at in (0..self.workers.len()).rev() {
+            if self.workers[at].parent == number {
+                self.run_worker(at, None);
+            }
+        }
+        self.check();
+    }
+
+    /// Runs the one master and all workers but the one with this `index` that the master with this `number` had, which has
+    /// been killed, until nothing is left of that master's but this worker.
+    pub(in crate::master::model) fn run_while_one_is_stopped(&mut self, number: usize, index: u16) {
+        for _ in 0..200 {
+            let master = &self.masters[0].master;
+            let left = self.workers.iter().filter(|slot| slot.parent == number).count();
+            if master.announced && left == 1 && !master.formers.iter().any(Former::is_met) {
+                return;
+            }
+            self.servers.act_all();
+            self.run_master(0, None);
+            for at in (0..self.workers.len()).rev() {
+                let slot = &self.workers[at];
+                if (slot.parent, slot.index) != (number, index) {
+                    self.run_worker(at, None);
+                }
+            }
+        }
+        panic!("nothing comes of the worker that is not stopped");
+    }
+
+    /// Kills every master that there is, one after the other.
+    pub(in crate::master::model) fn kill_masters(&mut self) {
+        while !self.masters.is_empty() {
+            self.bury_master(0, true);
+        }
+    }
+
     /// Workers that run or are about to.
     pub(in crate::master::model) fn workers(&self) -> usize {
         self.workers.len()
@@ -201,7 +251,6 @@ impl World {
                     index,
                     handle: newborn.handle,
                     life: Life::Newborn(channel),
-                    forgotten: false,
                 }),
                 Role::Successor { .. } => self.successors.push(newborn),
             }
@@ -217,42 +266,16 @@ impl World {
                 socket.keep_file();
             }
             if let Some(control) = master.control.take() {
-                control.die();
-            }
-        }
-        let succeeds = handle.is_some() && master.announced;
-        let takes_over = master.announced && !master.formers.is_empty();
-        if takes_over && killed {
-            let masters = &self.masters;
-            let orphan = |slot: &&mut WorkerSlot| masters.iter().all(|one| one.number != slot.parent);
-            for slot in self.workers.iter_mut().filter(|slot| slot.parent != number).filter(orphan) {
-                slot.forgotten = true;
+                control.leave();
             }
         }
         drop(master);
         if let Some(handle) = handle {
             handle.die(if killed { KILLED } else { End::Exited(0) });
         }
-        if !killed {
-            return;
+        if killed {
+            self.excuse_the_lost("in the hands of a master that was killed");
         }
-        // Nobody else takes what a former master has not yet given.
-        // It may not have heard yet that it has a successor.
-        let former = self.masters.iter().find(|slot| succeeds && slot.master.successor.is_some());
-        if let Some(MasterSlot { master, .. }) = former {
-            let tables = master.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            let connections =
-                tables.flat_map(|worker| worker.table.entries().map(|entry| entry.2)).chain(&master.homeless);
-            let ports: Vec<u16> = connections.filter_map(|connection| Some(connection.peer?.port())).collect();
-            self.excuse(&ports, "not yet given to a successor that was killed");
-        }
-        if takes_over {
-            // Those it took over from were told to give everything, and may not have noticed that nobody takes it.
-            let orphans = self.workers.iter().filter(|slot| self.masters.iter().all(|one| one.number != slot.parent));
-            let ports: Vec<u16> = orphans.flat_map(ports).collect();
-            self.excuse(&ports, "about to be given to a master that was killed");
-        }
-        self.excuse_the_lost("in the hands of a master that was killed");
     }
 
     // --- workers
@@ -282,15 +305,14 @@ impl World {
     pub(super) fn bury_worker(&mut self, at: usize, end: End) {
         let slot = self.workers.remove(at);
         self.note(format!("worker {} of master {}: {end:?}", slot.index, slot.parent));
-        let mut had: Vec<u16> = ports(&slot).collect();
+        let mut had: Vec<u16> = ports(&slot).chain(unsent(&slot)).collect();
         let parent = self.masters.iter().find(|master| master.number == slot.parent);
-        let orphan = parent.is_none();
-        if let Some(MasterSlot { master, .. }) = parent {
-            let seats = master.seats.iter().filter_map(|seat| seat.worker.as_ref());
-            let tables = seats.filter(|worker| worker.pid == slot.handle.pid()).map(|worker| &worker.table);
-            had.extend(
-                tables.flat_map(|table| table.entries().map(|entry| entry.2)).filter_map(|c| Some(c.peer?.port())),
-            );
+        let seats = parent.into_iter().flat_map(|parent| &parent.master.seats);
+        let known = seats.filter_map(|seat| seat.worker.as_ref()).find(|worker| worker.pid == slot.handle.pid());
+        // A master whose successor was killed may be there still, and have let go of its workers.
+        let orphan = known.is_none();
+        if let Some(worker) = known {
+            had.extend(worker.table.entries().filter_map(|entry| Some(entry.2.peer?.port())));
         }
         if end == KILLED && orphan {
             self.excuse(&had, "its worker died without a master");
@@ -301,8 +323,8 @@ impl World {
         }
         drop(slot.life);
         slot.handle.die(end);
-        // It may have been the last that kept the listening sockets, too.
-        if orphan || self.running().is_none() {
+        // It may have been the last that kept the listening sockets, too. What a living master has been sent comes to it.
+        if self.running().is_none() {
             self.excuse_the_lost("on the way from a worker that ended without a master");
         }
     }
@@ -315,7 +337,13 @@ impl World {
 
     /// Excuses connections that nobody has who lives.
     pub(super) fn excuse_the_lost(&mut self, why: &'static str) {
-        let mut owned: HashSet<u16> = self.workers.iter().flat_map(ports).collect();
+        for slot in &mut self.workers {
+            if let Life::Running(worker) = &mut slot.life {
+                worker.hear_taken();
+            }
+        }
+        let held = |slot| ports(slot).chain(unsent(slot)).chain(untaken(slot));
+        let mut owned: HashSet<u16> = self.workers.iter().flat_map(held).collect();
         owned.extend(waiting());
         for slot in &self.masters {
             let tables = slot.master.seats.iter().filter_map(|seat| seat.worker.as_ref());
@@ -335,11 +363,30 @@ impl World {
 pub(super) fn ports(slot: &WorkerSlot) -> impl Iterator<Item = u16> {
     let ports: Vec<u16> = match &slot.life {
         Life::Newborn(_) => Vec::new(),
-        Life::Running(worker) => worker
-            .connections()
-            .filter_map(|(_, fd)| rustix::net::getpeername(fd).ok()??.try_into().ok())
-            .map(|addr: std::net::SocketAddr| addr.port())
-            .collect(),
+        Life::Running(worker) => worker.connections().filter_map(|(_, fd)| port(fd)).collect(),
     };
     ports.into_iter()
+}
+
+/// The ports of the clients that a worker is about to give to another master.
+fn unsent(slot: &WorkerSlot) -> impl Iterator<Item = u16> {
+    let ports: Vec<u16> = match &slot.life {
+        Life::Newborn(_) => Vec::new(),
+        Life::Running(worker) => worker.on_their_way().filter_map(port).collect(),
+    };
+    ports.into_iter()
+}
+
+/// The ports of the clients that a worker has sent to another master, and keeps as long as that has not taken them.
+fn untaken(slot: &WorkerSlot) -> impl Iterator<Item = u16> {
+    let ports: Vec<u16> = match &slot.life {
+        Life::Newborn(_) => Vec::new(),
+        Life::Running(worker) => worker.untaken().filter_map(port).collect(),
+    };
+    ports.into_iter()
+}
+
+fn port(fd: BorrowedFd<'_>) -> Option<u16> {
+    let peer: std::net::SocketAddr = rustix::net::getpeername(fd).ok()??.try_into().ok()?;
+    Some(peer.port())
 }

@@ -7,7 +7,6 @@ use super::log::LOG;
 use super::open::kinds;
 use super::{Life, World};
 use crate::master::Course;
-use crate::process::End;
 
 /// Rounds in which everything must come to its end, once nothing more happens, and the time that each takes.
 const ROUNDS: usize = 2500;
@@ -63,12 +62,9 @@ impl World {
     pub(in crate::master::model) fn settle(&mut self) {
         self.note("settling");
         self.run_all_until(|world| world.clients.is_empty(), "every client has what it waits for");
-        for at in (0..self.workers.len()).rev().filter(|&at| self.workers[at].forgotten).collect::<Vec<_>>() {
-            self.bury_worker(at, End::Exited(0));
-        }
         self.run_all_until(|world| world.is_at_rest(), "nothing is left but one master and its workers");
         self.write_config(2);
-        self.reload_to_rest();
+        self.rest_with_two_workers();
         self.servers.close();
         // Workers find out that the servers' connections have ended, and let go of what lingers.
         for _ in 0..ROUNDS {
@@ -83,7 +79,8 @@ impl World {
         assert_eq!(kinds(), self.at_rest, "descriptors are left open, or were closed too often");
     }
 
-    pub(super) fn reload_to_rest(&mut self) {
+    /// Makes the workers two, whatever is configured, and waits for rest.
+    pub(super) fn rest_with_two_workers(&mut self) {
         let now = self.now();
         let master = &mut self.masters[0].master;
         master.set_workers(2, now);

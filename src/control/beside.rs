@@ -1,0 +1,127 @@
+//! The names beside a control socket's own place: what has the place is the newest master's, and beside it are the
+//! sockets that workers of former masters still wait behind, and that of a master which is not yet ready.
+//!
+//! The names are in the file system, and not in any process: so whoever comes next finds everybody who waits, however
+//! many masters were killed in between. A name goes once nobody listens behind it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use log::debug;
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
+
+use super::{new_socket, place};
+
+/// Sockets beside one place at most. Each master that was killed leaves one, as long as a worker of it waits.
+pub const MOST: u32 = 64;
+
+/// Between a place's name and the number of a name beside it.
+const MARK: &str = ".beside-";
+
+/// The names beside `control` that there are, in no order.
+pub fn names(control: &Path) -> Vec<PathBuf> {
+    (1..=MOST).map(|number| name(control, number)).filter(|path| rustix::fs::lstat(path).is_ok()).collect()
+}
+
+fn name(control: &Path, number: u32) -> PathBuf {
+    let mut name = OsString::from(control);
+    name.push(format!("{MARK}{number}"));
+    name.into()
+}
+
+/// The place that `path` is a name beside of, if it is one.
+pub fn place_of(path: &Path) -> Option<PathBuf> {
+    let text = path.file_name()?.to_str()?;
+    let (place, number) = text.rsplit_once(MARK)?;
+    number.parse::<u32>().is_ok().then(|| path.with_file_name(place))
+}
+
+/// A name that is free.
+fn free(control: &Path) -> Result<PathBuf, String> {
+    (1..=MOST)
+        .map(|number| name(control, number))
+        .find(|path| rustix::fs::lstat(path).err() == Some(Errno::NOENT))
+        .ok_or_else(|| {
+            format!(
+                "there are {MOST} sockets beside {} already, of masters that were killed; end their workers",
+                control.display()
+            )
+        })
+}
+
+/// Binds `socket` to a free name beside `control`, whose directory is locked.
+///
+/// # Errors
+/// When there is none, or the kernel refuses, in words for the operator.
+pub fn bind(socket: &OwnedFd, control: &Path) -> Result<PathBuf, String> {
+    let path = free(control)?;
+    let failed = |errno: Errno| format!("{}: {}", path.display(), io::Error::from(errno));
+    match SocketAddrUnix::new(&path) {
+        Ok(address) => rustix::net::bind(socket, &address).map_err(failed)?,
+        // Longer by a few bytes than a place may be: reached by its directory.
+        Err(_) => {
+            let parent = control.parent().unwrap_or(Path::new("/"));
+            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+            let directory = rustix::fs::open(parent, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+            let through = Path::new("/proc/self/fd")
+                .join(directory.as_raw_fd().to_string())
+                .join(path.file_name().unwrap_or_default());
+            let address = SocketAddrUnix::new(&through).map_err(failed)?;
+            rustix::net::bind(socket, &address).map_err(failed)?;
+        }
+    }
+    Ok(path)
+}
+
+/// Puts what is at `from` into the place `control`; who is behind the socket that had it is found beside it from then
+/// on. At every instant both have a name, and the place has a socket if it had one. The directory is locked.
+///
+/// # Errors
+/// When the kernel refuses, or something that is no socket has the place, in words for the operator.
+pub fn take_place(from: &Path, control: &Path) -> Result<(), String> {
+    let failed = |errno: Errno| format!("cannot take the place {}: {}", control.display(), io::Error::from(errno));
+    match place::probe(control) {
+        place::Found::Nothing | place::Found::Dead => rustix::fs::rename(from, control).map_err(failed),
+        place::Found::Alive => match rustix::fs::renameat_with(CWD, from, CWD, control, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(()),
+            // Not every file system can exchange two names.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::rename(control, free(control)?).map_err(failed)?;
+                rustix::fs::rename(from, control).map_err(failed)
+            }
+            Err(errno) => Err(failed(errno)),
+        },
+        place::Found::Other(why) => Err(format!("cannot take the place {}: {why}", control.display())),
+    }
+}
+
+/// Removes `socket`'s name beside `control`, where nobody listens behind it any more. It stays where another has the
+/// directory locked: the next master removes it.
+pub fn clear(socket: &OwnedFd, control: &Path) {
+    let Ok(_lock) = place::try_lock(control.parent().unwrap_or(Path::new("/"))) else { return };
+    let Ok(stat) = rustix::fs::fstat(socket) else { return };
+    // It may have been about to listen.
+    if connect(socket).err() != Some(Errno::CONNREFUSED) {
+        return;
+    }
+    for path in names(control) {
+        if rustix::fs::lstat(&path).is_ok_and(|now| (now.st_dev, now.st_ino) == (stat.st_dev, stat.st_ino)) {
+            debug!("nobody is behind {} any more", path.display());
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Connects to whoever listens on `socket`, opened by its path, whatever its name is now.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn connect(socket: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let fd = new_socket()?;
+    rustix::net::connect(&fd, &SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd()))?)?;
+    Ok(fd)
+}

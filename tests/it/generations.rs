@@ -1,0 +1,68 @@
+//! Masters that come and go beside workers of former ones that are stopped: whoever waits is found, by however late a
+//! master.
+
+use std::path::PathBuf;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::backend::Backend;
+use crate::common::client::get;
+use crate::common::proxy::{Proxy, alive, wait_gone};
+use crate::common::succession::{Crowd, conf};
+use crate::common::wait_until;
+
+/// The names beside the control socket.
+fn beside(proxy: &Proxy) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(proxy.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_str().unwrap().contains("/control.")).collect()
+}
+
+fn signal_all(pids: &[Pid], signal: Signal) {
+    pids.iter().for_each(|&pid| kill(pid, signal).unwrap());
+}
+
+#[test]
+fn several_generations_of_stopped_workers_are_found() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).start();
+    let (mut crowds, mut stopped) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        crowds.push(Crowd::of(&proxy));
+        let orphans = proxy.kill_master();
+        // One gives its listening sockets. The other has not been met when the next master is killed.
+        kill(orphans[1], Signal::SIGSTOP).unwrap();
+        stopped.push(orphans[1]);
+        proxy = proxy.again();
+        wait_gone(&orphans[..1]);
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+    }
+    assert_eq!(beside(&proxy).len(), 4);
+    let newest = proxy.kill_master();
+    let last = proxy.again();
+    signal_all(&stopped, Signal::SIGCONT);
+    wait_gone(&stopped);
+    wait_gone(&newest);
+    crowds.into_iter().for_each(Crowd::check);
+    wait_until("no name is left beside the control socket", || beside(&last).is_empty());
+    last.check_log();
+}
+
+#[test]
+fn a_stopped_worker_is_found_by_the_successor_of_the_master_that_waits_for_it() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).start();
+    let crowd = Crowd::of(&proxy);
+    let orphans = proxy.kill_master();
+    kill(orphans[1], Signal::SIGSTOP).unwrap();
+    let mut next = proxy.again();
+    wait_gone(&orphans[..1]);
+    next.upgrade();
+    next.upgrade();
+    assert!(alive(orphans[1]));
+    kill(orphans[1], Signal::SIGCONT).unwrap();
+    wait_gone(&orphans);
+    crowd.check();
+    wait_until("no name is left beside the control socket", || beside(&next).is_empty());
+    next.check_log();
+}
