@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipc::snapshot::Mode;
@@ -78,17 +79,9 @@ pub struct Small {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Check the configuration and print every error in it; exit status 0 or 2
-    Check {
-        /// The file to check
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-    },
+    Check(Given),
     /// Print the effective configuration, with every default filled in
-    Dump {
-        /// The file to read
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-    },
+    Dump(Given),
     /// Have the running master read its configuration again; exit status 0, 2 when the configuration is refused
     /// (the former one stays in force then), 1 when there is no master or a worker does not follow
     Reload(Which),
@@ -108,6 +101,27 @@ pub enum Command {
     Demo,
 }
 
+/// A configuration: what stands behind the command, or else before it.
+#[derive(Debug, Args)]
+pub struct Given {
+    /// The file to read
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The configuration in small.
+    #[command(flatten)]
+    small: Small,
+}
+
+impl Given {
+    /// The file and the options that are meant.
+    pub fn with(&self, arguments: &Arguments) -> (Option<PathBuf>, config::Options) {
+        let small = if self.small.is_empty() { &arguments.small } else { &self.small };
+        let options = small.options();
+        (config_file(self.config.as_deref().or(arguments.config.as_deref()), &options), options)
+    }
+}
+
 /// The running master that is meant.
 #[derive(Debug, Args)]
 pub struct Which {
@@ -119,21 +133,42 @@ pub struct Which {
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 
-    /// Wait so long for the answer, in seconds
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub timeout: u64,
+    /// Wait so long for the answer, such as 90s or 5m; a number alone counts seconds
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = wait)]
+    pub timeout: Duration,
 }
 
 impl Arguments {
     /// What the command line says about the configuration.
     pub fn options(&self) -> config::Options {
+        self.small.options()
+    }
+}
+
+impl Small {
+    fn is_empty(&self) -> bool {
+        self.workers.is_none() && self.listen.is_empty() && self.backend.is_empty() && self.mode.is_none()
+    }
+
+    fn options(&self) -> config::Options {
         config::Options {
-            workers: self.small.workers,
-            listen: self.small.listen.clone(),
-            backend: self.small.backend.clone(),
-            mode: self.small.mode,
+            workers: self.workers,
+            listen: self.listen.clone(),
+            backend: self.backend.clone(),
+            mode: self.mode,
         }
     }
+}
+
+/// Reads a time to wait.
+///
+/// # Errors
+/// Says how it is written.
+fn wait(text: &str) -> Result<Duration, String> {
+    let whole = text.parse::<u32>().ok().map(|seconds| format!("{seconds}s"));
+    let ms =
+        config::parse_duration(whole.as_deref().unwrap_or(text)).map_err(|_| "write it as 90s or 5m".to_owned())?;
+    Ok(Duration::from_millis(u64::from(ms)))
 }
 
 /// The file to read: the one named, or the default one when nothing on the command line stands in its place.
@@ -177,8 +212,26 @@ mod tests {
     }
 
     #[test]
+    fn options_stand_behind_a_command_too() {
+        for line in [["--backend", "a:1", "check"], ["check", "--backend", "a:1"]] {
+            let arguments = Arguments::parse_from(["master"].iter().chain(&line));
+            let Some(Command::Check(given)) = &arguments.command else { panic!("{line:?}") };
+            assert_eq!(given.with(&arguments).1.backend, ["a:1"]);
+        }
+    }
+
+    #[test]
+    fn times_are_seconds_or_have_a_unit() {
+        for (text, seconds) in [("5", 5), ("5s", 5), ("2m", 120)] {
+            assert_eq!(wait(text), Ok(Duration::from_secs(seconds)));
+        }
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
-        for wrong in [["--workers", "0"], ["--mode", "udp"], ["--log-level", "loud"], ["worker", "x"]] {
+        for wrong in
+            [["--workers", "0"], ["--mode", "udp"], ["--log-level", "loud"], ["worker", "x"], ["reload", "--timeout=0"]]
+        {
             assert!(Arguments::try_parse_from(["master", wrong[0], wrong[1]]).is_err(), "{wrong:?}");
         }
     }

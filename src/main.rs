@@ -2,8 +2,8 @@
 //! and, started again by it, each worker and the demo backends.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 use ipc::control::Request;
@@ -48,10 +48,8 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(cli::Command::Worker { index }) => worker(index),
         Some(cli::Command::Demo) => demo_child(),
-        Some(cli::Command::Check { ref config }) => {
-            check(config.as_deref().or(arguments.config.as_deref()), &arguments)
-        }
-        Some(cli::Command::Dump { ref config }) => dump(config.as_deref().or(arguments.config.as_deref()), &arguments),
+        Some(cli::Command::Check(ref given)) => check(given.with(&arguments)),
+        Some(cli::Command::Dump(ref given)) => dump(given.with(&arguments)),
         Some(cli::Command::Reload(ref which)) => {
             let color = rustix::termios::isatty(rustix::stdio::stderr());
             ask(which, &arguments, &Request::Reload { color })
@@ -111,11 +109,11 @@ fn ask(which: &cli::Which, arguments: &cli::Arguments, request: &Request) -> Exi
     let config = cli::config_file(named, &arguments.options());
     let which_one =
         control::ask::Which { socket: which.control.as_deref(), config: config.as_deref(), named: named.is_some() };
-    control::ask::run(&which_one, request, Duration::from_secs(which.timeout))
+    control::ask::run(&which_one, request, which.timeout)
 }
 
-fn check(file: Option<&std::path::Path>, arguments: &cli::Arguments) -> ExitCode {
-    match config::gather(cli::config_file(file, &arguments.options()).as_deref(), &arguments.options()) {
+fn check((file, options): (Option<PathBuf>, config::Options)) -> ExitCode {
+    match config::gather(file.as_deref(), &options) {
         Ok(loaded) => {
             report(&loaded.warnings);
             let source = loaded.process.source.as_ref().map(|path| path.display().to_string());
@@ -129,8 +127,8 @@ fn check(file: Option<&std::path::Path>, arguments: &cli::Arguments) -> ExitCode
     }
 }
 
-fn dump(file: Option<&std::path::Path>, arguments: &cli::Arguments) -> ExitCode {
-    match config::gather(cli::config_file(file, &arguments.options()).as_deref(), &arguments.options()) {
+fn dump((file, options): (Option<PathBuf>, config::Options)) -> ExitCode {
+    match config::gather(file.as_deref(), &options) {
         Ok(loaded) => {
             report(&loaded.warnings);
             print!("{}", config::dump(&loaded.snapshot, &loaded.process));

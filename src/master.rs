@@ -614,6 +614,11 @@ fn open_access_log(target: &LogTarget) -> Result<Option<Rc<OwnedFd>>, String> {
             .mode(0o640)
             .open(path)
             .map(|file| Some(Rc::new(file.into())))
-            .map_err(|error| format!("cannot open the access log {}: {error}", path.display())),
+            .map_err(|error| {
+                format!(
+                    "cannot open the access log {}: {error}; the user that the master runs as must be able to write there",
+                    path.display()
+                )
+            }),
     }
 }

@@ -255,12 +255,32 @@ pub fn parse_path(text: &str) -> Result<PathMatch, Fault> {
         return Err(Fault::new("`*` has no meaning in a path")
             .help("a path matches all that begin with it: \"/api/\" matches \"/api/users\""));
     }
+    if let Some(segment) = dotted_segment(path, exact) {
+        return Err(Fault::new(format!("no request has a path with the segment {}", quoted(segment)))
+            .help("`.` and `..` are resolved before routes are looked at: write what is left then"));
+    }
+    let broken = |rest: &str| !rest.chars().take(2).all(|c| c.is_ascii_hexdigit()) || exact && rest.len() < 2;
+    if path.split('%').skip(1).any(broken) {
+        return Err(Fault::new("a `%` in a path stands before two hexadecimal digits")
+            .help("requests with another are refused; for the sign itself write `%25`"));
+    }
     if let Some(c) = path.chars().find(|c| !c.is_ascii_graphic()) {
         return Err(Fault::new(format!("a path in a request cannot contain {}", quoted(&c.to_string())))
             .help("write it percent-encoded, as clients send it: a blank is `%20`"));
     }
     let path = path.to_owned();
     Ok(if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path) })
+}
+
+/// A segment of `path` that is resolved away, in whichever way its dots are written. The last one of a prefix may be the
+/// beginning of another.
+fn dotted_segment(path: &str, exact: bool) -> Option<&str> {
+    let mut segments: Vec<&str> = path.split('/').collect();
+    if !exact {
+        segments.pop();
+    }
+    let is_dotted = |segment: &&str| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
+    segments.into_iter().find(is_dotted)
 }
 
 /// Reads the name of a target in a rule, into lower case: exact, or behind a dot a suffix.
@@ -449,6 +469,13 @@ mod tests {
         assert_eq!(parse_path("=/").unwrap(), PathMatch::Exact("/".to_owned()));
         for text in ["", "=", "api", "=api", "/a?b", "/a#b", "/a b", "/é", "/a/*", "/\u{7f}"] {
             assert!(parse_path(text).is_err(), "{text}");
+        }
+        // What no request has when routes are looked at.
+        for text in ["/../x", "/a/./b", "/a/%2E/", "=/a/..", "/%zz", "/a%2", "=/a%2"] {
+            assert_eq!(parse_path(text).is_err(), text != "/a%2", "{text}");
+        }
+        for text in ["/.well-known/", "/a/..", "/a%20b", "=/a/..b"] {
+            assert!(parse_path(text).is_ok(), "{text}");
         }
     }
 

@@ -50,6 +50,9 @@ const DEFAULT_UPGRADE_TIMEOUT_MS: u32 = 30_000;
 /// The kernel lowers it to `net.core.somaxconn`.
 const DEFAULT_BACKLOG: u32 = 4096;
 const DEFAULT_TRIES: u8 = 3;
+/// A worker_timeout below which healthy workers are in danger.
+const HASTY_MS: u32 = 1000;
+
 const DEFAULT_KEEPALIVE: KeepAlive = KeepAlive { idle_per_server: 64, idle_timeout_ms: 60_000, max_per_server: None };
 const DEFAULT_HEALTH: Health = Health { failures: 3, eject_ms: 5000, eject_max_ms: 60_000 };
 const DEFAULT_LIMITS: Limits = Limits {
@@ -98,6 +101,7 @@ pub fn check(file: File, source: Option<PathBuf>, system: &dyn System, report: R
     }
     check.networks(&file);
     check.access_log(&file);
+    check.patience(&file);
     let snapshot = Snapshot {
         generation: 1,
         workers: match file.workers.unwrap_or(Workers::Auto) {
@@ -482,6 +486,16 @@ impl Check<'_> {
             failures: health.failures.unwrap_or(DEFAULT_HEALTH.failures),
             eject_ms,
             eject_max_ms: eject_max_ms.unwrap_or(DEFAULT_HEALTH.eject_max_ms.max(eject_ms)),
+        }
+    }
+
+    /// Warns where workers that are merely busy would be taken for dead.
+    fn patience(&mut self, file: &File) {
+        if let Some(ms @ ..HASTY_MS) = file.worker_timeout_ms {
+            self.report.push(
+                Diagnostic::warning(format!("worker_timeout is {}", format_duration(ms)))
+                    .help("a worker that is busy, or on a busy machine, may not move for so long; 1s is short"),
+            );
         }
     }
 

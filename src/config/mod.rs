@@ -38,6 +38,7 @@ use report::{Diagnostic, Source, quoted};
 pub use resolver::Sources;
 pub use system::Names;
 use system::{System, ThisSystem};
+pub use units::parse_duration;
 
 /// A usable configuration.
 #[derive(Debug, Clone, PartialEq)]

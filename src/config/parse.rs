@@ -567,6 +567,8 @@ fn read_control(text: &str) -> Result<Control, Fault> {
         Ok(Address::Unix(path)) => Ok(Control::At(path)),
         Ok(Address::Inet(_)) => Err(Fault::new(format!("the control socket cannot be {}", quoted(text)))
             .help("it is a Unix socket: \"unix:/run/pointsman/web.sock\", or \"off\"")),
+        Err(_) if !text.starts_with("unix:") => Err(Fault::new(format!("{} is no control socket", quoted(text)))
+            .help("it is a Unix socket: \"unix:/run/pointsman/web.sock\", or \"off\"")),
         Err(fault) => Err(fault),
     }
 }
