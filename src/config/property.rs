@@ -151,8 +151,8 @@ fn route(groups: usize) -> impl Strategy<Value = Route> {
         "(\\.[a-z0-9]{1,5}){1,3}".prop_map(HostMatch::Wildcard),
     ];
     let path = prop_oneof![
-        "/[!-\"$-)+->@-~]{0,9}".prop_map(PathMatch::Prefix),
-        "/[!-\"$->@-~]{0,9}".prop_map(PathMatch::Exact),
+        "/[!-\"$&-)+-\\-/->@-~]{0,7}(%[0-9a-fA-F]{2})?".prop_map(PathMatch::Prefix),
+        "/[!-\"$&-\\-/->@-~]{0,7}(%[0-9a-fA-F]{2})?".prop_map(PathMatch::Exact),
     ];
     (host, path, 0..groups).prop_map(|(host, path, to)| Route { host, path, to: u16::try_from(to).unwrap() })
 }
