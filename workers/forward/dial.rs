@@ -33,8 +33,6 @@ use crate::worker::Worker;
 
 /// Under which the loop is woken when a password has been checked.
 pub(crate) const PASSWORDS: Token = Token(usize::MAX - 3);
-/// What the access log calls requests, as opposed to tunnels.
-pub(crate) const HTTP: &str = "HTTP";
 /// How long proving and resolving may take together; connecting has the listener's time limit besides.
 const BEFORE_MS: u64 = 15_000;
 
@@ -352,13 +350,11 @@ impl Worker {
             connection.connecting = false;
             connection.socket.deadline.due_ms = u64::MAX;
         }
-        // A request's line has the rule, and its target from the request itself; a tunnel may see a log that is opened later.
-        let (is_tunnel, is_logged) = (dial.want.protocol != HTTP, self.cx.log.is_some());
         let pass = Pass {
             protocol: dial.want.protocol,
-            target: if is_tunnel { dial.want.target.to_string().into() } else { Box::default() },
+            target: dial.want.target.to_string().into(),
             user: dial.want.user.take(),
-            rule: if is_tunnel || is_logged { dial.rule(by) } else { None },
+            rule: dial.rule(by),
             address: Some(address),
             aliases: dial.aliases.take(),
             lease: std::mem::take(&mut dial.lease),

@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::ctx::{Ctx, Owner};
 use crate::exchange::{Exchange, Problem, Step, rewrite};
 use crate::forward::Pass;
-use crate::forward::dial::{Dial, Dialed, HTTP, Purpose, Reached, Want};
+use crate::forward::dial::{Dial, Dialed, Purpose, Reached, Want};
 use crate::forward::origins::Kept;
 use crate::forward::refusal::Refused;
 use crate::forward::rules::Way;
@@ -213,7 +213,7 @@ impl Worker {
             // A kept connection turned out dead.
             self.forward.uses.end(pass.lease);
         }
-        let (protocol, way) = if forwarding.tunnel { ("CONNECT", Way::Connect) } else { (HTTP, Way::Plain) };
+        let (protocol, way) = if forwarding.tunnel { ("CONNECT", Way::Connect) } else { ("HTTP", Way::Plain) };
         let want = Want {
             protocol,
             target: forwarding.target.clone(),
@@ -334,12 +334,7 @@ impl Worker {
 impl Forwarding {
     /// What becomes the tunnel's.
     pub(crate) fn take_pass(&mut self) -> Option<Box<Pass>> {
-        let mut pass = self.pass.take()?;
-        if pass.target.is_empty() {
-            // Of a request, which is a tunnel from now on.
-            pass.target = self.target.to_string().into();
-        }
-        Some(pass)
+        self.pass.take()
     }
 
     /// Whether it is CONNECT.
