@@ -354,13 +354,11 @@ impl Worker {
             connection.connecting = false;
             connection.socket.deadline.due_ms = u64::MAX;
         }
-        // A request's line has the rule, and its target from the request itself; a tunnel may see a log that is opened later.
-        let (is_tunnel, is_logged) = (dial.want.spoken != Spoken::Http, self.cx.log.is_some());
         let pass = Pass {
             spoken: Some(dial.want.spoken),
-            target: if is_tunnel { dial.want.target.to_string().into() } else { Box::default() },
+            target: dial.want.target.to_string().into(),
             user: dial.want.user.take(),
-            rule: if is_tunnel || is_logged { dial.rule(by) } else { None },
+            rule: dial.rule(by),
             address: Some(address),
             aliases: dial.aliases.take(),
             lease: std::mem::take(&mut dial.lease),

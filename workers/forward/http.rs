@@ -337,12 +337,7 @@ impl Worker {
 impl Forwarding {
     /// What becomes the tunnel's.
     pub(crate) fn take_pass(&mut self) -> Option<Box<Pass>> {
-        let mut pass = self.pass.take()?;
-        if pass.target.is_empty() {
-            // Of a request, which is a tunnel from now on.
-            pass.target = self.target.to_string().into();
-        }
-        Some(pass)
+        self.pass.take()
     }
 
     /// Whether it is CONNECT.
