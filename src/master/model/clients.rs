@@ -1,8 +1,10 @@
 //! The clients of the model's proxy. They do one small thing at a time, when the schedule says so, and know every byte
 //! that must come, and how their connection may end.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::rng::Rng;
 use super::servers::{Servers, byte, read, write};
@@ -63,21 +65,38 @@ pub struct Client {
     source: String,
 }
 
-/// Numbers that no two requests share.
+/// Numbers that no two requests share, and ports that no two clients of one run share: by them they are known.
 #[derive(Debug, Default)]
-pub struct Numbers(u64);
+pub struct Numbers {
+    last: u64,
+    ports: HashSet<u16>,
+}
 
 impl Numbers {
+    /// Connects from a port of its own. Left to itself the kernel gives one port to two that connect to different ones.
+    fn connect(&mut self, addr: SocketAddr) -> TcpStream {
+        let flags = SocketFlags::CLOEXEC;
+        loop {
+            let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+            rustix::net::bind(&fd, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+            let local = SocketAddr::try_from(rustix::net::getsockname(&fd).unwrap()).unwrap();
+            if self.ports.insert(local.port()) {
+                rustix::net::connect(&fd, &addr).unwrap();
+                return TcpStream::from(fd);
+            }
+        }
+    }
+
     fn next(&mut self) -> u64 {
-        self.0 += 1;
-        self.0
+        self.last += 1;
+        self.last
     }
 }
 
 impl Client {
     /// Connects; nothing has been sent.
     pub fn connect(kind: Kind, addr: SocketAddr, numbers: &mut Numbers, rng: &mut Rng) -> Client {
-        let stream = TcpStream::connect(addr).unwrap();
+        let stream = numbers.connect(addr);
         stream.set_nonblocking(true).unwrap();
         stream.set_nodelay(true).unwrap();
         let port = stream.local_addr().unwrap().port();
