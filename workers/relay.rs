@@ -52,6 +52,8 @@ pub struct Relay {
     /// How the server is told of the client.
     send_proxy: Option<ProxyVersion>,
     tried: Vec<u16>,
+    /// What the last server tried led to.
+    last_failure: Option<Reason>,
     connect_ms: u32,
     tunnel_ms: u32,
     to_server: Flow,

@@ -367,7 +367,9 @@ impl Worker {
                 let step = exchange.on_server_timeout();
                 self.carry_out(exchange_key, step);
             }
-            UpstreamState::Relay(relay) => self.relay_connect_failed(relay, &"timed out connecting to the server"),
+            UpstreamState::Relay(relay) => {
+                self.relay_connect_failed(relay, Reason::Text("timed out connecting to the server"));
+            }
             UpstreamState::Racing(dial) => self.on_racing_timeout(dial, key),
             UpstreamState::Delivering(delivery) => self.on_delivery_connect_timeout(delivery),
         }

@@ -27,6 +27,7 @@ mod http_strict;
 mod http_strict_responses;
 mod kills;
 mod limits;
+mod log_facts;
 mod logs;
 mod master_kills;
 mod memory;

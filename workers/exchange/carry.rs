@@ -1,6 +1,5 @@
 //! Carrying out what an exchange asks for: another server, an answer, a tunnel, the end.
 
-use std::io;
 use std::net::SocketAddr;
 
 use log::debug;
@@ -14,7 +13,6 @@ use crate::backend::{Upstream, UpstreamState};
 use crate::balance;
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
-use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
 use crate::proto::h1::head::Method;
 use crate::room::{self, is_shortage};
@@ -22,6 +20,7 @@ use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
 const NO_SERVER: Problem = Problem::new(503, "no server of the group can take the request");
+const FULL: Problem = Problem::new(503, "the group's servers have as many connections as max_per_server allows");
 
 /// The number that stands for a client in the balancing policies that go by it.
 #[must_use]
@@ -162,12 +161,14 @@ impl Worker {
                 Err(errno) => {
                     debug!("cannot connect to {}: {errno}", self.cx.pools.server(place).name);
                     exchange.tried.push(place.server());
-                    exchange.last_problem = Some(UNREACHABLE);
-                    self.cx.pools.failed(place, &io::Error::from(errno), self.cx.clock.now_ms);
+                    let problem = Problem::unreachable(errno);
+                    exchange.last_problem = Some(problem);
+                    self.cx.pools.failed(place, &problem.reason, self.cx.clock.now_ms);
                 }
             }
         }
-        Err(Step::Reply(exchange.last_problem.unwrap_or(NO_SERVER)))
+        let nobody = if self.cx.pools.is_full(pool) { FULL } else { NO_SERVER };
+        Err(Step::Reply(exchange.last_problem.unwrap_or(nobody)))
     }
 
     /// The server's connection failed: runs the request again where that is allowed.

@@ -23,6 +23,7 @@ use ipc::snapshot::{GroupId, Timeouts};
 use rustix::io::Errno;
 
 use crate::backend::Upstream;
+use crate::backend::connect::SystemError;
 use crate::backend::pool::{Place, PoolId};
 use crate::buffer::{Buffers, Pending};
 use crate::client::Client;
@@ -70,6 +71,12 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// No connection to the server could be made.
+    #[must_use]
+    pub const fn unreachable(errno: Errno) -> Problem {
+        Problem { status: 502, reason: Reason::Connect(errno) }
+    }
+
     /// A problem in words of ours.
     #[must_use]
     pub const fn new(status: u16, reason: &'static str) -> Problem {
@@ -90,6 +97,8 @@ pub enum Reason {
     ResponseHead(HeadError),
     /// The response's body is refused.
     ResponseBody(BodyError),
+    /// The system's answer to connecting to the server.
+    Connect(Errno),
 }
 
 impl fmt::Display for Reason {
@@ -100,6 +109,7 @@ impl fmt::Display for Reason {
             Reason::RequestBody(error) => write!(f, "request refused: {error}"),
             Reason::ResponseHead(error) => write!(f, "response refused: {error}"),
             Reason::ResponseBody(error) => write!(f, "response cut: {error}"),
+            Reason::Connect(errno) => write!(f, "could not connect to the server: {}", SystemError(*errno)),
         }
     }
 }

@@ -20,6 +20,9 @@ use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
 
+const NO_SERVER: &str = "no server of the group can take the connection";
+const FULL: &str = "the group's servers have as many connections as max_per_server allows";
+
 impl Relay {
     fn new(client: Key<Client>, tunnel_ms: u32, now_us: u64) -> Relay {
         Relay {
@@ -30,6 +33,7 @@ impl Relay {
             gone_server: None,
             send_proxy: None,
             tried: Vec::new(),
+            last_failure: None,
             connect_ms: 0,
             tunnel_ms,
             to_server: Flow::default(),
@@ -189,7 +193,8 @@ impl Worker {
                 // None of the server's doing.
                 Err(errno) if is_shortage(errno) => {
                     if made_room || self.free_descriptors(room::BATCH) == 0 {
-                        break;
+                        return self
+                            .end_relay(key, Some(Reason::Text("the worker has no descriptor for a connection")));
                     }
                     made_room = true;
                     relay = match self.relays.get_mut(key) {
@@ -201,7 +206,8 @@ impl Worker {
                 Err(errno) => {
                     debug!("{}: cannot connect: {errno}", self.cx.pools.server(place).name);
                     relay.tried.push(place.server());
-                    self.cx.pools.failed(place, &std::io::Error::from(errno), now_ms);
+                    relay.last_failure = Some(Reason::Connect(errno));
+                    self.cx.pools.failed(place, &Reason::Connect(errno), now_ms);
                     continue;
                 }
             };
@@ -230,12 +236,14 @@ impl Worker {
             }
             return;
         }
-        self.end_relay(key, Some(Reason::Text("no server of the group could be connected to")));
+        let nobody = if self.cx.pools.is_full(pool) { FULL } else { NO_SERVER };
+        let last = self.relays.get(key).and_then(|relay| relay.last_failure);
+        self.end_relay(key, Some(last.unwrap_or(Reason::Text(nobody))));
     }
 
     fn relay_connected(&mut self, key: Key<Relay>) {
         if !self.introduce_client(key) {
-            return self.relay_connect_failed(key, &"it did not take the PROXY header");
+            return self.relay_connect_failed(key, Reason::Text("the server did not take the PROXY header"));
         }
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
@@ -263,12 +271,13 @@ impl Worker {
     }
 
     /// The connection to the server failed or took too long: the next one.
-    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: &dyn std::fmt::Display) {
+    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: Reason) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let place = relay.place;
         relay.tried.push(place.map_or(GONE, Place::server));
+        relay.last_failure = Some(why);
         if let Some(place) = place {
-            self.cx.pools.failed(place, why, self.cx.clock.now_ms);
+            self.cx.pools.failed(place, &why, self.cx.clock.now_ms);
         }
         if let Some(upstream) = relay.upstream.take() {
             if let Some(place) = place {
@@ -289,7 +298,7 @@ impl Worker {
         if connection.socket.is_gone()
             && let Some(errno) = connection.socket.take_error()
         {
-            self.relay_connect_failed(key, &std::io::Error::from(errno));
+            self.relay_connect_failed(key, Reason::Connect(errno));
         } else if connection.socket.is_writable() {
             self.relay_connected(key);
         }
