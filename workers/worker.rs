@@ -25,7 +25,8 @@ use crate::forward::dial::PASSWORDS;
 use crate::io::socket::Io;
 use crate::messages::REPORT_MS;
 use crate::orphan::{CONTROL, Succession, VISITOR};
-use crate::proto::h1::head::{BodyFraming, Method, Version};
+use crate::proto::foreign;
+use crate::proto::h1::head::{BodyFraming, Version};
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -395,10 +396,9 @@ impl Worker {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => client.socket.release(),
                     Err(error) => {
+                        let reason = foreign::reason(bytes).map_or(Reason::RequestHead(error), Reason::Text);
                         client.socket.release();
-                        let problem = Problem { status: error.status(), reason: Reason::RequestHead(error) };
-                        let method = self.cx.request.method;
-                        return self.answer_to(method, key, problem);
+                        return self.answer_parsed(key, Problem { status: error.status(), reason });
                     }
                 }
             }
@@ -478,14 +478,17 @@ impl Worker {
 
     /// Answers whatever the client has sent with an error, and ends the connection.
     pub(crate) fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
-        self.answer_to(Method::Other, client_key, problem);
+        let Some(client) = self.clients.get(client_key) else { return };
+        // What can be understood of it, others having been parsed since.
+        let _ = self.cx.request.parse(client.unanswered(&self.cx.arena), &self.cx.site.head_limits);
+        self.answer_parsed(client_key, problem);
     }
 
-    /// The same where the method, at least, is known: to HEAD there is no content.
-    fn answer_to(&mut self, method: Method, client_key: Key<Client>, problem: Problem) {
+    /// The same where `cx.request` holds what was understood of it. To HEAD there is no content.
+    fn answer_parsed(&mut self, client_key: Key<Client>, problem: Problem) {
         let Some(client) = self.clients.get(client_key) else { return };
         let mut exchange = Exchange::new(client_key, client, &self.cx);
-        exchange.method = method;
+        exchange.take_line(&self.cx);
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
         self.carry_out(key, Step::Reply(problem));
     }

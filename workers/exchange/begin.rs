@@ -149,8 +149,20 @@ impl Exchange {
         };
         self.request_body = Transfer::new(reader, outgoing);
         self.request_side = RequestSide::Sending;
+        self.note_for_log(head, cx);
+    }
+
+    /// Takes over what `cx.request` says of a head that is refused, or has not come whole.
+    pub fn take_line(&mut self, cx: &Ctx) {
+        self.method = cx.request.method;
+        self.version = cx.request.version;
+        self.note_for_log(&cx.request, cx);
+    }
+
+    fn note_for_log(&mut self, head: &RequestHead, cx: &Ctx) {
         if cx.log.is_some() {
-            self.log = LogSpans { method: Some(head.method_text), target: Some(head.target.text), host: head.host };
+            let (method, target) = (Some(head.method_text), Some(head.target.text));
+            self.log = LogSpans { method, target, version: head.has_line, host: head.host };
         }
     }
 

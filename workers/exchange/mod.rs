@@ -154,6 +154,8 @@ pub struct LogSpans {
     pub method: Option<Span>,
     /// The target as received.
     pub target: Option<Span>,
+    /// The version is known.
+    pub version: bool,
     /// The host.
     pub host: Option<Span>,
 }
@@ -165,7 +167,7 @@ pub struct Times {
     pub began_us: u64,
     /// A server's connection was asked for.
     pub connect_us: u64,
-    /// It stood.
+    /// It stood; 0 for a kept one, too.
     pub connected_us: u64,
     /// The response head was received.
     pub first_us: u64,
@@ -321,6 +323,12 @@ impl Exchange {
         !self.understood || !self.request_is_read()
     }
 
+    /// Whether the request's head was understood.
+    #[must_use]
+    pub fn is_understood(&self) -> bool {
+        self.understood
+    }
+
     /// Whether the server's connection can be kept after this exchange.
     #[must_use]
     pub fn server_goes_on(&self) -> bool {
@@ -368,6 +376,7 @@ impl Exchange {
     pub fn agree_to_tunnel(&mut self, head: &[u8], cx: &mut Ctx) {
         self.status = 200;
         self.times.first_us = cx.clock.now_us;
+        self.head_bytes_out += head.len() as u64;
         self.to_client.push(head, &mut cx.buffers);
     }
 

@@ -16,6 +16,7 @@ use crate::forward::Pass;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
+use crate::relay::line::Opened;
 use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
@@ -47,8 +48,28 @@ impl Relay {
             look_again: false,
             tcp: false,
             pass: None,
+            opened: None,
+            own_bytes: 0,
+            adopted: false,
         }
     }
+}
+
+/// What a tunnel begins with, besides its connections.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    /// Where what follows the request lies in the client's slot.
+    pub(crate) request_end: usize,
+    /// What the client gets first,
+    pub(crate) to_client: Pending,
+    /// of which so many bytes are no part of the tunnel.
+    pub(crate) own_bytes: u64,
+    /// How long nothing may move.
+    pub(crate) tunnel_ms: u32,
+    /// On a forward listener, what was allowed.
+    pub(crate) pass: Option<Box<Pass>>,
+    /// What is logged of the request that it was.
+    pub(crate) opened: Option<Box<Opened>>,
 }
 
 impl Worker {
@@ -72,27 +93,19 @@ impl Worker {
 
     /// Goes on with two connections that an exchange has upgraded. Until the master has the server's connection
     /// nothing moves, so that up to then a successor would simply run the request again.
-    pub(crate) fn relay_tunnel(
-        &mut self,
-        client: Key<Client>,
-        upstream: Key<Upstream>,
-        request_end: usize,
-        to_client: Pending,
-        tunnel_ms: u32,
-        pass: Option<Box<Pass>>,
-    ) {
+    pub(crate) fn relay_tunnel(&mut self, client: Key<Client>, upstream: Key<Upstream>, tunnel: Tunnel) {
         let (Some(connection), Some(server)) = (self.clients.get_mut(client), self.upstreams.get_mut(upstream)) else {
             return self.close_client(client);
         };
         let mut early = Pending::default();
-        early.push(connection.input_from(request_end, &self.cx.arena), &mut self.cx.buffers);
-        let mut relay = Relay::new(client, tunnel_ms, self.cx.clock.now_us);
+        early.push(connection.input_from(tunnel.request_end, &self.cx.arena), &mut self.cx.buffers);
+        let mut relay = Relay::new(client, tunnel.tunnel_ms, self.cx.clock.now_us);
+        (relay.pass, relay.opened, relay.own_bytes) = (tunnel.pass, tunnel.opened, tunnel.own_bytes);
         relay.upstream = Some(upstream);
         relay.place = server.place;
         relay.pool = server.place.map(Place::group);
-        relay.pass = pass;
         relay.to_server.early = early;
-        relay.to_client.early = to_client;
+        relay.to_client.early = tunnel.to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
         self.cx.watch(&mut connection.socket, Owner::Client(client));
@@ -118,7 +131,7 @@ impl Worker {
         let timeouts = listener.timeouts.with(&over.unwrap_or_default());
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
-        (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
+        (relay.place, relay.pool, relay.tcp, relay.adopted) = (place, pool, tcp, true);
         let forwarded = listener.forward.is_some();
         let rules = listener.forward.as_ref().and_then(|forward| forward.rules.as_ref());
         let lifetime_ms = rules.and_then(|rules| rules.lifetime_ms);
@@ -145,6 +158,9 @@ impl Worker {
                 Ok((pipe, 0)) => self.cx.pipes.discard(pipe),
                 Err(errno) => warn!("what came as a pipe of a former worker is none: {errno}"),
             }
+        }
+        if self.cx.log.is_some() {
+            relay.count_former(connection);
         }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
