@@ -65,6 +65,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
                 passed(8, relay.clone(), Origin::Awaited),
             ]),
         ),
+        sample("pass-lost", &ToWorker::Pass(vec![passed(9, Task::Fail(b"POST /pay".to_vec()), Origin::Direct)])),
         sample(
             "keep",
             &ToWorker::Keep { listeners: bound().into_iter().map(|bound| Kept { listener: 2, bound }).collect() },

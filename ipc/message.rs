@@ -12,13 +12,16 @@ use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
 
 /// Bytes of unanswered requests carried by one message at most, all its connections together.
 pub const MAX_CARRIED_BYTES: usize = 64 * 1024;
+
+/// Bytes of a request that is lost which travel with [`Task::Fail`] at most.
+pub const MAX_LOST_BYTES: usize = 8 * 1024;
 
 /// Addresses that one name of servers stands for at most.
 pub const MAX_ENDPOINTS: usize = 256;
@@ -184,8 +187,9 @@ pub enum Task {
     Serve,
     /// Serve it, beginning with these bytes, which its former worker had read and not answered.
     Resume(Vec<u8>),
-    /// Its former worker died over a request that must not be run twice: answer 502 and close.
-    Fail,
+    /// Its former worker died over a request that must not be run twice: answer 502 and close. With it comes what could
+    /// be found of the request's beginning, at most [`MAX_LOST_BYTES`], for the access log: it is never run.
+    Fail(Vec<u8>),
     /// Its client has too many connections: answer 503 and close (TCP: close).
     Refuse,
     /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, and
@@ -205,8 +209,17 @@ impl Task {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         match self {
-            Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => 1,
+            Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse => 1,
             Task::Relay { to_server, to_client, .. } => 2 + usize::from(*to_server) + usize::from(*to_client),
+        }
+    }
+
+    /// Bytes of a request that travel with it, which count against [`MAX_CARRIED_BYTES`].
+    #[must_use]
+    pub fn carried(&self) -> usize {
+        match self {
+            Task::Resume(bytes) | Task::Fail(bytes) => bytes.len(),
+            Task::Serve | Task::Refuse | Task::Relay { .. } => 0,
         }
     }
 }

@@ -117,11 +117,11 @@ impl<F> Connection<F> {
         }
     }
 
-    /// Bytes of an unanswered request that go with it.
+    /// Bytes of an unanswered request that go with it, to be run.
     pub fn carried_bytes(&self) -> usize {
         match &self.task {
             Task::Resume(bytes) => bytes.len(),
-            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
+            Task::Serve | Task::Fail(_) | Task::Refuse | Task::Relay { .. } => 0,
         }
     }
 
@@ -242,7 +242,7 @@ impl<F> Table<F> {
                 Err(_) => return Err(connection),
             },
         };
-        if connection.carried_bytes() > 0 {
+        if connection.task.carried() > 0 {
             self.carrying.push(id);
         }
         self.live += 1;
@@ -258,7 +258,7 @@ impl<F> Table<F> {
         let mut batch = (Vec::new(), Vec::new());
         for &id in &self.queued {
             let Some(Place::Queued(connection)) = self.places.get(id as usize) else { continue };
-            bytes += connection.carried_bytes();
+            bytes += connection.task.carried();
             let fds = batch.1.len() + connection.task.descriptors();
             if (bytes > MAX_CARRIED_BYTES || fds > most) && !batch.0.is_empty() {
                 break;
@@ -355,8 +355,10 @@ impl<F> Table<F> {
         let places = &mut self.places;
         self.carrying.retain(|&id| match places.get_mut(id as usize) {
             Some(Place::Passed(connection)) if taken_up(id) => {
-                if connection.carried_bytes() > 0 {
-                    connection.task = Task::Serve;
+                match &mut connection.task {
+                    Task::Resume(_) => connection.task = Task::Serve,
+                    Task::Fail(lost) => *lost = Vec::new(),
+                    Task::Serve | Task::Refuse | Task::Relay { .. } => {}
                 }
                 false
             }

@@ -321,7 +321,7 @@ impl Worker {
         };
         let server = match &task {
             Task::Relay { server: Some(number), .. } => self.cx.site.snapshot.server_name(*number),
-            Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => None,
+            Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse => None,
         };
         let mut fds = vec![OwnedFd::from(client.socket)];
         fds.extend(rest);
@@ -359,9 +359,7 @@ pub(crate) fn batch(given: &[Given]) -> usize {
     let (mut fds, mut bytes) = (0, 0);
     let fits = |(handed, more): &&Given| {
         fds += more.len();
-        if let Task::Resume(carried) = &handed.passed.task {
-            bytes += carried.len();
-        }
+        bytes += handed.passed.task.carried();
         fds <= MAX_DESCRIPTORS && bytes <= MAX_CARRIED_BYTES
     };
     given.iter().take_while(fits).count().max(1)

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{GivenBack, Task, ToMaster, ToWorker};
+use ipc::message::{GivenBack, MAX_LOST_BYTES, Task, ToMaster, ToWorker};
 use ipc::origin::{Origin, OriginCell};
 use ipc::shm;
 use ipc::snapshot::Mode;
@@ -227,12 +227,12 @@ impl Master {
         match verdict {
             Verdict::Over(connection) => self.addresses.leave(connection.counted()),
             // There is no 502 in a byte stream.
-            Verdict::Pass(connection) if connection.task != Task::Fail || !is_relay(&connection) => {
+            Verdict::Pass(connection) if !matches!(connection.task, Task::Fail(_)) || !is_relay(&connection) => {
                 if matches!(self.course, Course::Draining | Course::Stopping) {
                     tally.cut += 1;
                     return self.cut(connection);
                 }
-                if connection.task == Task::Fail {
+                if matches!(connection.task, Task::Fail(_)) {
                     tally.failed += 1
                 } else {
                     tally.passed_on += 1
@@ -281,7 +281,7 @@ impl Claims {
         match verdict {
             Verdict::Pass(mut connection) if doubtful => {
                 connection.base.consumed = connection.base.consumed.saturating_add(connection.carried_bytes() as u64);
-                connection.task = Task::Fail;
+                connection.task = Task::Fail(Vec::new());
                 Verdict::Pass(connection)
             }
             other @ (Verdict::Pass(_) | Verdict::Cut(_) | Verdict::Over(_)) => other,
@@ -331,6 +331,14 @@ fn judge(
         from = Some(slot);
         shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
     });
+    let lost = remains.lost().filter(|_| verdict == Salvage::Fail).and_then(|(slot, offset, len)| {
+        if from.is_none() {
+            claims.note(slot);
+            from = Some(slot);
+        }
+        let len = len.min((worker.layout.slot_bytes as usize).saturating_sub(offset as usize));
+        shm::read_slot(&worker.region, &worker.layout, slot, offset, len).ok()
+    });
     let mut rebase = |carried| {
         if let Some(counters) = &counters {
             connection.base = salvage::successor_base(counters, carried);
@@ -351,7 +359,7 @@ fn judge(
             connection.task = Task::Serve;
             connection.strikes = 0;
         }
-        Salvage::Resume(bytes) => {
+        Salvage::Resume(mut bytes) => {
             connection.strikes = salvage::strikes(connection.strikes, image.as_ref());
             if connection.strikes >= MAX_STRIKES && !salvage::begins_as_http(&bytes) {
                 warn!(
@@ -362,7 +370,8 @@ fn judge(
             }
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
-                connection.task = Task::Fail;
+                bytes.truncate(MAX_LOST_BYTES);
+                connection.task = Task::Fail(bytes);
                 match connection.client() {
                     Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
                     None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
@@ -381,7 +390,7 @@ fn judge(
         }
         Salvage::Fail => {
             rebase(0);
-            connection.task = Task::Fail;
+            connection.task = Task::Fail(lost.unwrap_or_default());
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
@@ -489,10 +498,10 @@ fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mu
             Ok(task) => task,
             Err(Contradiction) => return Some(Verdict::Cut(connection)),
         },
-        Some(Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) | None if given.carried.is_empty() => {
+        Some(Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse) | None if given.carried.is_empty() => {
             Task::Serve
         }
-        Some(Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) | None => Task::Resume(given.carried),
+        Some(Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse) | None => Task::Resume(given.carried),
     };
     Some(Verdict::Pass(connection))
 }

@@ -209,7 +209,7 @@ impl Master {
         }
         connection.task = match task {
             Task::Relay { to_server, to_client, .. } => Task::Relay { server, to_server, to_client },
-            other @ (Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) => other,
+            other @ (Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse) => other,
         };
         self.addresses.enter(connection.counted());
         self.homeless.push_back(connection);
@@ -465,9 +465,7 @@ impl Master {
             let (mut handed, mut fds, mut bytes) = (Vec::new(), Vec::new(), 0);
             for connection in &self.homeless {
                 let more = connection.task.descriptors();
-                if let Task::Resume(carried) = &connection.task {
-                    bytes += carried.len();
-                }
+                bytes += connection.task.carried();
                 if !handed.is_empty()
                     && (fds.len() + more > MAX_DESCRIPTORS.min(self.batch) || bytes > MAX_CARRIED_BYTES)
                 {

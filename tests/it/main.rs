@@ -28,6 +28,7 @@ mod http_strict_responses;
 mod kills;
 mod limits;
 mod log_facts;
+mod log_lost;
 mod log_tunnels;
 mod logs;
 mod master_kills;

@@ -64,6 +64,7 @@ impl Exchange {
             attempts: 0,
             descriptor_by_ms: None,
             understood: false,
+            lost: None,
             last_problem: None,
             forward: None,
         }
@@ -162,7 +163,7 @@ impl Exchange {
     fn note_for_log(&mut self, head: &RequestHead, cx: &Ctx) {
         if cx.log.is_some() {
             let (method, target) = (Some(head.method_text), Some(head.target.text));
-            self.log = LogSpans { method, target, version: head.has_line, host: head.host };
+            self.log = LogSpans { method, target, version: head.has_line, whole: head.len > 0, host: head.host };
         }
     }
 

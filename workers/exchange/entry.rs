@@ -14,6 +14,9 @@ impl Exchange {
     /// The request's head as received.
     #[must_use]
     pub fn head<'a>(&'a self, client: &'a Client, arena: &Arena) -> &'a [u8] {
+        if let Some(lost) = &self.lost {
+            return lost;
+        }
         let (start, end) = self.head_range();
         client.input_from(start, arena).get(..end - start).unwrap_or(&[])
     }
@@ -43,7 +46,7 @@ impl Exchange {
         let text = |span: Option<Span>| span.map(|span| span.of(head)).filter(|text| !text.is_empty());
         let method = text(self.log.method);
         // The lines of a head that was refused may be anything.
-        let fields = Some(head).filter(|_| method.is_some() && self.is_understood());
+        let fields = Some(head).filter(|_| method.is_some() && self.log.whole);
         let version = match self.version {
             Version::Http10 => &b"HTTP/1.0"[..],
             Version::Http11 => b"HTTP/1.1",
@@ -64,8 +67,9 @@ impl Exchange {
             bytes_in: self.body_bytes_in(),
             backend,
             connect_us: self.times.connected_us.checked_sub(self.times.connect_us),
-            first_byte_us: self.times.first_us.checked_sub(self.times.began_us),
-            total_us: Some(clock.now_us.saturating_sub(self.times.began_us)),
+            // When a lost one began, its worker knew.
+            first_byte_us: self.times.first_us.checked_sub(self.times.began_us).filter(|_| self.lost.is_none()),
+            total_us: Some(clock.now_us.saturating_sub(self.times.began_us)).filter(|_| self.lost.is_none()),
             retries: self.retries(),
             user,
             rule,
@@ -76,7 +80,8 @@ impl Exchange {
 
 /// The value of the first field called `name` (lower case) in a head that was parsed before.
 fn field<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    head.split(|&byte| byte == b'\n').skip(1).find_map(|line| {
+    let lines = head.split(|&byte| byte == b'\n').skip(1).take_while(|line| *line != b"\r");
+    lines.into_iter().find_map(|line| {
         let (start, rest) = line.split_at_checked(name.len())?;
         (start.eq_ignore_ascii_case(name) && rest.first() == Some(&b':')).then(|| rest[1..].trim_ascii())
     })

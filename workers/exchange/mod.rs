@@ -156,6 +156,8 @@ pub struct LogSpans {
     pub target: Option<Span>,
     /// The version is known.
     pub version: bool,
+    /// The head is whole and without a fault.
+    pub whole: bool,
     /// The host.
     pub host: Option<Span>,
 }
@@ -250,6 +252,8 @@ pub struct Exchange {
     descriptor_by_ms: Option<u64>,
     /// Whether the request was understood. If not, nobody knows how much of it is still to come.
     understood: bool,
+    /// The beginning of a request over which a worker died, for the access log: nothing else may come of it.
+    pub lost: Option<Box<[u8]>>,
     /// What the last server tried led to.
     pub last_problem: Option<Problem>,
     /// What it wants of a forward listener.
@@ -321,12 +325,6 @@ impl Exchange {
     #[must_use]
     pub fn more_may_come(&self) -> bool {
         !self.understood || !self.request_is_read()
-    }
-
-    /// Whether the request's head was understood.
-    #[must_use]
-    pub fn is_understood(&self) -> bool {
-        self.understood
     }
 
     /// Whether the server's connection can be kept after this exchange.
