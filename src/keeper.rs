@@ -501,6 +501,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_lost_request_counts_and_is_forgotten_like_what_is_carried() {
+        let mut table = Table::new(10);
+        for fd in 0..9 {
+            let mut lost = connection(fd);
+            lost.task = Task::Fail(vec![0; MAX_CARRIED_BYTES / 8]);
+            table.enqueue(lost).unwrap();
+        }
+        assert_eq!(table.next_batch(10).0.len(), 8);
+        table.mark_passed(9);
+        table.forget_carried(|_| true);
+        assert!(table.take_all().iter().all(|(_, _, connection)| connection.task == Task::Fail(Vec::new())));
+    }
+
+    #[test]
     fn what_is_not_kept_is_closed_when_sent_and_known_until_it_ends() {
         let mut table = Table::new(4);
         let socket = std::rc::Rc::new(());
