@@ -13,7 +13,7 @@ use crate::common::backend::{Backend, Conn};
 use crate::common::client::{Client, End};
 use crate::common::h1::Broken;
 use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
-use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
+use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_for, wait_until};
 
 /// Sends the pattern's first `length` bytes and counts them.
 pub fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
@@ -70,7 +70,8 @@ fn echo_under_kills(proxy: &mut Proxy, clients: Vec<TcpStream>, length: u64, kil
             })
         });
         // One after the other: quick deaths of the same worker would be waited out.
-        let workers = proxy.workers();
+        // While others are being started there may be none.
+        let workers = wait_for("a worker runs", || Some(proxy.workers()).filter(|workers| !workers.is_empty()));
         let victim = workers[usize::try_from(round).unwrap() % workers.len()];
         kill(victim, Signal::SIGKILL).unwrap();
         wait_until("it is dead", || !alive(victim));

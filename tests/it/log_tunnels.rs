@@ -138,3 +138,20 @@ fn what_agrees_to_a_connect_tunnel_is_not_among_its_bytes() {
     assert_bytes(&line, 5);
     assert_eq!((&line["method"], &line["target"]), (&"CONNECT".into(), &backend.addr.to_string().into()));
 }
+
+#[test]
+fn a_connect_tunnel_that_is_handed_over_is_logged_by_both_workers() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = open().start();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+    echo(&client.wire.stream, b"before");
+    proxy.upgrade();
+    echo(&client.wire.stream, b"afterwards");
+    end(client.wire.stream);
+    let lines = json(&proxy, 2);
+    assert_bytes(&lines[0], 6);
+    assert_eq!((&lines[0]["rule"], &lines[0]["target"]), (&"t:1".into(), &backend.addr.to_string().into()));
+    assert_bytes(&lines[1], 10);
+    assert_eq!((&lines[1]["rule"], &lines[1]["backend"]), (&Value::Null, &backend.addr.to_string().into()));
+}
