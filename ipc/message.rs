@@ -180,6 +180,15 @@ pub struct Passed {
     pub kept: bool,
 }
 
+/// What could be found of a request that is not run again, for the access log alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Lost {
+    /// Its first bytes, at most [`MAX_LOST_BYTES`].
+    pub beginning: Vec<u8>,
+    /// The server that may have seen it, by its [`crate::snapshot::Server::number`].
+    pub server: Option<u64>,
+}
+
 /// What a worker does with a connection it receives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
@@ -187,9 +196,8 @@ pub enum Task {
     Serve,
     /// Serve it, beginning with these bytes, which its former worker had read and not answered.
     Resume(Vec<u8>),
-    /// Its former worker died over a request that must not be run twice: answer 502 and close. With it comes what could
-    /// be found of the request's beginning, at most [`MAX_LOST_BYTES`], for the access log: it is never run.
-    Fail(Vec<u8>),
+    /// Its former worker died over a request that must not be run twice: answer 502 and close.
+    Fail(Lost),
     /// Its client has too many connections: answer 503 and close (TCP: close).
     Refuse,
     /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, and
@@ -218,7 +226,7 @@ impl Task {
     #[must_use]
     pub fn carried(&self) -> usize {
         match self {
-            Task::Resume(bytes) | Task::Fail(bytes) => bytes.len(),
+            Task::Resume(bytes) | Task::Fail(Lost { beginning: bytes, .. }) => bytes.len(),
             Task::Serve | Task::Refuse | Task::Relay { .. } => 0,
         }
     }

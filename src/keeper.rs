@@ -357,7 +357,7 @@ impl<F> Table<F> {
             Some(Place::Passed(connection)) if taken_up(id) => {
                 match &mut connection.task {
                     Task::Resume(_) => connection.task = Task::Serve,
-                    Task::Fail(lost) => *lost = Vec::new(),
+                    Task::Fail(lost) => lost.beginning = Vec::new(),
                     Task::Serve | Task::Refuse | Task::Relay { .. } => {}
                 }
                 false
@@ -440,6 +440,7 @@ mod model;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::message::Lost;
 
     fn connection(fd: u32) -> Connection<u32> {
         Connection::new(fd, None, 0)
@@ -505,13 +506,17 @@ mod tests {
         let mut table = Table::new(10);
         for fd in 0..9 {
             let mut lost = connection(fd);
-            lost.task = Task::Fail(vec![0; MAX_CARRIED_BYTES / 8]);
+            lost.task = Task::Fail(Lost { beginning: vec![0; MAX_CARRIED_BYTES / 8], server: Some(3) });
             table.enqueue(lost).unwrap();
         }
         assert_eq!(table.next_batch(10).0.len(), 8);
         table.mark_passed(9);
         table.forget_carried(|_| true);
-        assert!(table.take_all().iter().all(|(_, _, connection)| connection.task == Task::Fail(Vec::new())));
+        assert!(
+            table.take_all().iter().all(
+                |(_, _, connection)| connection.task == Task::Fail(Lost { beginning: Vec::new(), server: Some(3) })
+            )
+        );
     }
 
     #[test]

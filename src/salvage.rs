@@ -171,6 +171,7 @@ pub fn begins_as_http(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::message::Lost;
 
     #[test]
     fn what_other_protocols_begin_with_is_not_http() {
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_repeated_as_a_refusal() {
-        for task in [Task::Fail(b"POST".to_vec()), Task::Refuse] {
+        for task in [Task::Fail(Lost { beginning: b"POST".to_vec(), server: None }), Task::Refuse] {
             let remains = Remains {
                 image: Some(image(Phase::Open, 0, 0)),
                 former: None,
@@ -390,7 +391,7 @@ mod tests {
         for phase in [Phase::Open, Phase::Committed, Phase::Captive] {
             assert_eq!(salvage(Image { phase, ..resting }, None), Salvage::Cut);
         }
-        let task = Task::Fail(Vec::new());
+        let task = Task::Fail(Lost::default());
         let remains =
             Remains { image: Some(resting), former: None, task: &task, base: BASE, header: 0, counters: None };
         assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use ipc::channel::SendError;
-use ipc::message::{MAX_LOST_BYTES, ToMaster};
+use ipc::message::{Lost, MAX_LOST_BYTES, ToMaster};
 use ipc::state::Phase;
 use log::warn;
 use mio::unix::SourceFd;
@@ -16,6 +16,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::accepting::Accepting;
 use crate::access_log::AccessLog;
+use crate::backend::pool::Place;
 use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
@@ -486,24 +487,32 @@ impl Worker {
 
     /// The same where `cx.request` holds what was understood of it. To HEAD there is no content.
     fn answer_parsed(&mut self, client_key: Key<Client>, problem: Problem) {
-        self.answer_with(client_key, None, problem);
+        self.answer_with(client_key, None, None, problem);
     }
 
-    /// The same for a request that is lost: `beginning` is what was found of it, of which no word is to be believed, and
+    /// The same for a request that is lost: `lost` is what was found of it, of which no word is to be believed, and
     /// which is for the log alone.
-    pub(crate) fn answer_lost(&mut self, client_key: Key<Client>, mut beginning: Vec<u8>, problem: Problem) {
+    pub(crate) fn answer_lost(&mut self, client_key: Key<Client>, lost: Lost, problem: Problem) {
+        let Lost { mut beginning, server } = lost;
         beginning.truncate(MAX_LOST_BYTES);
         if let Ok(Some(length)) = self.cx.request.parse(&beginning, &self.cx.site.head_limits) {
             beginning.truncate(length);
         }
-        self.answer_with(client_key, Some(beginning.into()), problem);
+        let server = server.and_then(|number| self.cx.pools.find(number));
+        self.answer_with(client_key, Some(beginning.into()), server, problem);
     }
 
-    fn answer_with(&mut self, client_key: Key<Client>, lost: Option<Box<[u8]>>, problem: Problem) {
+    fn answer_with(
+        &mut self,
+        client_key: Key<Client>,
+        lost: Option<Box<[u8]>>,
+        server: Option<Place>,
+        problem: Problem,
+    ) {
         let Some(client) = self.clients.get(client_key) else { return };
         let mut exchange = Exchange::new(client_key, client, &self.cx);
         exchange.take_line(&self.cx);
-        exchange.lost = lost;
+        (exchange.lost, exchange.place) = (lost, server);
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
         self.carry_out(key, Step::Reply(problem));
     }

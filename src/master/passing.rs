@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{GivenBack, MAX_LOST_BYTES, Task, ToMaster, ToWorker};
+use ipc::message::{GivenBack, Lost, MAX_LOST_BYTES, Task, ToMaster, ToWorker};
 use ipc::origin::{Origin, OriginCell};
 use ipc::shm;
 use ipc::snapshot::Mode;
@@ -281,7 +281,7 @@ impl Claims {
         match verdict {
             Verdict::Pass(mut connection) if doubtful => {
                 connection.base.consumed = connection.base.consumed.saturating_add(connection.carried_bytes() as u64);
-                connection.task = Task::Fail(Vec::new());
+                connection.task = Task::Fail(Lost::default());
                 Verdict::Pass(connection)
             }
             other @ (Verdict::Pass(_) | Verdict::Cut(_) | Verdict::Over(_)) => other,
@@ -331,6 +331,8 @@ fn judge(
         from = Some(slot);
         shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
     });
+    let committed = image.is_some_and(|image| image.phase == Phase::Committed);
+    let server = record.filter(|_| committed).and_then(Record::server);
     let lost = remains.lost().filter(|_| verdict == Salvage::Fail).and_then(|(slot, offset, len)| {
         if from.is_none() {
             claims.note(slot);
@@ -371,7 +373,7 @@ fn judge(
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
                 bytes.truncate(MAX_LOST_BYTES);
-                connection.task = Task::Fail(bytes);
+                connection.task = Task::Fail(Lost { beginning: bytes, server });
                 match connection.client() {
                     Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
                     None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
@@ -390,7 +392,7 @@ fn judge(
         }
         Salvage::Fail => {
             rebase(0);
-            connection.task = Task::Fail(lost.unwrap_or_default());
+            connection.task = Task::Fail(Lost { beginning: lost.unwrap_or_default(), server });
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);

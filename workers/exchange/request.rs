@@ -21,6 +21,7 @@ impl Exchange {
     /// Writes the head for the server, and what has already come of the body behind it. The connection may still
     /// be on its way: the first write is tried at once all the same, since on a fast network it stands by now.
     pub fn begin_request(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Step {
+        client.note_server(self.place.map(|place| cx.pools.server(place).number), cx);
         if !self.method.is_idempotent() {
             // From here on a server may see it: a successor must not run it again.
             client.publish(Phase::Committed, cx);
