@@ -331,16 +331,8 @@ fn judge(
         from = Some(slot);
         shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
     });
-    let committed = image.is_some_and(|image| image.phase == Phase::Committed);
-    let server = record.filter(|_| committed).and_then(Record::server);
-    let lost = remains.lost().filter(|_| verdict == Salvage::Fail).and_then(|(slot, offset, len)| {
-        if from.is_none() {
-            claims.note(slot);
-            from = Some(slot);
-        }
-        let len = len.min((worker.layout.slot_bytes as usize).saturating_sub(offset as usize));
-        shm::read_slot(&worker.region, &worker.layout, slot, offset, len).ok()
-    });
+    let failed = verdict == Salvage::Fail;
+    let lost = if failed { find_lost(worker, record, &remains, claims, &mut from) } else { Lost::default() };
     let mut rebase = |carried| {
         if let Some(counters) = &counters {
             connection.base = salvage::successor_base(counters, carried);
@@ -373,7 +365,7 @@ fn judge(
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
                 bytes.truncate(MAX_LOST_BYTES);
-                connection.task = Task::Fail(Lost { beginning: bytes, server });
+                connection.task = Task::Fail(Lost { beginning: bytes, server: None });
                 match connection.client() {
                     Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
                     None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
@@ -392,7 +384,7 @@ fn judge(
         }
         Salvage::Fail => {
             rebase(0);
-            connection.task = Task::Fail(Lost { beginning: lost.unwrap_or_default(), server });
+            connection.task = Task::Fail(lost);
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
@@ -401,6 +393,27 @@ fn judge(
         Salvage::Done => return (Verdict::Over(connection), from),
     }
     (Verdict::Pass(connection), from)
+}
+
+/// What a dead worker left of a request that is not run again. A slot looked into is claimed, and noted in `from`.
+fn find_lost(
+    worker: &Worker,
+    record: Option<&Record>,
+    remains: &Remains<'_>,
+    claims: &mut Claims,
+    from: &mut Option<u32>,
+) -> Lost {
+    let committed = remains.standing().is_some_and(|image| image.phase == Phase::Committed);
+    let server = record.filter(|_| committed).and_then(Record::server);
+    let Some((slot, offset, len)) = remains.lost() else { return Lost { beginning: Vec::new(), server } };
+    if from.is_none() {
+        claims.note(slot);
+        *from = Some(slot);
+    }
+    // More was read than a slot holds.
+    let len = len.min((worker.layout.slot_bytes as usize).saturating_sub(offset as usize));
+    let beginning = shm::read_slot(&worker.region, &worker.layout, slot, offset, len).unwrap_or_default();
+    Lost { beginning, server }
 }
 
 /// Where the kernel counts nothing: whether a connection said to be at rest can be, and whether its PROXY header, if
