@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::control::{Answer, Greeting, NameStatus, Role, Status, Unprotected, Who, WorkerStatus};
 use crate::forward::{Spoken, Tunnel};
 use crate::handover::{Bound, Handed, ServerName, ToSuccessor};
-use crate::message::{GivenBack, Kept, Layout, Passed, Relaying, Standing, Task, ToMaster, ToWorker, VERSION};
+use crate::message::{GivenBack, Kept, Layout, Lost, Passed, Relaying, Standing, Task, ToMaster, ToWorker, VERSION};
 use crate::origin::{Ends, Origin};
 use crate::snapshot::{Address, Endpoint, Target};
 
@@ -40,6 +40,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let passed = |id, task, origin| Passed { id, listener: 1, peer: Some(address), origin, task, kept: id % 2 == 0 };
     let known = Some(Box::new(tunnel()));
     let relay = Task::Relay { server: Some(3), to_server: true, to_client: false, tunnel: known };
+    let lost = Lost { beginning: b"POST /pay".to_vec(), server: Some(5) };
     let told = Origin::Told(Some(Ends { source: address, destination: "[::1]:80".parse().unwrap() }));
     let bound = || vec![Bound { address: Address::Inet(address), lent: true }];
     let handed = Handed {
@@ -90,6 +91,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
                 passed(8, relay.clone(), Origin::Awaited),
             ]),
         ),
+        sample("pass-lost", &ToWorker::Pass(vec![passed(9, Task::Fail(lost), Origin::Direct)])),
         sample(
             "keep",
             &ToWorker::Keep { listeners: bound().into_iter().map(|bound| Kept { listener: 2, bound }).collect() },

@@ -13,7 +13,7 @@ use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
@@ -21,6 +21,9 @@ pub const MAX_FDS: usize = 253;
 /// Bytes of unanswered requests, and of what is known of tunnels, carried by one message at most, all its connections
 /// together.
 pub const MAX_CARRIED_BYTES: usize = 64 * 1024;
+
+/// Bytes of a request that is lost which travel with [`Task::Fail`] at most.
+pub const MAX_LOST_BYTES: usize = 8 * 1024;
 
 /// Addresses that one name of servers stands for at most.
 pub const MAX_ENDPOINTS: usize = 256;
@@ -194,6 +197,15 @@ pub struct Passed {
     pub kept: bool,
 }
 
+/// What could be found of a request that is not run again, for the access log alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Lost {
+    /// Its first bytes, at most [`MAX_LOST_BYTES`].
+    pub beginning: Vec<u8>,
+    /// The server that may have seen it, by its [`crate::snapshot::Server::number`].
+    pub server: Option<u64>,
+}
+
 /// What a worker does with a connection it receives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
@@ -202,7 +214,7 @@ pub enum Task {
     /// Serve it, beginning with these bytes, which its former worker had read and not answered.
     Resume(Vec<u8>),
     /// Its former worker died over a request that must not be run twice: answer 502 and close.
-    Fail,
+    Fail(Lost),
     /// Its client has too many connections: answer 503 and close (TCP: close).
     Refuse,
     /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, and
@@ -224,9 +236,9 @@ impl Task {
     #[must_use]
     pub fn carried_bytes(&self) -> usize {
         match self {
-            Task::Resume(bytes) => bytes.len(),
+            Task::Resume(bytes) | Task::Fail(Lost { beginning: bytes, .. }) => bytes.len(),
             Task::Relay { tunnel, .. } => tunnel.as_ref().map_or(0, |tunnel| tunnel.bytes()),
-            Task::Serve | Task::Fail | Task::Refuse => 0,
+            Task::Serve | Task::Refuse => 0,
         }
     }
 
@@ -234,7 +246,7 @@ impl Task {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         match self {
-            Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => 1,
+            Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse => 1,
             Task::Relay { to_server, to_client, .. } => 2 + usize::from(*to_server) + usize::from(*to_client),
         }
     }

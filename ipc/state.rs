@@ -78,9 +78,11 @@ struct Cell {
 pub struct Record {
     valid: AtomicU32,
     cells: [Cell; 2],
+    server: AtomicU64,
 }
 
 const NO_SLOT: u64 = u32::MAX as u64;
+const NO_SERVER: u64 = u64::MAX;
 
 /// In `valid`, beside the image's number: the other image is being written, or never was.
 const OTHER_TORN: u32 = 2;
@@ -104,6 +106,21 @@ impl Record {
         fault::instant();
         self.valid.store(next, Ordering::Release);
         fault::instant();
+    }
+
+    /// Notes the number of the server that the request under way is about to be sent to, before anything of it is, and
+    /// before [`Phase::Committed`] is published for that; `None` = one without a number.
+    pub fn note_server(&self, number: Option<u64>) {
+        fault::instant();
+        self.server.store(number.unwrap_or(NO_SERVER), Ordering::Release);
+        fault::instant();
+    }
+
+    /// The number noted last. It is the present request's while that is [`Phase::Committed`], and may be a former one's
+    /// otherwise.
+    #[must_use]
+    pub fn server(&self) -> Option<u64> {
+        Some(self.server.load(Ordering::Acquire)).filter(|&number| number != NO_SERVER)
     }
 
     /// The last image published; `None` if the memory holds none.
@@ -213,6 +230,16 @@ mod tests {
             let image = Image { phase, slot, offset, consumed: u64::MAX, written: 3 };
             record.publish(&image);
             assert_eq!(record.read(), Some(image));
+        }
+    }
+
+    #[test]
+    fn the_server_noted_last_is_known_and_images_do_not_touch_it() {
+        let record = Record::default();
+        for number in [Some(7), None, Some(1 << 63)] {
+            record.note_server(number);
+            record.publish(&Image { phase: Phase::Committed, slot: None, offset: 0, consumed: u64::MAX, written: 0 });
+            assert_eq!(record.server(), number);
         }
     }
 

@@ -133,11 +133,11 @@ impl<F> Connection<F> {
         }
     }
 
-    /// Bytes of an unanswered request that go with it.
+    /// Bytes of an unanswered request that go with it, to be run.
     pub fn carried_bytes(&self) -> usize {
         match &self.task {
             Task::Resume(bytes) => bytes.len(),
-            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
+            Task::Serve | Task::Fail(_) | Task::Refuse | Task::Relay { .. } => 0,
         }
     }
 
@@ -258,7 +258,7 @@ impl<F> Table<F> {
                 Err(_) => return Err(connection),
             },
         };
-        if connection.carried_bytes() > 0 {
+        if connection.task.carried_bytes() > 0 {
             self.carrying.push(id);
         }
         self.live += 1;
@@ -371,8 +371,10 @@ impl<F> Table<F> {
         let places = &mut self.places;
         self.carrying.retain(|&id| match places.get_mut(id as usize) {
             Some(Place::Passed(connection)) if taken_up(id) => {
-                if connection.carried_bytes() > 0 {
-                    connection.task = Task::Serve;
+                match &mut connection.task {
+                    Task::Resume(_) => connection.task = Task::Serve,
+                    Task::Fail(lost) => lost.beginning = Vec::new(),
+                    Task::Serve | Task::Refuse | Task::Relay { .. } => {}
                 }
                 false
             }
@@ -454,6 +456,7 @@ mod model;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::message::Lost;
 
     fn connection(fd: u32) -> Connection<u32> {
         Connection::new(fd, None, 0)
@@ -540,6 +543,24 @@ mod tests {
         table.forget_carried(|_| true);
         assert!(!table.is_carrying());
         assert_eq!(table.take_all()[0].2.task, Task::Serve);
+    }
+
+    #[test]
+    fn what_is_left_of_a_lost_request_counts_and_is_forgotten_like_what_is_carried() {
+        let mut table = Table::new(10);
+        for fd in 0..9 {
+            let mut lost = connection(fd);
+            lost.task = Task::Fail(Lost { beginning: vec![0; MAX_CARRIED_BYTES / 8], server: Some(3) });
+            table.enqueue(lost).unwrap();
+        }
+        assert_eq!(table.next_batch(10).0.len(), 8);
+        table.mark_passed(9);
+        table.forget_carried(|_| true);
+        assert!(
+            table.take_all().iter().all(
+                |(_, _, connection)| connection.task == Task::Fail(Lost { beginning: Vec::new(), server: Some(3) })
+            )
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use ipc::message::{MAX_CARRIED_BYTES, Task};
+use ipc::message::{MAX_CARRIED_BYTES, MAX_LOST_BYTES, Task};
 use ipc::state::{Image, Phase};
 use ipc::tcp_info::Counters;
 
@@ -65,7 +65,7 @@ impl Remains<'_> {
             Phase::Relay => Salvage::Relay,
             Phase::Open | Phase::Committed => match self.unanswered(&image) {
                 None => Salvage::Cut,
-                Some(_) if matches!(self.task, Task::Fail | Task::Refuse) => Salvage::Again,
+                Some(_) if matches!(self.task, Task::Fail(_) | Task::Refuse) => Salvage::Again,
                 Some(_) if image.phase == Phase::Committed => Salvage::Fail,
                 Some(0) => Salvage::Serve,
                 Some(bytes) => match image.slot.zip(usize::try_from(bytes).ok().filter(|&n| n <= MAX_CARRIED_BYTES)) {
@@ -74,6 +74,18 @@ impl Remains<'_> {
                 },
             },
         }
+    }
+
+    /// Where the beginning of a request lies that is not run again, as far as the record tells: slot, offset and length,
+    /// no more than was read of it and [`MAX_LOST_BYTES`]. For the log alone.
+    pub fn lost(&self) -> Option<(u32, u32, usize)> {
+        let image = self.standing()?;
+        let unanswered = match image.phase {
+            Phase::Open | Phase::Committed => self.unanswered(&image)?,
+            Phase::Passed | Phase::Done | Phase::Captive | Phase::Resting | Phase::Relay => return None,
+        };
+        let len = usize::try_from(unanswered).unwrap_or(usize::MAX).min(MAX_LOST_BYTES);
+        image.slot.filter(|_| len > 0).map(|slot| (slot, image.offset, len))
     }
 
     /// The image that holds: the last one, unless it tells of an answer, or of a tunnel agreed to, of which nothing
@@ -97,7 +109,7 @@ impl Remains<'_> {
     fn at_rest(&self, image: &Image) -> Salvage {
         match self.task {
             _ if self.counters.is_some() || image.slot.is_some() || image.offset != 0 => Salvage::Cut,
-            Task::Fail | Task::Refuse => Salvage::Again,
+            Task::Fail(_) | Task::Refuse => Salvage::Again,
             Task::Serve | Task::Resume(_) | Task::Relay { .. } => Salvage::Serve,
         }
     }
@@ -113,7 +125,7 @@ impl Remains<'_> {
         let Some(counters) = self.counters else { return Salvage::Again };
         let carried = match self.task {
             Task::Resume(bytes) => bytes.len() as u64,
-            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => 0,
+            Task::Serve | Task::Fail(_) | Task::Refuse | Task::Relay { .. } => 0,
         };
         let untouched =
             counters.consumed == self.base.consumed.saturating_add(carried) && counters.written == self.base.written;
@@ -159,6 +171,7 @@ pub fn begins_as_http(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::message::Lost;
 
     #[test]
     fn what_other_protocols_begin_with_is_not_http() {
@@ -261,6 +274,38 @@ mod tests {
     }
 
     #[test]
+    fn of_a_request_that_is_not_run_again_no_more_is_kept_than_was_read_and_may_be_logged() {
+        let lost = |phase, task: &Task, read: u64| {
+            Remains {
+                image: Some(image(phase, 20, 30)),
+                former: None,
+                task,
+                base: BASE,
+                header: 0,
+                counters: Some(counters(120 + read, 80)),
+            }
+            .lost()
+        };
+        for phase in [Phase::Open, Phase::Committed] {
+            assert_eq!(lost(phase, &Task::Serve, 99), Some((3, 7, 99)));
+            assert_eq!(lost(phase, &Task::Serve, 1 << 40), Some((3, 7, MAX_LOST_BYTES)));
+            assert_eq!(lost(phase, &Task::Serve, 0), None);
+        }
+        for phase in [Phase::Passed, Phase::Relay, Phase::Done, Phase::Captive, Phase::Resting] {
+            assert_eq!(lost(phase, &Task::Serve, 99), None);
+        }
+        let unknown = Remains {
+            image: Some(image(Phase::Committed, 20, 30)),
+            former: None,
+            task: &Task::Serve,
+            base: BASE,
+            header: 0,
+            counters: None,
+        };
+        assert_eq!(unknown.lost(), None);
+    }
+
+    #[test]
     fn what_the_buffer_cannot_hold_fails() {
         let long = MAX_CARRIED_BYTES as u64 + 1;
         assert_eq!(salvage(image(Phase::Open, 20, 30), Some(counters(120 + long, 80))), Salvage::Fail);
@@ -314,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_repeated_as_a_refusal() {
-        for task in [Task::Fail, Task::Refuse] {
+        for task in [Task::Fail(Lost { beginning: b"POST".to_vec(), server: None }), Task::Refuse] {
             let remains = Remains {
                 image: Some(image(Phase::Open, 0, 0)),
                 former: None,
@@ -346,7 +391,7 @@ mod tests {
         for phase in [Phase::Open, Phase::Committed, Phase::Captive] {
             assert_eq!(salvage(Image { phase, ..resting }, None), Salvage::Cut);
         }
-        let task = Task::Fail;
+        let task = Task::Fail(Lost::default());
         let remains =
             Remains { image: Some(resting), former: None, task: &task, base: BASE, header: 0, counters: None };
         assert_eq!(remains.salvage(|_, _, _| Ok(Vec::new())), Salvage::Again);

@@ -157,6 +157,13 @@ impl Client {
         });
     }
 
+    /// Publishes which server the present request is about to be sent to.
+    pub fn note_server(&self, number: Option<u64>, cx: &Ctx) {
+        if let Some(record) = cx.control.record(self.id) {
+            record.note_server(number);
+        }
+    }
+
     /// Publishes where the connection will stand once the last `left` bytes of an answer are written: everything
     /// before slot position `upto` is answered then. Comes before they are written, so that a death right after
     /// finds the request answered; the record's former image tells of the request until then.

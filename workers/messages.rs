@@ -154,8 +154,8 @@ impl Worker {
                     self.answer(key, Problem::new(503, "the worker has no buffer for the request"));
                 }
             }
-            (Task::Fail, Mode::Http | Mode::Forward, _) => {
-                self.answer(key, Problem::new(502, "the worker that served the request died"));
+            (Task::Fail(lost), Mode::Http | Mode::Forward, _) => {
+                self.answer_lost(key, lost, Problem::new(502, "the worker that served the request died"));
             }
             (Task::Refuse, Mode::Http | Mode::Forward, _) => {
                 self.answer(key, Problem::new(503, "the client has too many connections"));

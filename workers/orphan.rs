@@ -394,7 +394,7 @@ impl Worker {
         };
         let server = match &task {
             Task::Relay { server: Some(number), .. } => snapshot.server_name(*number),
-            Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse => None,
+            Task::Relay { server: None, .. } | Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse => None,
         };
         let mut fds = vec![OwnedFd::from(client.socket)];
         fds.extend(rest);

@@ -8,15 +8,15 @@
 //! successor needs lies in the kernel: both sockets, and the pipes with the bytes under way.
 
 pub(crate) mod flow;
+pub(crate) mod line;
 mod start;
 
 use ipc::channel::SendError;
 use ipc::message::{Relaying, Task, ToMaster};
-use ipc::snapshot::{Mode, ProxyVersion};
+use ipc::snapshot::ProxyVersion;
 use ipc::state::{Direction, Phase};
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::access_log::Entry;
 use crate::backend::Upstream;
 use crate::backend::pool::{Place, PoolId, Remap};
 use crate::client::{Client, ClientState};
@@ -30,6 +30,8 @@ use crate::slab::Key;
 use crate::worker::Worker;
 
 use flow::{Flow, Moved, TURN_BYTES};
+use line::Opened;
+pub(crate) use start::NewTunnel;
 
 /// After how long a relay that was taken for drained is looked at again.
 const LOOK_AGAIN_MS: u64 = 50;
@@ -54,6 +56,8 @@ pub struct Relay {
     tried: Vec<u16>,
     /// How many of them this machine has no way to; these do not count as tries.
     passed_over: usize,
+    /// What the last server tried led to.
+    last_failure: Option<Reason>,
     connect_ms: u32,
     tunnel_ms: u32,
     to_server: Flow,
@@ -70,10 +74,16 @@ pub struct Relay {
     queued: bool,
     /// Whether both sockets are to be read although no event came.
     look_again: bool,
-    /// Whether it belongs to a TCP listener and has a line of its own in the access log.
+    /// Whether it belongs to a TCP listener.
     tcp: bool,
-    /// Of a forward listener: what logs and limits know of it. It, too, has a line of its own.
+    /// Of a forward listener: what logs and limits know of it.
     pass: Option<Box<Pass>>,
+    /// What is logged of the request that it began as.
+    opened: Option<Box<Opened>>,
+    /// Bytes of ours among those for the client: the heads before a tunnel.
+    own_bytes: u64,
+    /// Whether another worker began it: when, nobody knows.
+    adopted: bool,
 }
 
 impl Relay {
@@ -331,6 +341,7 @@ impl Worker {
     /// Lets go of a relay for another worker to go on with. What lies in its pipes stays there, and theirs.
     fn give_back_relay(&mut self, key: Key<Relay>) {
         let Some(mut relay) = self.relays.remove(key) else { return };
+        self.log_given(&relay);
         let Some(mut upstream) = relay.upstream.and_then(|key| self.upstreams.remove(key)) else { return };
         self.cx.forget(&mut upstream.socket);
         if let Some(pass) = &relay.pass {
@@ -399,50 +410,5 @@ impl Worker {
             self.close_upstream(upstream);
         }
         self.close_client(relay.client);
-    }
-
-    fn log_relay(&mut self, relay: &Relay, reason: Option<Reason>) {
-        if let Some(pass) = &relay.pass {
-            return self.log_passed(relay, pass, reason);
-        }
-        let (true, Some(log)) = (relay.tcp, &mut self.cx.log) else { return };
-        let server = relay.place.map(|place| self.cx.pools.server(place).name.as_str());
-        let reason = reason.map(|reason| reason.to_string());
-        let entry = Entry {
-            client: self.clients.get(relay.client).and_then(|client| client.peer),
-            backend: server.or(relay.gone_server.as_deref()),
-            bytes_in: relay.to_server.moved,
-            bytes_out: relay.to_client.moved,
-            connect_us: relay.connected_us.checked_sub(relay.began_us),
-            total_us: Some(self.cx.clock.now_us - relay.began_us),
-            retries: u32::try_from(relay.tried.len()).unwrap_or(0),
-            reason: reason.as_deref(),
-            ..Entry::new(Mode::Tcp, self.cx.clock.unix_ms, self.cx.index)
-        };
-        log.record(&entry, self.cx.clock.now_ms);
-    }
-
-    fn log_passed(&mut self, relay: &Relay, pass: &Pass, reason: Option<Reason>) {
-        let Some(log) = &mut self.cx.log else { return };
-        let reason = reason.map(|reason| reason.to_string());
-        let address = pass.address.map(|address| address.to_string());
-        let text = |text: &str| Some(text.as_bytes().to_vec()).filter(|text| !text.is_empty());
-        let (protocol, target) = (pass.spoken.and_then(|spoken| text(spoken.name())), text(&pass.target));
-        let entry = Entry {
-            client: self.clients.get(relay.client).and_then(|client| client.peer),
-            method: protocol.as_deref(),
-            target: target.as_deref(),
-            status: Some(200),
-            user: pass.user.as_deref(),
-            rule: pass.rule.as_deref(),
-            backend: address.as_deref(),
-            bytes_in: relay.to_server.moved,
-            bytes_out: relay.to_client.moved,
-            connect_us: pass.connected_us.checked_sub(pass.began_us),
-            total_us: Some(self.cx.clock.now_us - pass.began_us),
-            reason: reason.as_deref(),
-            ..Entry::new(Mode::Forward, self.cx.clock.unix_ms, self.cx.index)
-        };
-        log.record(&entry, self.cx.clock.now_ms);
     }
 }

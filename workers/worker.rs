@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use ipc::channel::SendError;
-use ipc::message::ToMaster;
+use ipc::message::{Lost, MAX_LOST_BYTES, ToMaster};
 use ipc::state::Phase;
 use log::warn;
 use mio::unix::SourceFd;
@@ -16,6 +16,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::accepting::Accepting;
 use crate::access_log::AccessLog;
+use crate::backend::pool::Place;
 use crate::backend::{Upstream, UpstreamState};
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
@@ -27,7 +28,8 @@ use crate::forward::dial::PASSWORDS;
 use crate::io::socket::Io;
 use crate::messages::REPORT_MS;
 use crate::orphan::{CONTROL, Succession, VISITOR};
-use crate::proto::h1::head::{BodyFraming, Method, Version};
+use crate::proto::foreign;
+use crate::proto::h1::head::{BodyFraming, Version};
 use crate::proxy_protocol::Refusals;
 use crate::relay::Relay;
 use crate::slab::{Key, Slab};
@@ -406,7 +408,9 @@ impl Worker {
                 let step = exchange.on_server_timeout();
                 self.carry_out(exchange_key, step);
             }
-            UpstreamState::Relay(relay) => self.relay_connect_failed(relay, &"timed out connecting to the server"),
+            UpstreamState::Relay(relay) => {
+                self.relay_connect_failed(relay, Reason::Text("timed out connecting to the server"));
+            }
             UpstreamState::Racing(dial) => self.on_racing_timeout(dial, key),
             UpstreamState::Delivering(delivery) => self.on_delivery_connect_timeout(delivery),
         }
@@ -432,10 +436,9 @@ impl Worker {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => client.socket.release(),
                     Err(error) => {
+                        let reason = foreign::reason(bytes).map_or(Reason::RequestHead(error), Reason::Text);
                         client.socket.release();
-                        let problem = Problem { status: error.status(), reason: Reason::RequestHead(error) };
-                        let method = self.cx.request.method;
-                        return self.answer_to(method, key, problem);
+                        return self.answer_parsed(key, Problem { status: error.status(), reason });
                     }
                 }
             }
@@ -519,14 +522,40 @@ impl Worker {
 
     /// Answers whatever the client has sent with an error, and ends the connection.
     pub(crate) fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
-        self.answer_to(Method::Other, client_key, problem);
+        let Some(client) = self.clients.get(client_key) else { return };
+        // What can be understood of it, others having been parsed since.
+        let _ = self.cx.request.parse(client.unanswered(&self.cx.arena), &self.cx.site.head_limits);
+        self.answer_parsed(client_key, problem);
     }
 
-    /// The same where the method, at least, is known: to HEAD there is no content.
-    fn answer_to(&mut self, method: Method, client_key: Key<Client>, problem: Problem) {
+    /// The same where `cx.request` holds what was understood of it. To HEAD there is no content.
+    fn answer_parsed(&mut self, client_key: Key<Client>, problem: Problem) {
+        self.answer_with(client_key, None, None, problem);
+    }
+
+    /// The same for a request that is lost: `lost` is what was found of it, of which no word is to be believed, and
+    /// which is for the log alone.
+    pub(crate) fn answer_lost(&mut self, client_key: Key<Client>, lost: Lost, problem: Problem) {
+        let Lost { mut beginning, server } = lost;
+        beginning.truncate(MAX_LOST_BYTES);
+        if let Ok(Some(length)) = self.cx.request.parse(&beginning, &self.cx.site.head_limits) {
+            beginning.truncate(length);
+        }
+        let server = server.and_then(|number| self.cx.pools.find(number));
+        self.answer_with(client_key, Some(beginning.into()), server, problem);
+    }
+
+    fn answer_with(
+        &mut self,
+        client_key: Key<Client>,
+        lost: Option<Box<[u8]>>,
+        server: Option<Place>,
+        problem: Problem,
+    ) {
         let Some(client) = self.clients.get(client_key) else { return };
         let mut exchange = Exchange::new(client_key, client, &self.cx);
-        exchange.method = method;
+        exchange.take_line(&self.cx);
+        (exchange.lost, exchange.place) = (lost, server);
         let Some(key) = self.add_exchange(client_key, exchange) else { return };
         self.carry_out(key, Step::Reply(problem));
     }

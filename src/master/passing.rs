@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{GivenBack, Task, ToMaster, ToWorker};
+use ipc::message::{GivenBack, Lost, MAX_LOST_BYTES, Task, ToMaster, ToWorker};
 use ipc::origin::{Origin, OriginCell};
 use ipc::shm;
 use ipc::snapshot::Mode;
@@ -231,12 +231,12 @@ impl Master {
         match verdict {
             Verdict::Over(connection) => self.addresses.leave(connection.counted()),
             // There is no 502 in a byte stream.
-            Verdict::Pass(connection) if connection.task != Task::Fail || !is_relay(&connection) => {
+            Verdict::Pass(connection) if !matches!(connection.task, Task::Fail(_)) || !is_relay(&connection) => {
                 if matches!(self.course, Course::Draining | Course::Stopping) {
                     tally.cut += 1;
                     return self.cut(connection);
                 }
-                if connection.task == Task::Fail {
+                if matches!(connection.task, Task::Fail(_)) {
                     tally.failed += 1
                 } else {
                     tally.passed_on += 1
@@ -286,7 +286,7 @@ impl Claims {
         match verdict {
             Verdict::Pass(mut connection) if doubtful => {
                 connection.base.consumed = connection.base.consumed.saturating_add(connection.carried_bytes() as u64);
-                connection.task = Task::Fail;
+                connection.task = Task::Fail(Lost::default());
                 Verdict::Pass(connection)
             }
             other @ (Verdict::Pass(_) | Verdict::Cut(_) | Verdict::Over(_)) => other,
@@ -336,6 +336,8 @@ fn judge(
         from = Some(slot);
         shm::read_slot(&worker.region, &worker.layout, slot, offset, len)
     });
+    let failed = verdict == Salvage::Fail;
+    let lost = if failed { find_lost(worker, record, &remains, claims, &mut from) } else { Lost::default() };
     let mut rebase = |carried| {
         if let Some(counters) = &counters {
             connection.base = salvage::successor_base(counters, carried);
@@ -356,7 +358,7 @@ fn judge(
             connection.task = Task::Serve;
             connection.strikes = 0;
         }
-        Salvage::Resume(bytes) => {
+        Salvage::Resume(mut bytes) => {
             connection.strikes = salvage::strikes(connection.strikes, image.as_ref());
             if connection.strikes >= MAX_STRIKES && !salvage::begins_as_http(&bytes) {
                 warn!(
@@ -367,7 +369,8 @@ fn judge(
             }
             if connection.strikes >= MAX_STRIKES {
                 rebase(0);
-                connection.task = Task::Fail;
+                bytes.truncate(MAX_LOST_BYTES);
+                connection.task = Task::Fail(Lost { beginning: bytes, server: None });
                 match connection.client() {
                     Some(peer) => warn!("{peer}: {MAX_STRIKES} workers died over its request; answering 502"),
                     None => warn!("a Unix client: {MAX_STRIKES} workers died over its request; answering 502"),
@@ -386,7 +389,7 @@ fn judge(
         }
         Salvage::Fail => {
             rebase(0);
-            connection.task = Task::Fail;
+            connection.task = Task::Fail(lost);
         }
         Salvage::Cut => {
             debug!("{:?}: cut; {image:?}, {:?}, {counters:?}", connection.peer, connection.base);
@@ -395,6 +398,27 @@ fn judge(
         Salvage::Done => return (Verdict::Over(connection), from),
     }
     (Verdict::Pass(connection), from)
+}
+
+/// What a dead worker left of a request that is not run again. A slot looked into is claimed, and noted in `from`.
+fn find_lost(
+    worker: &Worker,
+    record: Option<&Record>,
+    remains: &Remains<'_>,
+    claims: &mut Claims,
+    from: &mut Option<u32>,
+) -> Lost {
+    let committed = remains.standing().is_some_and(|image| image.phase == Phase::Committed);
+    let server = record.filter(|_| committed).and_then(Record::server);
+    let Some((slot, offset, len)) = remains.lost() else { return Lost { beginning: Vec::new(), server } };
+    if from.is_none() {
+        claims.note(slot);
+        *from = Some(slot);
+    }
+    // More was read than a slot holds.
+    let len = len.min((worker.layout.slot_bytes as usize).saturating_sub(offset as usize));
+    let beginning = shm::read_slot(&worker.region, &worker.layout, slot, offset, len).unwrap_or_default();
+    Lost { beginning, server }
 }
 
 /// Where the kernel counts nothing: whether a connection said to be at rest can be, and whether its PROXY header, if
@@ -496,10 +520,10 @@ fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mu
             Ok(task) => task,
             Err(Contradiction) => return Some(Verdict::Cut(connection)),
         },
-        Some(Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) | None if given.carried.is_empty() => {
+        Some(Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse) | None if given.carried.is_empty() => {
             Task::Serve
         }
-        Some(Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) | None => Task::Resume(given.carried),
+        Some(Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse) | None => Task::Resume(given.carried),
     };
     Some(Verdict::Pass(connection))
 }

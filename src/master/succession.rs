@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipc::channel::SendError;
 use ipc::control::Answer;
 use ipc::handover::{self, Bound, Handed, MAX_DESCRIPTORS, ToSuccessor};
-use ipc::message::{Kept, MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
+use ipc::message::{Kept, Lost, MAX_CARRIED_BYTES, MAX_FDS, Passed, Task, ToWorker};
 use ipc::snapshot::{Address, ListenerId};
 use ipc::tcp_info;
 use log::{error, info, warn};
@@ -224,7 +224,8 @@ impl Master {
                 let tunnel = tunnel.filter(|tunnel| tunnel.is_sound());
                 Task::Relay { server, to_server, to_client, tunnel }
             }
-            other @ (Task::Serve | Task::Resume(_) | Task::Fail | Task::Refuse) => other,
+            Task::Fail(lost) => Task::Fail(Lost { server: None, ..lost }),
+            other @ (Task::Serve | Task::Resume(_) | Task::Refuse) => other,
         };
         self.addresses.enter(connection.counted());
         self.homeless.push_back(connection);

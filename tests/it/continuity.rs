@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::client::{Client, End};
 use crate::common::streams::{receive, send, tunnel, upgrading};
-use crate::common::{DEADLINE, check_pattern, pattern, pattern_bytes, wait_until};
+use crate::common::{DEADLINE, check_pattern, pattern, pattern_bytes, wait_for, wait_until};
 
 /// Workers that take turns in being killed.
 const WORKERS: usize = 4;
@@ -43,7 +43,8 @@ fn echo_under_kills(proxy: &mut Proxy, clients: Vec<TcpStream>, length: u64, kil
             })
         });
         // One after the other: quick deaths of the same worker would be waited out.
-        let workers = proxy.workers();
+        // While others are being started there may be none.
+        let workers = wait_for("a worker runs", || Some(proxy.workers()).filter(|workers| !workers.is_empty()));
         let victim = workers[usize::try_from(round).unwrap() % workers.len()];
         kill(victim, Signal::SIGKILL).unwrap();
         wait_until("it is dead", || !alive(victim));

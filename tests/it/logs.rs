@@ -10,12 +10,12 @@ use crate::common::client::{Client, get};
 use crate::common::proxy::{Conf, Launch, Proxy};
 use crate::common::{wait_for, wait_until};
 
-fn logging(format: &str, backends: &[std::net::SocketAddr]) -> Conf {
+pub fn logging(format: &str, backends: &[std::net::SocketAddr]) -> Conf {
     Conf::http(backends).tables(&format!("[access_log]\nto = \"{{dir}}/access.log\"\nformat = \"{format}\""))
 }
 
 /// The lines of a log, once there are `count`.
-fn lines(path: &Path, count: usize) -> Vec<String> {
+pub fn lines(path: &Path, count: usize) -> Vec<String> {
     wait_for("the lines are in the log", || {
         let text = std::fs::read_to_string(path).ok()?;
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -24,7 +24,7 @@ fn lines(path: &Path, count: usize) -> Vec<String> {
     })
 }
 
-fn json(proxy: &Proxy, count: usize) -> Vec<Value> {
+pub fn json(proxy: &Proxy, count: usize) -> Vec<Value> {
     lines(&proxy.dir.join("access.log"), count)
         .iter()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))

@@ -1,5 +1,6 @@
 //! Opening a connection to a server.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 
 use ipc::snapshot::Address;
@@ -15,6 +16,17 @@ pub struct Connecting {
     pub socket: Socket,
     /// Whether the connection already stands.
     pub done: bool,
+}
+
+/// The system's words for an error, without its number.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemError(pub Errno);
+
+impl fmt::Display for SystemError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = std::io::Error::from(self.0).to_string();
+        f.write_str(text.split(" (os error").next().unwrap_or(&text))
+    }
 }
 
 /// Begins to connect to `address` without waiting.

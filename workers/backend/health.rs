@@ -55,6 +55,12 @@ impl Health {
         }
     }
 
+    /// Whether the server is not ejected and has failed once since it last succeeded.
+    #[must_use]
+    pub fn has_just_failed(&self) -> bool {
+        self.failures == 1 && !self.is_ejected()
+    }
+
     /// Whether a request may go there at `now_ms`: the server is up, or it is time for a trial and none is under
     /// way. A trial of which nothing was heard for as long as the ejection was counts as over: its client may
     /// have gone away.
@@ -110,10 +116,10 @@ impl Health {
     /// The first ejection lasts `limits.eject_ms`, each further one twice the one before, `limits.eject_max_ms` at
     /// most. A server that stayed up for as long as its last ejection begins anew.
     pub fn failed(&mut self, limits: &snapshot::Health, now_ms: u64) -> Option<Ejected> {
+        self.failures = self.failures.saturating_add(1);
         if limits.failures == 0 {
             return None;
         }
-        self.failures = self.failures.saturating_add(1);
         let anew = match self.state {
             State::Up { .. } if self.failures < limits.failures => return None,
             State::Up { since_ms } => now_ms.saturating_sub(since_ms) >= u64::from(self.ejected_ms),

@@ -5,6 +5,7 @@ pub mod health;
 pub mod names;
 pub mod pool;
 mod renew;
+mod said;
 pub mod upstream;
 
 pub use upstream::{Upstream, UpstreamState};

@@ -14,6 +14,7 @@ use log::{info, warn};
 use crate::backend::Upstream;
 use crate::backend::health::Ejected;
 use crate::backend::names::{self, Names};
+use crate::backend::said::Said;
 use crate::balance::{GroupState, ServerId};
 use crate::ctx::Site;
 use crate::slab::Key;
@@ -46,9 +47,6 @@ impl Place {
 /// Stands for a server that a reload took out, in lists of those already tried. No server has this index.
 pub const GONE: ServerId = ServerId::MAX;
 
-/// The log is told of one server's ejections once in so many milliseconds at most.
-const SAY_EVERY_MS: u64 = 10_000;
-
 /// One server's connections.
 #[derive(Debug, Default)]
 struct Server {
@@ -57,36 +55,6 @@ struct Server {
     /// Open ones, idle or not.
     open: u32,
     said: Said,
-}
-
-/// What the log has been told of a server's ejections: one that fails and answers by turns is ejected several times a
-/// second.
-#[derive(Debug, Default)]
-struct Said {
-    /// When it was last told of one.
-    last_ms: Option<u64>,
-    /// Ejections since then of which it was not.
-    left_out: u32,
-    /// It has been told of one, and not that the server answers again.
-    down: bool,
-}
-
-impl Said {
-    /// A server was ejected. If the log is to be told, how many ejections it was not told of.
-    fn ejected(&mut self, now_ms: u64) -> Option<u32> {
-        if self.last_ms.is_some_and(|last_ms| now_ms.saturating_sub(last_ms) < SAY_EVERY_MS) {
-            self.left_out = self.left_out.saturating_add(1);
-            return None;
-        }
-        self.last_ms = Some(now_ms);
-        self.down = true;
-        Some(std::mem::take(&mut self.left_out))
-    }
-
-    /// The server answers again. Whether the log is to be told.
-    fn back(&mut self) -> bool {
-        std::mem::take(&mut self.down)
-    }
 }
 
 #[derive(Debug)]
@@ -190,6 +158,13 @@ impl Pools {
         balance.pick(source, now_ms, tried, full).map(|server| Place { group, server })
     }
 
+    /// Why [`Pools::pick`] finds no server though none has been tried: whether one has as many connections as it may.
+    #[must_use]
+    pub fn is_full(&self, group: PoolId) -> bool {
+        let Some(group) = self.groups.get(usize::from(group.0)) else { return false };
+        group.servers.iter().any(|server| server.open >= group.max_per_server)
+    }
+
     /// A request or connection to a server began. Each is followed by one [`Pools::ended`].
     pub fn began(&mut self, place: Place) {
         self.balance(place).began(place.server);
@@ -207,13 +182,38 @@ impl Pools {
         }
     }
 
-    /// A server failed, and `why`.
+    /// A server failed, and `why`. The log is told of the first failure after a success, and of an ejection.
     pub fn failed(&mut self, place: Place, why: &dyn std::fmt::Display, now_ms: u64) {
-        if let Some(ejected) = self.balance(place).failed(place.server, now_ms)
-            && let Some(left_out) = self.connections(place).said.ejected(now_ms)
+        let ejected = self.balance(place).failed(place.server, now_ms);
+        if let Some(ejected) = ejected {
+            if let Some(left_out) = self.connections(place).said.ejected(now_ms) {
+                warn!("{}", self.ejection(place, ejected, left_out, why));
+            }
+        } else if self.balance(place).has_just_failed(place.server)
+            && let Some(left_out) = self.connections(place).said.failed(now_ms)
         {
-            warn!("{}", self.ejection(place, ejected, left_out, why));
+            warn!("{}", self.first_failure(place, left_out, why));
         }
+    }
+
+    /// What the log says of the first failure after a success, when it was not told of `left_out` such.
+    fn first_failure(&self, place: Place, left_out: u32, why: &dyn std::fmt::Display) -> String {
+        let group = self.settings(place.group);
+        let follows = match group.health.failures {
+            0 => "requests still go there, since health.failures is 0".to_owned(),
+            most if group.servers.len() == 1 => {
+                format!(
+                    "that is 1 of {most} failures in a row; requests still go there, since the group has no other \
+                     server"
+                )
+            }
+            most => format!("that is 1 of {most} failures in a row after which it is passed over"),
+        };
+        let before = match left_out {
+            0 => String::new(),
+            _ => format!(" ({left_out} times more, with successes between, since this was last said)"),
+        };
+        format!("backends.{}: {} failed{before}: {why}; {follows}", group.name, self.shown(place))
     }
 
     /// What the log says of an ejection, when it was not told of the `left_out` before it.

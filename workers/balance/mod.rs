@@ -206,6 +206,12 @@ impl GroupState {
         Some(ejected)
     }
 
+    /// Whether `server`, which is not ejected, has failed once since it last succeeded.
+    #[must_use]
+    pub fn has_just_failed(&self, server: ServerId) -> bool {
+        self.servers.get(usize::from(server)).is_some_and(|server| server.health.has_just_failed())
+    }
+
     /// Takes over what `old`, the same group before a reload, knew of the servers that both have: `map` says for
     /// each server of `old` which one it is here.
     pub fn inherit(&mut self, old: &GroupState, map: &[Option<ServerId>]) {

@@ -65,6 +65,7 @@ impl Exchange {
             attempts: 0,
             descriptor_by_ms: None,
             understood: false,
+            lost: None,
             last_problem: None,
             forward: None,
         }
@@ -150,8 +151,20 @@ impl Exchange {
         };
         self.request_body = Transfer::new(reader, outgoing);
         self.request_side = RequestSide::Sending;
+        self.note_for_log(head, cx);
+    }
+
+    /// Takes over what `cx.request` says of a head that is refused, or has not come whole.
+    pub fn take_line(&mut self, cx: &Ctx) {
+        self.method = cx.request.method;
+        self.version = cx.request.version;
+        self.note_for_log(&cx.request, cx);
+    }
+
+    fn note_for_log(&mut self, head: &RequestHead, cx: &Ctx) {
         if cx.log.is_some() {
-            self.log = LogSpans { method: Some(head.method_text), target: Some(head.target.text), host: head.host };
+            let (method, target) = (Some(head.method_text), Some(head.target.text));
+            self.log = LogSpans { method, target, version: head.has_line, whole: head.len > 0, host: head.host };
         }
     }
 

@@ -1,6 +1,5 @@
 //! Carrying out what an exchange asks for: another server, an answer, a tunnel, the end.
 
-use std::io;
 use std::net::SocketAddr;
 
 use log::debug;
@@ -14,14 +13,16 @@ use crate::backend::{Upstream, UpstreamState};
 use crate::balance;
 use crate::client::{Client, ClientState};
 use crate::ctx::{Ctx, Owner, Work};
-use crate::exchange::wait::UNREACHABLE;
 use crate::exchange::{Exchange, Failure, MAX_TRIES, Problem, Reason, Step};
 use crate::proto::h1::head::Method;
+use crate::relay::NewTunnel;
+use crate::relay::line::Opened;
 use crate::room::{self, is_shortage};
 use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
 const NO_SERVER: Problem = Problem::new(503, "no server of the group can take the request");
+const FULL: Problem = Problem::new(503, "the group's servers have as many connections as max_per_server allows");
 
 /// The number that stands for a client in the balancing policies that go by it.
 #[must_use]
@@ -106,7 +107,7 @@ impl Worker {
         let private = settings.send_proxy.is_some();
         if private && let Some(kept) = self.clients.get_mut(exchange.client).and_then(|client| client.kept.take()) {
             let place = self.upstreams.get(kept).and_then(|upstream| upstream.place);
-            exchange.times.connect_us = self.cx.clock.now_us;
+            (exchange.times.connect_us, exchange.times.connected_us) = (self.cx.clock.now_us, 0);
             if let Some(place) = place.filter(|place| place.group() == pool && !exchange.fresh_only)
                 && reuse((kept, place), &mut self.upstreams, key, exchange, &mut self.cx)
             {
@@ -119,7 +120,7 @@ impl Worker {
             exchange.place = Some(place);
             exchange.gone_server = None;
             exchange.attempts += 1;
-            exchange.times.connect_us = self.cx.clock.now_us;
+            (exchange.times.connect_us, exchange.times.connected_us) = (self.cx.clock.now_us, 0);
             while !exchange.fresh_only && !private {
                 let Some(idle) = self.cx.pools.take_idle(place) else { break };
                 if reuse((idle, place), &mut self.upstreams, key, exchange, &mut self.cx) {
@@ -145,6 +146,9 @@ impl Worker {
                         return Err(Step::Reply(Problem::new(503, "the worker has no room for a connection")));
                     };
                     exchange.upstream = Some(upstream);
+                    if connecting.done {
+                        exchange.times.connected_us = self.cx.clock.now_us;
+                    }
                     self.cx.pools.began(place);
                     return Ok(());
                 }
@@ -167,12 +171,14 @@ impl Worker {
                     {
                         exchange.passed_over += 1;
                     }
-                    exchange.last_problem = Some(UNREACHABLE);
-                    self.cx.pools.failed(place, &io::Error::from(errno), self.cx.clock.now_ms);
+                    let problem = Problem::unreachable(errno);
+                    exchange.last_problem = Some(problem);
+                    self.cx.pools.failed(place, &problem.reason, self.cx.clock.now_ms);
                 }
             }
         }
-        Err(Step::Reply(exchange.last_problem.unwrap_or(NO_SERVER)))
+        let nobody = if self.cx.pools.is_full(pool) { FULL } else { NO_SERVER };
+        Err(Step::Reply(exchange.last_problem.unwrap_or(nobody)))
     }
 
     /// The server's connection failed: runs the request again where that is allowed.
@@ -347,12 +353,9 @@ impl Worker {
         }
     }
 
-    /// Turns the exchange into a relay of bytes, after a 101, or a 200 to CONNECT. The latter is logged at its end.
+    /// Turns the exchange into a relay of bytes, after a 101, or a 200 to CONNECT. It is logged at its end.
     fn begin_tunnel(&mut self, key: Key<Exchange>) {
-        let forward = self.exchanges.get(key).and_then(|exchange| exchange.forward.as_ref());
-        if !forward.is_some_and(|forward| forward.is_tunnel()) {
-            self.log_exchange(key);
-        }
+        let opened = self.opened(key);
         let Some(mut exchange) = self.exchanges.remove(key) else { return };
         self.cx.control.stats().active_requests.set(self.exchanges.len() as u64);
         let Some(upstream) = exchange.upstream else { return self.close_client(exchange.client) };
@@ -361,9 +364,29 @@ impl Worker {
         }
         let to_client = exchange.take_to_client();
         let pass = exchange.forward.as_mut().and_then(|forward| forward.take_pass());
-        let (client, end, tunnel_ms) = (exchange.client, exchange.request_end(), exchange.timeouts.tunnel_ms);
+        // Nothing but heads has been written yet, if anything has.
+        let written = self.clients.get(exchange.client).map_or(0, Client::written);
+        let tunnel = NewTunnel {
+            request_end: exchange.request_end(),
+            to_client,
+            own_bytes: exchange.head_bytes_out().saturating_sub(written),
+            tunnel_ms: exchange.timeouts.tunnel_ms,
+            pass,
+            opened,
+        };
         exchange.release(&mut self.cx);
-        self.relay_tunnel(client, upstream, end, to_client, tunnel_ms, pass);
+        self.relay_tunnel(exchange.client, upstream, tunnel);
+    }
+
+    /// What the line of a tunnel says of the request that it began as.
+    fn opened(&self, key: Key<Exchange>) -> Option<Box<Opened>> {
+        self.cx.log.as_ref()?;
+        let exchange = self.exchanges.get(key)?;
+        let client = self.clients.get(exchange.client)?;
+        let (head, address) = (exchange.head(client, &self.cx.arena), exchange.target_address());
+        let server = exchange.server_name(&self.cx.pools).or(address.as_deref());
+        let entry = exchange.log_entry(client, head, server, &self.cx.clock, self.cx.index);
+        Some(Opened::new(&entry, exchange.times.began_us))
     }
 
     fn log_exchange(&mut self, key: Key<Exchange>) {
@@ -373,13 +396,8 @@ impl Worker {
         }
         let Some(log) = &mut self.cx.log else { return };
         let Some(client) = self.clients.get(exchange.client) else { return };
-        let (start, end) = exchange.head_range();
-        let head = client.input_from(start, &self.cx.arena);
-        let head = head.get(..end - start).unwrap_or(&[]);
-        let server = exchange.place.map(|place| self.cx.pools.server(place).name.as_str());
-        let server = server.or(exchange.gone_server.as_deref());
-        let address = exchange.forward.as_ref().and_then(|forward| forward.logged().2).map(|to| to.to_string());
-        let server = server.or(address.as_deref());
+        let (head, address) = (exchange.head(client, &self.cx.arena), exchange.target_address());
+        let server = exchange.server_name(&self.cx.pools).or(address.as_deref());
         let entry = exchange.log_entry(client, head, server, &self.cx.clock, self.cx.index);
         let reason = exchange.reason.map(|reason| reason.to_string());
         log.record(&Entry { reason: reason.as_deref(), ..entry }, self.cx.clock.now_ms);
@@ -408,7 +426,6 @@ fn reuse(
     exchange.place = Some(place);
     exchange.gone_server = None;
     exchange.upstream = Some(idle);
-    exchange.times.connected_us = cx.clock.now_us;
     cx.pools.began(place);
     true
 }

@@ -23,6 +23,7 @@ use ipc::snapshot::{GroupId, Timeouts};
 use rustix::io::Errno;
 
 use crate::backend::Upstream;
+use crate::backend::connect::SystemError;
 use crate::backend::pool::{Place, PoolId};
 use crate::buffer::{Buffers, Pending};
 use crate::client::Client;
@@ -70,6 +71,12 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// No connection to the server could be made.
+    #[must_use]
+    pub const fn unreachable(errno: Errno) -> Problem {
+        Problem { status: 502, reason: Reason::Connect(errno) }
+    }
+
     /// A problem in words of ours.
     #[must_use]
     pub const fn new(status: u16, reason: &'static str) -> Problem {
@@ -90,6 +97,8 @@ pub enum Reason {
     ResponseHead(HeadError),
     /// The response's body is refused.
     ResponseBody(BodyError),
+    /// The system's answer to connecting to the server.
+    Connect(Errno),
 }
 
 impl fmt::Display for Reason {
@@ -100,6 +109,7 @@ impl fmt::Display for Reason {
             Reason::RequestBody(error) => write!(f, "request refused: {error}"),
             Reason::ResponseHead(error) => write!(f, "response refused: {error}"),
             Reason::ResponseBody(error) => write!(f, "response cut: {error}"),
+            Reason::Connect(errno) => write!(f, "could not connect to the server: {}", SystemError(*errno)),
         }
     }
 }
@@ -144,6 +154,10 @@ pub struct LogSpans {
     pub method: Option<Span>,
     /// The target as received.
     pub target: Option<Span>,
+    /// The version is known.
+    pub version: bool,
+    /// The head is whole and without a fault.
+    pub whole: bool,
     /// The host.
     pub host: Option<Span>,
 }
@@ -155,7 +169,7 @@ pub struct Times {
     pub began_us: u64,
     /// A server's connection was asked for.
     pub connect_us: u64,
-    /// It stood.
+    /// It stood; 0 for a kept one, too.
     pub connected_us: u64,
     /// The response head was received.
     pub first_us: u64,
@@ -240,6 +254,8 @@ pub struct Exchange {
     descriptor_by_ms: Option<u64>,
     /// Whether the request was understood. If not, nobody knows how much of it is still to come.
     understood: bool,
+    /// The beginning of a request over which a worker died, for the access log: nothing else may come of it.
+    pub lost: Option<Box<[u8]>>,
     /// What the last server tried led to.
     pub last_problem: Option<Problem>,
     /// What it wants of a forward listener.
@@ -367,6 +383,7 @@ impl Exchange {
     pub fn agree_to_tunnel(&mut self, head: &[u8], cx: &mut Ctx) {
         self.status = 200;
         self.times.first_us = cx.clock.now_us;
+        self.head_bytes_out += head.len() as u64;
         self.to_client.push(head, &mut cx.buffers);
     }
 

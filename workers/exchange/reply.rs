@@ -28,7 +28,7 @@ impl Exchange {
         let options = problem.status == 200 && !trace;
         let allow = [("Allow", ALLOW)];
         let authenticate = [("Proxy-Authenticate", "Basic realm=\"pointsman\", charset=\"UTF-8\"")];
-        OwnResponse {
+        let head = OwnResponse {
             status: problem.status,
             date: cx.date.http_date(cx.clock.unix_ms / 1000),
             fields: match problem.status {
@@ -43,7 +43,7 @@ impl Exchange {
             connection: self.persistence(),
         }
         .write(&mut cx.out);
-        self.head_bytes_out += cx.out.len() as u64;
+        self.head_bytes_out += head as u64;
         self.to_client.push(&cx.out, &mut cx.buffers);
         self.announce(0, client, cx);
     }

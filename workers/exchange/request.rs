@@ -1,6 +1,7 @@
 //! The request's way to the server: head first, then the body as it comes.
 
 use ipc::state::Phase;
+use rustix::io::Errno;
 
 use crate::backend::Upstream;
 use crate::client::Client;
@@ -20,6 +21,7 @@ impl Exchange {
     /// Writes the head for the server, and what has already come of the body behind it. The connection may still
     /// be on its way: the first write is tried at once all the same, since on a fast network it stands by now.
     pub fn begin_request(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Step {
+        client.note_server(self.place.map(|place| cx.pools.server(place).number), cx);
         if !self.method.is_idempotent() {
             // From here on a server may see it: a successor must not run it again.
             client.publish(Phase::Committed, cx);
@@ -65,7 +67,7 @@ impl Exchange {
                 }
                 Step::Wait
             }
-            Err(_) if upstream.connecting => Step::Retry(Failure { problem: super::wait::UNREACHABLE, sent: false }),
+            Err(errno) if upstream.connecting => not_connected(errno),
             // Nothing was taken, so nothing was seen.
             Err(_) => Step::Retry(Failure { problem: BROKEN, sent: false }),
         }
@@ -91,7 +93,7 @@ impl Exchange {
             match sent {
                 Ok(true) => {}
                 Ok(false) => return None,
-                Err(_) => return self.refused(upstream, cx),
+                Err(errno) => return self.refused(upstream, errno, cx),
             }
             if self.request_body.is_done() {
                 self.request_side = RequestSide::Sent { at_ms: cx.clock.now_ms };
@@ -134,7 +136,7 @@ impl Exchange {
             let direct = &body[fed.direct];
             match send_or_keep(&mut upstream.socket, &mut self.to_server, &cx.out, direct, &mut cx.buffers) {
                 Ok(()) => return Ok(fed.used),
-                Err(_) => return self.refused(upstream, cx).map_or(Ok(0), Err),
+                Err(errno) => return self.refused(upstream, errno, cx).map_or(Ok(0), Err),
             }
         }
         let room = self.read_room(client, cx);
@@ -164,7 +166,7 @@ impl Exchange {
         match send_or_keep(&mut upstream.socket, &mut self.to_server, &cx.out, &cx.scratch[fed.direct], &mut cx.buffers)
         {
             Ok(()) => Ok(n),
-            Err(_) => self.refused(upstream, cx).map_or(Ok(0), Err),
+            Err(errno) => self.refused(upstream, errno, cx).map_or(Ok(0), Err),
         }
     }
 
@@ -178,9 +180,9 @@ impl Exchange {
     }
 
     /// The server closed or reset its connection while the request was being sent. It may have answered before.
-    fn refused(&mut self, upstream: &Upstream, cx: &Ctx) -> Option<Step> {
+    fn refused(&mut self, upstream: &Upstream, errno: Errno, cx: &Ctx) -> Option<Step> {
         if upstream.connecting {
-            return Some(Step::Retry(Failure { problem: super::wait::UNREACHABLE, sent: false }));
+            return Some(not_connected(errno));
         }
         self.request_side = RequestSide::Refused { at_ms: cx.clock.now_ms };
         self.server_keep_alive = false;
@@ -212,6 +214,11 @@ impl Exchange {
     pub(super) fn failed(&self, problem: Problem) -> Step {
         if self.is_unanswered() { Step::Reply(problem) } else { Step::Cut(problem.reason) }
     }
+}
+
+/// The connection could not be made, so that nothing was seen of the request.
+fn not_connected(errno: Errno) -> Step {
+    Step::Retry(Failure { problem: Problem::unreachable(errno), sent: false })
 }
 
 fn body_problem(error: BodyError) -> Problem {

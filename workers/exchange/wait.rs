@@ -13,9 +13,6 @@ use crate::io::socket::Socket;
 /// How long a client may be left unwatched while its request is served.
 const UNWATCHED_MS: u64 = 1000;
 
-/// No connection to the server could be made.
-pub(super) const UNREACHABLE: Problem = Problem::new(502, "could not connect to the server");
-
 /// What is waited for from one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Waiting {

@@ -208,7 +208,7 @@ impl Worker {
     pub(crate) fn attach_origin(&mut self, key: Key<Exchange>) -> Result<(), Step> {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Err(Step::Wait) };
         exchange.attempts += 1;
-        exchange.times.connect_us = self.cx.clock.now_us;
+        (exchange.times.connect_us, exchange.times.connected_us) = (self.cx.clock.now_us, 0);
         let (client, method, fresh_only) = (exchange.client, exchange.method, exchange.fresh_only);
         let Some(forwarding) = &mut exchange.forward else { return Err(Step::Wait) };
         if let Some(pass) = forwarding.pass.take() {
@@ -259,12 +259,15 @@ impl Worker {
         match dialed {
             Ok(Reached { upstream, pass }) => {
                 let tunnel = forwarding.tunnel;
-                exchange.times.connected_us = pass.connected_us;
+                let connected_us = pass.connected_us;
                 forwarding.pass = Some(pass);
                 exchange.upstream = Some(upstream);
                 if let Some(connection) = self.upstreams.get_mut(upstream) {
                     connection.reused = connection.state == crate::backend::UpstreamState::Idle;
                     connection.state = crate::backend::UpstreamState::Exchange(key);
+                    if !connection.reused {
+                        exchange.times.connected_us = connected_us;
+                    }
                 }
                 if tunnel {
                     exchange.agree_to_tunnel(ESTABLISHED, &mut self.cx);
@@ -338,12 +341,6 @@ impl Forwarding {
     /// What becomes the tunnel's.
     pub(crate) fn take_pass(&mut self) -> Option<Box<Pass>> {
         self.pass.take()
-    }
-
-    /// Whether it is CONNECT.
-    #[must_use]
-    pub fn is_tunnel(&self) -> bool {
-        self.tunnel
     }
 }
 

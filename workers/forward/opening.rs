@@ -26,6 +26,7 @@ use crate::io::socket::Io;
 use crate::proto::dynamic::{self, Answer, ErrorCode};
 use crate::proto::endpoint::Endpoint;
 use crate::proto::socks::{self, Event, Outcome, Socks5};
+use crate::relay::NewTunnel;
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -397,7 +398,9 @@ impl Worker {
         let tunnel_ms = self.cx.site.snapshot.listeners[usize::from(client.listener)].timeouts.tunnel_ms;
         let mut to_client = Pending::default();
         to_client.push(&welcome, &mut self.cx.buffers);
-        self.relay_tunnel(opening.client, upstream, end, to_client, tunnel_ms, Some(pass));
+        let own_bytes = welcome.len() as u64;
+        let tunnel = NewTunnel { request_end: end, to_client, own_bytes, tunnel_ms, pass: Some(pass), opened: None };
+        self.relay_tunnel(opening.client, upstream, tunnel);
     }
 
     /// The client's time limit has passed.

@@ -2,6 +2,7 @@
 
 pub mod dynamic;
 pub mod endpoint;
+pub mod foreign;
 pub mod h1;
 pub mod path;
 pub mod proxy_header;

@@ -17,9 +17,13 @@ use crate::forward::Pass;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
 use crate::relay::flow::Flow;
+use crate::relay::line::Opened;
 use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
+
+const NO_SERVER: &str = "no server of the group can take the connection";
+const FULL: &str = "the group's servers have as many connections as max_per_server allows";
 
 impl Relay {
     fn new(client: Key<Client>, tunnel_ms: u32, now_us: u64) -> Relay {
@@ -32,6 +36,7 @@ impl Relay {
             send_proxy: None,
             tried: Vec::new(),
             passed_over: 0,
+            last_failure: None,
             connect_ms: 0,
             tunnel_ms,
             to_server: Flow::default(),
@@ -45,8 +50,28 @@ impl Relay {
             look_again: false,
             tcp: false,
             pass: None,
+            opened: None,
+            own_bytes: 0,
+            adopted: false,
         }
     }
+}
+
+/// What a tunnel begins with, besides its connections.
+#[derive(Debug)]
+pub(crate) struct NewTunnel {
+    /// Where what follows the request lies in the client's slot.
+    pub(crate) request_end: usize,
+    /// What the client gets first,
+    pub(crate) to_client: Pending,
+    /// of which so many bytes are no part of the tunnel.
+    pub(crate) own_bytes: u64,
+    /// How long nothing may move.
+    pub(crate) tunnel_ms: u32,
+    /// On a forward listener, what was allowed.
+    pub(crate) pass: Option<Box<Pass>>,
+    /// What is logged of the request that it was.
+    pub(crate) opened: Option<Box<Opened>>,
 }
 
 impl Worker {
@@ -70,27 +95,19 @@ impl Worker {
 
     /// Goes on with two connections that an exchange has upgraded. Until the master has the server's connection
     /// nothing moves, so that up to then a successor would simply run the request again.
-    pub(crate) fn relay_tunnel(
-        &mut self,
-        client: Key<Client>,
-        upstream: Key<Upstream>,
-        request_end: usize,
-        to_client: Pending,
-        tunnel_ms: u32,
-        pass: Option<Box<Pass>>,
-    ) {
+    pub(crate) fn relay_tunnel(&mut self, client: Key<Client>, upstream: Key<Upstream>, tunnel: NewTunnel) {
         let (Some(connection), Some(server)) = (self.clients.get_mut(client), self.upstreams.get_mut(upstream)) else {
             return self.close_client(client);
         };
         let mut early = Pending::default();
-        early.push(connection.input_from(request_end, &self.cx.arena), &mut self.cx.buffers);
-        let mut relay = Relay::new(client, tunnel_ms, self.cx.clock.now_us);
+        early.push(connection.input_from(tunnel.request_end, &self.cx.arena), &mut self.cx.buffers);
+        let mut relay = Relay::new(client, tunnel.tunnel_ms, self.cx.clock.now_us);
+        (relay.pass, relay.opened, relay.own_bytes) = (tunnel.pass, tunnel.opened, tunnel.own_bytes);
         relay.upstream = Some(upstream);
         relay.place = server.place;
         relay.pool = server.place.map(Place::group);
-        relay.pass = pass;
         relay.to_server.early = early;
-        relay.to_client.early = to_client;
+        relay.to_client.early = tunnel.to_client;
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
         self.cx.watch(&mut connection.socket, Owner::Client(client));
@@ -117,7 +134,7 @@ impl Worker {
         let timeouts = listener.timeouts.with(&over.unwrap_or_default());
         let tcp = listener.mode == ipc::snapshot::Mode::Tcp;
         let mut relay = Relay::new(client, timeouts.tunnel_ms, self.cx.clock.now_us);
-        (relay.place, relay.pool, relay.tcp) = (place, pool, tcp);
+        (relay.place, relay.pool, relay.tcp, relay.adopted) = (place, pool, tcp, true);
         let forward = listener.forward.as_ref();
         (relay.begun, relay.handed_over) = (true, connection.protected);
         let mut fds = rest.into_iter();
@@ -139,6 +156,9 @@ impl Worker {
                 Ok((pipe, 0)) => self.cx.pipes.discard(pipe),
                 Err(errno) => warn!("what came as a pipe of a former worker is none: {errno}"),
             }
+        }
+        if self.cx.log.is_some() {
+            relay.count_former(connection);
         }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
@@ -187,7 +207,8 @@ impl Worker {
                 // None of the server's doing.
                 Err(errno) if is_shortage(errno) => {
                     if made_room || self.free_descriptors(room::BATCH) == 0 {
-                        break;
+                        return self
+                            .end_relay(key, Some(Reason::Text("the worker has no descriptor for a connection")));
                     }
                     made_room = true;
                     relay = match self.relays.get_mut(key) {
@@ -204,7 +225,8 @@ impl Worker {
                     {
                         relay.passed_over += 1;
                     }
-                    self.cx.pools.failed(place, &std::io::Error::from(errno), now_ms);
+                    relay.last_failure = Some(Reason::Connect(errno));
+                    self.cx.pools.failed(place, &Reason::Connect(errno), now_ms);
                     continue;
                 }
             };
@@ -233,12 +255,14 @@ impl Worker {
             }
             return;
         }
-        self.end_relay(key, Some(Reason::Text("no server of the group could be connected to")));
+        let nobody = if self.cx.pools.is_full(pool) { FULL } else { NO_SERVER };
+        let last = self.relays.get(key).and_then(|relay| relay.last_failure);
+        self.end_relay(key, Some(last.unwrap_or(Reason::Text(nobody))));
     }
 
     fn relay_connected(&mut self, key: Key<Relay>) {
         if !self.introduce_client(key) {
-            return self.relay_connect_failed(key, &"it did not take the PROXY header");
+            return self.relay_connect_failed(key, Reason::Text("the server did not take the PROXY header"));
         }
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.connected_us = self.cx.clock.now_us;
@@ -266,12 +290,13 @@ impl Worker {
     }
 
     /// The connection to the server failed or took too long: the next one.
-    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: &dyn std::fmt::Display) {
+    pub(crate) fn relay_connect_failed(&mut self, key: Key<Relay>, why: Reason) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let place = relay.place;
         relay.tried.push(place.map_or(GONE, Place::server));
+        relay.last_failure = Some(why);
         if let Some(place) = place {
-            self.cx.pools.failed(place, why, self.cx.clock.now_ms);
+            self.cx.pools.failed(place, &why, self.cx.clock.now_ms);
         }
         if let Some(upstream) = relay.upstream.take() {
             if let Some(place) = place {
@@ -292,7 +317,7 @@ impl Worker {
         if connection.socket.is_gone()
             && let Some(errno) = connection.socket.take_error()
         {
-            self.relay_connect_failed(key, &std::io::Error::from(errno));
+            self.relay_connect_failed(key, Reason::Connect(errno));
         } else if connection.socket.is_writable() {
             self.relay_connected(key);
         }

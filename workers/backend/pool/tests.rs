@@ -297,6 +297,59 @@ fn a_server_that_flaps_is_in_the_log_once_in_ten_seconds() {
 }
 
 #[test]
+fn first_failures_are_in_the_log_once_a_second() {
+    let mut said = Said::default();
+    let told: Vec<_> =
+        (0..2500).step_by(100).filter_map(|now_ms| said.failed(now_ms).map(|left_out| (now_ms, left_out))).collect();
+    assert_eq!(told, [(0, 0), (1000, 9), (2000, 9)]);
+    assert_eq!(said.ejected(2500), Some(0), "ejections are told by their own measure");
+}
+
+#[test]
+fn the_log_says_what_a_first_failure_means() {
+    let with = |failures, servers: &[(u64, u16)]| {
+        let mut snapshot = site(Balance::RoundRobin, 1, &[(0, servers.to_vec())]).snapshot.clone();
+        snapshot.groups[0].health.failures = failures;
+        let pools = fresh(&Rc::new(Site::new(snapshot, 32768)), 1);
+        pools.first_failure(pools.find(1).unwrap(), u32::from(failures == 3) * 4, &"no")
+    };
+    assert_eq!(
+        with(3, &[(1, 1), (2, 1)]),
+        "backends.group-0: server-1 failed (4 times more, with successes between, since this was last said): no; that \
+         is 1 of 3 failures in a row after which it is passed over"
+    );
+    assert_eq!(
+        with(2, &[(1, 1)]),
+        "backends.group-0: server-1 failed: no; that is 1 of 2 failures in a row; requests still go there, since the \
+         group has no other server"
+    );
+    assert_eq!(
+        with(0, &[(1, 1)]),
+        "backends.group-0: server-1 failed: no; requests still go there, since health.failures is 0"
+    );
+}
+
+#[test]
+fn only_the_first_failure_after_a_success_is_news() {
+    let mut snapshot = site(Balance::RoundRobin, 1, &[(0, vec![(1, 1), (2, 1)])]).snapshot.clone();
+    for failures in [0, 3] {
+        snapshot.groups[0].health.failures = failures;
+        let mut pools = fresh(&Rc::new(Site::new(snapshot.clone(), 32768)), 1);
+        let place = pools.find(1).unwrap();
+        let mut news = |fails: bool| {
+            if fails {
+                pools.failed(place, &"no", 0)
+            } else {
+                pools.succeeded(place)
+            }
+            fails && pools.balance(place).has_just_failed(place.server())
+        };
+        let seen = [true, true, false, true, true, true, true].map(&mut news);
+        assert_eq!(seen, [true, false, false, true, false, false, false]);
+    }
+}
+
+#[test]
 fn the_log_does_not_speak_of_other_servers_where_there_are_none() {
     let ejected = Ejected { for_ms: 500, failures: 3 };
     let two = fresh(&site(Balance::RoundRobin, 1, &[(0, vec![(1, 1), (2, 1)])]), 1);

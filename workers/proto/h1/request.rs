@@ -36,7 +36,9 @@ impl BodyFraming {
 
 /// A parsed request head. Reusable: its memory is kept from one parse to the next.
 ///
-/// Everything is valid only after `parse` returned `Ok(Some(_))`, and only with the same bytes.
+/// Everything is valid only after `parse` returned `Ok(Some(_))`, and only with the same bytes. After any other verdict
+/// the method's name, the target's text, `has_line` and `host` are what was understood until then, for logs; what was
+/// not is empty.
 #[derive(Debug, Clone, Default)]
 pub struct RequestHead {
     /// The method.
@@ -47,6 +49,8 @@ pub struct RequestHead {
     pub target: Target,
     /// The version.
     pub version: Version,
+    /// The whole request line was understood.
+    pub has_line: bool,
     /// The effective authority, host and port: the target's, else Host's. `None` only for HTTP/1.0 without Host.
     pub host: Option<Span>,
     /// The host of that without port and final dot, as received (not in lower case); an IPv6 literal keeps its
@@ -130,6 +134,7 @@ impl RequestHead {
 
     fn reset(&mut self) {
         self.method = Method::Other;
+        (self.method_text, self.target, self.has_line) = (Span::default(), Target::default(), false);
         self.fields.clear();
         self.options.clear();
         (self.host, self.host_name) = (None, None);
@@ -177,11 +182,14 @@ impl RequestHead {
             b'\n' => return Err(HeadError::BareLf { line: 1 }),
             byte => return Err(HeadError::TargetByte { byte }),
         }
+        self.target.text = Span::new(begin, at);
         let (target, authority) = target::target(bytes, begin, at, bits, self.method)?;
         self.target = target;
+        self.host = authority.as_ref().map(|authority| authority.text);
         match version(bytes, at + 1)? {
             Some((version, next)) => {
                 self.version = version;
+                self.has_line = true;
                 Ok(Some(Start { authority, next }))
             }
             None => Ok(None),
@@ -233,6 +241,7 @@ impl RequestHead {
                 let found = host::authority(bytes, field.value.start as usize, field.value.end as usize)
                     .map_err(|fault| HeadError::Host { line, fault })?;
                 self.same_authority(bytes, &found, start, line)?;
+                self.host = self.host.or(Some(found.text));
                 seen.host = Some(found);
             }
             FieldName::ContentLength => framing.take_length(value, line)?,

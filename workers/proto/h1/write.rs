@@ -145,8 +145,9 @@ impl<'a> OwnResponse<'a> {
         }
     }
 
-    /// Writes head and content.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    /// Writes head and content; gives how many bytes of it are head.
+    pub fn write(&self, out: &mut Vec<u8>) -> usize {
+        let begin = out.len();
         let reason = reason(self.status).as_bytes();
         status_line(out, self.status, reason);
         field(out, b"Date", self.date);
@@ -160,8 +161,9 @@ impl<'a> OwnResponse<'a> {
         }
         self.connection.write(out);
         out.extend_from_slice(b"\r\n");
+        let head = out.len() - begin;
         if self.head || self.status == 204 || self.status == 304 {
-            return;
+            return head;
         }
         match self.body {
             Some(body) => out.extend_from_slice(body),
@@ -172,6 +174,7 @@ impl<'a> OwnResponse<'a> {
                 out.push(b'\n');
             }
         }
+        head
     }
 }
 

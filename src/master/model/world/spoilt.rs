@@ -20,7 +20,7 @@ impl World {
         let tables = self.known_workers().flat_map(|worker| worker.table.entries().map(|entry| entry.2));
         tables.chain(&self.masters[0].master.homeless).filter_map(|connection| match &connection.task {
             Task::Resume(bytes) => Some(bytes),
-            Task::Serve | Task::Fail | Task::Refuse | Task::Relay { .. } => None,
+            Task::Serve | Task::Fail(_) | Task::Refuse | Task::Relay { .. } => None,
         })
     }
 

@@ -1,7 +1,7 @@
 //! Requests that are refused, and how.
 
 use super::*;
-use crate::proto::h1::head::{HostFault, LengthFault};
+use crate::proto::h1::head::{HostFault, LengthFault, Span};
 
 use HeadError as E;
 
@@ -501,4 +501,28 @@ fn limits() {
         parse(&[b"GET / HTTP/1.1\nHost: a\r\nX: ".as_slice(), &b"a".repeat(5000)].concat()),
         Err(E::BareLf { line: 1 })
     );
+}
+
+#[test]
+fn what_was_understood_before_a_fault_is_known_and_nothing_of_the_head_before() {
+    let mut head = RequestHead::default();
+    for (raw, method, target, has_line, host) in [
+        (&b"PUT http://t.test/a HTTP/1.1\r\nHost: t.test\r\nX y: z\r\n"[..], "PUT", "http://t.test/a", true, "t.test"),
+        (b"GET /b HTTP/1.0\r\nHost: a:81\r\nHost: b\r\n\r\n", "GET", "/b", true, "a:81"),
+        (b"GET /c HTTP/1.1\r\nX: y\r\nContent-Length: x\r\n", "GET", "/c", true, ""),
+        (b"GET /d HTTP/2.0\r\n\r\n", "GET", "/d", false, ""),
+        (b"GET /%zz HTTP/1.1\r\n\r\n", "GET", "/%zz", false, ""),
+        (b"GET /\"e", "GET", "", false, ""),
+        (b"GE\x01T", "", "", false, ""),
+        (b"GET /f HTTP/1.1\r\nHost: a\r\nUnfinished: ", "GET", "/f", true, "a"),
+        (b"", "", "", false, ""),
+    ] {
+        assert!(!matches!(head.parse(raw, &LIMITS), Ok(Some(_))), "{}", show(raw));
+        let of = |span: Span| String::from_utf8_lossy(span.of(raw)).into_owned();
+        let understood = (of(head.method_text), of(head.target.text), of(head.host.unwrap_or_default()));
+        assert_eq!(understood, (method.to_owned(), target.to_owned(), host.to_owned()), "{}", show(raw));
+        assert_eq!((head.has_line, head.len), (has_line, 0), "{}", show(raw));
+        // A whole one between.
+        assert!(head.parse(b"POST /other HTTP/1.1\r\nHost: other\r\n\r\n", &LIMITS).is_ok());
+    }
 }
