@@ -161,7 +161,9 @@ fn a_request_that_becomes_a_tunnel_is_logged_with_its_target() {
     client.wire.begin();
     assert_eq!(client.wire.take(5).unwrap(), b"hello");
     drop(client);
-    let lines = log(&proxy, 2);
-    let tunnel = lines.iter().find(|line| line["bytes_in"] == 5).unwrap_or_else(|| panic!("{lines:?}"));
-    assert_eq!((tunnel["target"].as_str(), tunnel["rule"].as_str()), (Some(target.as_str()), Some("t:1")));
+    let lines = log(&proxy, 1);
+    let tunnel = &lines[0];
+    assert_eq!((tunnel["bytes_in"].as_u64(), tunnel["status"].as_u64()), (Some(5), Some(101)));
+    let url = format!("http://{target}/ws");
+    assert_eq!((tunnel["target"].as_str(), tunnel["rule"].as_str()), (Some(url.as_str()), Some("t:1")));
 }
