@@ -41,6 +41,7 @@ use crate::supervise::{Equipment, Seat, Shared, Worker};
 use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
+mod deaths;
 mod lifecycle;
 #[cfg(test)]
 mod model;
