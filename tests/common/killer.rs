@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::proxy::{Proxy, alive};
+use super::processes::alive;
+use super::proxy::Proxy;
 use super::rng::Rng;
 use super::{dawdle, wait_until};
 

@@ -5,11 +5,13 @@
 
 pub mod backend;
 pub mod client;
+pub mod conf;
 pub mod descriptors;
 pub mod dns;
 pub mod h1;
 pub mod killer;
 pub mod load;
+pub mod processes;
 pub mod proxy;
 pub mod rng;
 pub mod streams;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::processes::{alive, children, is_worker};
 use super::{DEADLINE, TempDir, wait_for};
 
 /// Where the proxy listens.
@@ -597,130 +598,5 @@ impl Drop for Proxy {
             }
             self.check_end(None);
         }
-    }
-}
-
-/// Whether the process is still one of ours: numbers are used again.
-fn is_worker(pid: Pid) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"master\0worker\0"))
-}
-
-/// Waits until none of these processes is left.
-#[track_caller]
-pub fn wait_gone(pids: &[Pid]) {
-    wait_for(&format!("{pids:?} end"), || pids.iter().all(|&pid| !alive(pid)).then_some(()));
-}
-
-/// The direct children of a process.
-pub fn children(pid: Pid) -> Vec<Pid> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
-}
-
-/// Kills every worker and waits until others have taken their places.
-pub fn replace_all(proxy: &mut Proxy, count: usize) {
-    let old = proxy.workers();
-    kill_all(proxy);
-    super::wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
-    proxy.wait_for_workers(count);
-}
-
-/// Kills every worker at once. They are stopped first: what the master passes from one that is dead to one that is
-/// about to be must not count as a second death over the same request.
-pub fn kill_all(proxy: &Proxy) {
-    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-        for worker in proxy.workers() {
-            kill(worker, signal).unwrap();
-        }
-    }
-}
-
-/// Whether the process runs; one that has ended and waits to be reaped does not.
-pub fn alive(pid: Pid) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
-}
-
-/// A configuration put together from its parts.
-#[derive(Debug, Default)]
-pub struct Conf {
-    top: String,
-    listen: String,
-    group: String,
-    tables: String,
-    servers: Vec<String>,
-    unrouted: bool,
-}
-
-impl Conf {
-    /// One HTTP listener, one group `web` of these servers.
-    pub fn http(servers: &[SocketAddr]) -> Conf {
-        let servers = servers.iter().map(|server| format!("\"{server}\"")).collect();
-        Conf { servers, ..Conf::default() }
-    }
-
-    /// One TCP listener, one group `web` of these servers.
-    pub fn tcp(servers: &[SocketAddr]) -> Conf {
-        let mut conf = Conf::http(servers).listen("mode = \"tcp\"").listen("to = \"web\"");
-        conf.unrouted = true;
-        conf
-    }
-
-    /// Leaves out the route that takes everything; [`Conf::tables`] gives others.
-    pub fn unrouted(mut self) -> Conf {
-        self.unrouted = true;
-        self
-    }
-
-    /// Another server of the group, as TOML.
-    pub fn server(mut self, toml: String) -> Conf {
-        self.servers.push(toml);
-        self
-    }
-
-    /// A line at the top level.
-    pub fn top(mut self, line: &str) -> Conf {
-        self.top += &format!("{line}\n");
-        self
-    }
-
-    /// A line of the listener.
-    pub fn listen(mut self, line: &str) -> Conf {
-        self.listen += &format!("{line}\n");
-        self
-    }
-
-    /// A line of the group.
-    pub fn group(mut self, line: &str) -> Conf {
-        self.group += &format!("{line}\n");
-        self
-    }
-
-    /// Further tables.
-    pub fn tables(mut self, text: &str) -> Conf {
-        self.tables += &format!("{text}\n");
-        self
-    }
-
-    pub fn text(&self) -> String {
-        let route = if self.unrouted { "" } else { "[[route]]\nto = \"web\"\n" };
-        let bind = if self.listen.contains("bind") { "" } else { "bind = \"127.0.0.1:0\"\n" };
-        format!(
-            "{}[[listen]]\n{bind}{}\n{route}[backends.web]\nservers = [{}]\n{}\n{}",
-            self.top,
-            self.listen,
-            self.servers.join(", "),
-            self.group,
-            self.tables
-        )
-    }
-
-    pub fn launch(&self) -> Launch {
-        Launch::config(&self.text())
-    }
-
-    #[track_caller]
-    pub fn start(&self) -> Proxy {
-        self.launch().start()
     }
 }

@@ -4,7 +4,9 @@ use nix::unistd::Pid;
 
 use super::backend::Backend;
 use super::client::Client;
-use super::proxy::{Conf, Proxy, wait_gone};
+use super::conf::Conf;
+use super::processes::wait_gone;
+use super::proxy::Proxy;
 use super::wait_until;
 
 /// Kills the master, starts another, and waits until that has passed on everything.

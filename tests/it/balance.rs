@@ -5,7 +5,8 @@ use std::thread;
 
 use crate::common::backend::{Backend, Refusing};
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Addr, Conf, Launch, Proxy};
+use crate::common::conf::Conf;
+use crate::common::proxy::{Addr, Launch, Proxy};
 use crate::common::wait_until;
 
 fn named(names: &[&str]) -> Vec<Backend> {

@@ -3,7 +3,9 @@
 
 use crate::common::backend::Backend;
 use crate::common::client::Client;
-use crate::common::proxy::{Conf, Proxy, wait_gone};
+use crate::common::conf::Conf;
+use crate::common::processes::wait_gone;
+use crate::common::proxy::Proxy;
 
 /// Kills the master and starts another.
 fn replace(mut proxy: Proxy) -> Proxy {

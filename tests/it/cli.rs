@@ -7,7 +7,8 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Conf, Launch};
+use crate::common::conf::Conf;
+use crate::common::proxy::Launch;
 use crate::common::{TempDir, wait_for, wait_until};
 
 /// Runs the binary with these arguments only.

@@ -1,8 +1,10 @@
 //! Byte relays whose worker is killed: they go on, byte-exact, half-closed ones included.
 
 use crate::common::backend::Backend;
+use crate::common::conf::Conf;
 use crate::common::h1::Broken;
-use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all, replace_all};
+use crate::common::processes::{alive, kill_all, replace_all};
+use crate::common::proxy::{Launch, Proxy};
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;

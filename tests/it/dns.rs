@@ -6,8 +6,10 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, get};
+use crate::common::conf::Conf;
 use crate::common::dns::{Manner, NameServer};
-use crate::common::proxy::{Addr, Conf, Proxy, wait_gone};
+use crate::common::processes::wait_gone;
+use crate::common::proxy::{Addr, Proxy};
 use crate::common::{wait_for, wait_until};
 
 /// HTTP backends on 127.0.0.1, 127.0.0.2 and so on, all on the same port, each of which answers with its address.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::{Backend, Refusing, Unanswering};
 use crate::common::client::{Client, End};
-use crate::common::proxy::kill_all;
+use crate::common::processes::kill_all;
 use crate::common::wait_until;
 use crate::forward::{
     LOOPBACK, connect, echo, guarded, launch, log, open, read_exactly, read_line, socks5_request, stream,

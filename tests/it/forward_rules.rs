@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End};
 use crate::common::dns::{Manner, NameServer};
-use crate::common::proxy::{Launch, Proxy, kill_all};
+use crate::common::processes::kill_all;
+use crate::common::proxy::{Launch, Proxy};
 use crate::common::{pattern_bytes, wait_until};
 use crate::forward::{LOOPBACK, connect, echo, guarded, hash, launch, log, open, try_connect};
 

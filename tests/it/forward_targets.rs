@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use crate::common::backend::Backend;
 use crate::common::client::Client;
 use crate::common::dns::NameServer;
-use crate::common::proxy::{Launch, Proxy, replace_all, wait_gone};
+use crate::common::processes::{replace_all, wait_gone};
+use crate::common::proxy::{Launch, Proxy};
 use crate::forward::{LOOPBACK, connect, launch, log, read_exactly, read_line, stream, try_connect};
 
 /// Asks for tunnels to these, which must be refused because they are the proxy's own; `lines` are those of the log.

@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::get;
-use crate::common::proxy::{Proxy, alive, wait_gone};
+use crate::common::processes::{alive, wait_gone};
+use crate::common::proxy::Proxy;
 use crate::common::succession::{Crowd, conf};
 use crate::common::wait_until;
 

@@ -11,7 +11,8 @@ use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End, get};
-use crate::common::proxy::{Conf, Launch, Proxy};
+use crate::common::conf::Conf;
+use crate::common::proxy::{Launch, Proxy};
 use crate::common::{dawdle, wait_until};
 
 /// The warnings of the log that have all of `parts`.

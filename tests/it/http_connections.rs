@@ -6,8 +6,9 @@ use std::thread;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End, get};
+use crate::common::conf::Conf;
 use crate::common::h1::Framing;
-use crate::common::proxy::{Conf, Launch};
+use crate::common::proxy::Launch;
 use crate::common::wait_until;
 
 #[test]

@@ -2,8 +2,9 @@
 
 use crate::common::backend::{Act, Backend, Refusing, Unanswering};
 use crate::common::client::{Client, End};
+use crate::common::conf::Conf;
 use crate::common::h1::Response;
-use crate::common::proxy::{Conf, Launch};
+use crate::common::proxy::Launch;
 use crate::common::wait_until;
 
 /// What every answer of the proxy's own has.

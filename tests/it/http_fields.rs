@@ -2,7 +2,8 @@
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Conf, Launch};
+use crate::common::conf::Conf;
+use crate::common::proxy::Launch;
 
 #[test]
 fn hop_by_hop_fields_go_no_further() {

@@ -9,7 +9,7 @@ mod rows;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End, get};
-use crate::common::proxy::Conf;
+use crate::common::conf::Conf;
 use crate::common::wait_until;
 use crate::http_strict::bench::Over;
 use bench::{Bench, GET_1_0, Row, chunked, ok};

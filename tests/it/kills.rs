@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::Backend;
 use crate::common::client::Client;
+use crate::common::conf::Conf;
 use crate::common::dawdle;
 use crate::common::killer::Killer;
-use crate::common::proxy::{Addr, Conf, Proxy};
+use crate::common::proxy::{Addr, Proxy};
 use crate::common::rng::{Rng, Seed};
 use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
 use crate::common::traffic::server::{self, Ledger, What};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::{Act, Backend};
 use crate::common::client::{Client, get};
-use crate::common::proxy::Conf;
+use crate::common::conf::Conf;
 use crate::common::{dawdle, wait_for, wait_until};
 
 #[test]

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::common::backend::{Backend, Refusing};
 use crate::common::client::{Client, get};
-use crate::common::proxy::Conf;
+use crate::common::conf::Conf;
 use crate::logs::{json, logging};
 
 const REFUSED: &str = "could not connect to the server: Connection refused";

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::common::backend::{Act, Backend};
 use crate::common::client::Client;
-use crate::common::proxy::{Proxy, alive, replace_all};
+use crate::common::processes::{alive, replace_all};
+use crate::common::proxy::Proxy;
 use crate::common::wait_until;
 use crate::logs::{json, logging};
 

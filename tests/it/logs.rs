@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::common::backend::{Act, Backend, Refusing, response};
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Conf, Launch, Proxy};
+use crate::common::conf::Conf;
+use crate::common::proxy::{Launch, Proxy};
 use crate::common::{wait_for, wait_until};
 
 pub fn logging(format: &str, backends: &[std::net::SocketAddr]) -> Conf {

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::Client;
-use crate::common::proxy::{Conf, wait_gone};
+use crate::common::conf::Conf;
+use crate::common::processes::wait_gone;
 use crate::common::rng::{Rng, Seed};
 use crate::common::{DEADLINE, wait_until};
 

@@ -9,8 +9,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
+use crate::common::conf::Conf;
 use crate::common::dns::NameServer;
-use crate::common::proxy::Conf;
 use crate::common::{need_packages, run};
 use crate::forward::{connect, echo, launch};
 

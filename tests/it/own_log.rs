@@ -9,7 +9,8 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Addr, children};
+use crate::common::processes::children;
+use crate::common::proxy::Addr;
 use crate::common::wait_until;
 
 #[test]

@@ -10,7 +10,8 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Conf, Proxy};
+use crate::common::conf::Conf;
+use crate::common::proxy::Proxy;
 use crate::common::wait_until;
 
 /// How many connections each worker has, by `master status`.

@@ -7,7 +7,9 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Act, Backend};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Conf, Proxy, alive, kill_all};
+use crate::common::conf::Conf;
+use crate::common::processes::{alive, kill_all};
+use crate::common::proxy::Proxy;
 use crate::common::streams::{tunnel, upgrading};
 use crate::common::{wait_for, wait_until};
 

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End};
+use crate::common::conf::Conf;
 use crate::common::h1::Response;
-use crate::common::proxy::{Conf, Launch, Proxy};
+use crate::common::proxy::{Launch, Proxy};
 use crate::common::{dawdle, wait_for};
 
 pub(crate) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";

@@ -4,7 +4,8 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Addr, alive, replace_all};
+use crate::common::processes::{alive, replace_all};
+use crate::common::proxy::Addr;
 use crate::common::wait_until;
 use crate::proxy_protocol::{REQUEST, V1, behind, mirror, says, tcp_behind, v2};
 

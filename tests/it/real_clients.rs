@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::common::backend::Backend;
-use crate::common::proxy::{Conf, Launch};
+use crate::common::conf::Conf;
+use crate::common::proxy::Launch;
 use crate::common::{TempDir, need_packages, pattern_bytes, run, wait_until};
 
 /// A child process that ends with its test.

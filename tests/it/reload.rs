@@ -9,8 +9,9 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 
 use crate::common::client::{Client, End, get};
+use crate::common::conf::Conf;
 use crate::common::load::Load;
-use crate::common::proxy::{Addr, Conf, Launch, Proxy};
+use crate::common::proxy::{Addr, Launch, Proxy};
 use crate::common::{check_pattern, pattern_bytes, stderr, stdout, wait_for, wait_until};
 
 const MARK: &str = "configuration not reloaded";

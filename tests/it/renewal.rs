@@ -9,8 +9,10 @@ use nix::unistd::{Pid, geteuid};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::Client;
+use crate::common::conf::Conf;
 use crate::common::load::Load;
-use crate::common::proxy::{Conf, Proxy, alive, wait_gone};
+use crate::common::processes::{alive, wait_gone};
+use crate::common::proxy::Proxy;
 use crate::common::rng::{Rng, Seed};
 use crate::common::streams::{tunnel, upgrading};
 use crate::common::{wait_for, wait_until};

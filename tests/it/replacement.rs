@@ -14,8 +14,10 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, End, get};
+use crate::common::conf::Conf;
 use crate::common::load::Load;
-use crate::common::proxy::{Conf, Proxy, alive, children, wait_gone};
+use crate::common::processes::{alive, children, wait_gone};
+use crate::common::proxy::Proxy;
 use crate::common::streams::{receive, send, tunnel, upgrading};
 use crate::common::succession::{Crowd, begin_upgrade, conf, wait_passed};
 use crate::common::{TempDir, dawdle, need_packages, stderr, wait_for, wait_until};

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use crate::common::backend::{Backend, Conn, Refusing, response};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Conf, replace_all};
+use crate::common::conf::Conf;
+use crate::common::processes::replace_all;
 use crate::common::wait_until;
 use crate::proxy_protocol::{SIGNATURE, behind, mirror, says, tcp_behind, v2};
 

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::Client;
-use crate::common::proxy::Conf;
+use crate::common::conf::Conf;
 use crate::common::wait_until;
 
 /// Answers `right`; on its first connection it then says something more, once the gate is open.

@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Addr, Conf};
+use crate::common::conf::Conf;
+use crate::common::proxy::Addr;
 use crate::common::{DEADLINE, TempDir, wait_until};
 
 /// The service manager's end of `NOTIFY_SOCKET`.
@@ -95,7 +96,7 @@ fn a_listening_socket_of_the_service_manager_is_used_and_left_open() {
     assert_eq!(early.get("/").status, 200);
     let orphans = proxy.kill_master();
     let next = proxy.launch_with(&conf.text()).start();
-    crate::common::proxy::wait_gone(&orphans);
+    crate::common::processes::wait_gone(&orphans);
     assert_eq!(early.get("/").status, 200);
     next.stop();
     early.end();

@@ -13,8 +13,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::common::client::Client;
+use crate::common::conf::Conf;
 use crate::common::killer::Killer;
-use crate::common::proxy::{Conf, Proxy, wait_gone};
+use crate::common::processes::wait_gone;
+use crate::common::proxy::Proxy;
 use crate::common::rng::{Rng, Seed};
 use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
 use crate::common::traffic::server::{self, Ledger, What};

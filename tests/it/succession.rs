@@ -9,8 +9,10 @@ use nix::unistd::Pid;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, get};
+use crate::common::conf::Conf;
 use crate::common::load::Load;
-use crate::common::proxy::{Addr, Conf, Launch, children, wait_gone};
+use crate::common::processes::{children, wait_gone};
+use crate::common::proxy::{Addr, Launch};
 use crate::common::succession::{replace, wait_passed, wait_taken_over};
 use crate::common::{check_pattern, dawdle, pattern_bytes, wait_until};
 

@@ -13,7 +13,9 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
-use crate::common::proxy::{Conf, Launch, alive, wait_gone};
+use crate::common::conf::Conf;
+use crate::common::processes::{alive, wait_gone};
+use crate::common::proxy::Launch;
 use crate::common::succession::wait_passed;
 use crate::common::{stderr, wait_for, wait_until};
 

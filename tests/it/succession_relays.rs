@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Addr, Conf, Proxy};
+use crate::common::conf::Conf;
+use crate::common::proxy::{Addr, Proxy};
 use crate::common::streams::{receive, send, tunnel, upgrading};
 use crate::common::succession::replace;
 use crate::common::{check_pattern, pattern_bytes, wait_until};

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::{Act, Backend, Refusing, Unanswering};
 use crate::common::client::{Client, End, reset};
-use crate::common::proxy::{Conf, Launch};
+use crate::common::conf::Conf;
+use crate::common::proxy::Launch;
 use crate::common::{DEADLINE, PIECE, check_pattern, pattern, pattern_bytes, wait_until};
 
 /// Sends the first `length` bytes of the pattern and closes the sending side.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::backend::{Act, Backend, Unanswering, response};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Conf, Proxy};
+use crate::common::conf::Conf;
+use crate::common::proxy::Proxy;
 use crate::common::{dawdle, pattern_bytes, wait_until};
 
 /// A little less than the limits of 400 ms set here: what ends sooner ended for another reason.

@@ -13,7 +13,9 @@ use nix::unistd::Pid;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Addr, Conf, Proxy, alive, replace_all};
+use crate::common::conf::Conf;
+use crate::common::processes::{alive, replace_all};
+use crate::common::proxy::{Addr, Proxy};
 use crate::common::rng::{Rng, Seed};
 use crate::common::streams::upgrading;
 use crate::common::{DEADLINE, wait_for, wait_until};

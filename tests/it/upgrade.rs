@@ -8,7 +8,8 @@ use tungstenite::Message;
 
 use crate::common::backend::{Act, Backend, Conn, response};
 use crate::common::client::{Client, End};
-use crate::common::proxy::{Addr, Conf, Launch};
+use crate::common::conf::Conf;
+use crate::common::proxy::{Addr, Launch};
 use crate::common::{DEADLINE, check_pattern, pattern_bytes, wait_until};
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";

@@ -9,8 +9,10 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End, get};
+use crate::common::conf::Conf;
 use crate::common::load::Load;
-use crate::common::proxy::{Conf, Launch, wait_gone};
+use crate::common::processes::wait_gone;
+use crate::common::proxy::Launch;
 use crate::common::wait_until;
 
 /// A byte goes to the server and back.
@@ -78,7 +80,7 @@ fn relays_begin_without_a_master_and_outlive_the_next_change() {
         echo(client, b'b');
     }
     // Now there are copies of them.
-    crate::common::proxy::replace_all(&mut proxy, 2);
+    crate::common::processes::replace_all(&mut proxy, 2);
     for client in &mut clients {
         echo(client, b'c');
     }

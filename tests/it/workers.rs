@@ -8,8 +8,10 @@ use nix::unistd::Pid;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End, describe, get};
+use crate::common::conf::Conf;
 use crate::common::load::Load;
-use crate::common::proxy::{Conf, Launch, Proxy, alive, kill_all};
+use crate::common::processes::{alive, kill_all};
+use crate::common::proxy::{Launch, Proxy};
 use crate::common::{dawdle, wait_for, wait_until};
 
 /// Answers each request once the test opens the gate.

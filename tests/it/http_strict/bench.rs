@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, describe};
+use crate::common::conf::Conf;
 use crate::common::h1::Broken;
-use crate::common::proxy::{Conf, Launch, Proxy};
+use crate::common::proxy::{Launch, Proxy};
 
 /// What must come of a row.
 pub enum Want {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, describe};
+use crate::common::conf::Conf;
 use crate::common::h1::{Broken, Response};
-use crate::common::proxy::{Conf, Proxy};
+use crate::common::proxy::Proxy;
 use crate::http_strict::bench::{Over, assert_is_section};
 
 /// What the client must get.
