@@ -152,6 +152,8 @@ pub struct Listener {
     pub removed: bool,
     /// From whom connections begin with a PROXY header.
     pub proxy_protocol: ProxyProtocol,
+    /// Whether a request is given up when its client closes its sending side before the answer begins (HTTP).
+    pub abort_on_close: bool,
     /// What a forward listener does; `None` exactly with the other modes.
     pub forward: Option<Box<Forward>>,
 }

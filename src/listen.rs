@@ -439,6 +439,7 @@ mod tests {
             backlog: 16,
             timeouts,
             proxy_protocol,
+            abort_on_close: false,
             removed: false,
             forward: None,
         }

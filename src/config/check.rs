@@ -197,6 +197,7 @@ impl Check<'_> {
                 timeouts: *global,
                 removed: false,
                 proxy_protocol: ProxyProtocol::default(),
+                abort_on_close: false,
                 forward: None,
             }];
         }
@@ -234,10 +235,22 @@ impl Check<'_> {
                 timeouts: merged(base, &listen.timeouts),
                 removed: false,
                 proxy_protocol: self.proxy_protocol(bind, &listen.proxy_protocol),
+                abort_on_close: self.abort_on_close(listen, mode),
                 forward: self.forward(listen, mode),
             });
         }
         listeners
+    }
+
+    fn abort_on_close(&mut self, listen: &syntax::Listen, mode: Option<Mode>) -> bool {
+        if listen.abort_on_close.is_some() && mode == Some(Mode::Tcp) {
+            self.report.push(
+                Diagnostic::error("abort_on_close is for requests, and mode \"tcp\" knows none")
+                    .at(listen.span.clone(), "")
+                    .help("leave it out: a relay passes the end of one direction on, and the other one goes on"),
+            );
+        }
+        listen.abort_on_close.unwrap_or(false)
     }
 
     fn listener_target(&mut self, listen: &syntax::Listen, mode: Option<Mode>, routed: bool) -> Option<GroupId> {

@@ -106,6 +106,7 @@ fn listener(bind: At<ipc::snapshot::Address>, mode: Mode) -> Listen {
         permissions: None,
         timeouts: Timeouts::default(),
         proxy_protocol: Vec::new(),
+        abort_on_close: None,
         protocols: Given::Absent,
         rules: Given::Absent,
     }

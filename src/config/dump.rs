@@ -140,6 +140,9 @@ fn listener(out: &mut Toml, listener: &Listener, snapshot: &Snapshot, process: &
         let from = proxies.from_unix.then(|| quote("unix")).into_iter().chain(proxies.from.iter().map(network));
         out.plain("proxy_protocol", format_args!("{{ from = [{}] }}", from.collect::<Vec<_>>().join(", ")));
     }
+    if listener.mode != Mode::Tcp {
+        out.plain("abort_on_close", listener.abort_on_close);
+    }
     out.head("[listen.timeouts]");
     let Timeouts { header_ms, idle_ms, body_ms, write_ms, connect_ms, response_ms, server_ms, tunnel_ms } =
         listener.timeouts;

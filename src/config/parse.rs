@@ -61,7 +61,18 @@ static TOP: Schema = Schema {
 static LISTEN: Schema = Schema {
     name: "`[[listen]]`",
     home: "`[[listen]]`",
-    keys: &["bind", "mode", "to", "backlog", "permissions", "timeouts", "proxy_protocol", "protocols", "rules"],
+    keys: &[
+        "bind",
+        "mode",
+        "to",
+        "backlog",
+        "permissions",
+        "timeouts",
+        "proxy_protocol",
+        "abort_on_close",
+        "protocols",
+        "rules",
+    ],
 };
 static PROXY_PROTOCOL: Schema =
     Schema { name: "[listen.proxy_protocol]", home: "`[listen.proxy_protocol]`", keys: &["from"] };
@@ -317,12 +328,25 @@ impl Parser {
                     .help("write them in octal, as for chmod: \"0660\"")),
             }
         });
+        let abort_on_close = section.boolean("abort_on_close", report).value();
         let timeouts = self.timeouts(&section, "[listen.timeouts]");
         let proxy_protocol = self.proxy_protocol(&section);
         let protocols = self.protocols(&section);
         let rules = section.string("rules", "\"office\"", &mut self.report);
         let permissions = permissions.at();
-        Listen { span, bind, mode, to, backlog, permissions, timeouts, proxy_protocol, protocols, rules }
+        Listen {
+            span,
+            bind,
+            mode,
+            to,
+            backlog,
+            permissions,
+            timeouts,
+            proxy_protocol,
+            abort_on_close,
+            protocols,
+            rules,
+        }
     }
 
     fn proxy_protocol(&mut self, listen: &Section<'_>) -> Vec<At<ProxySource>> {

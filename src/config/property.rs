@@ -207,13 +207,15 @@ fn listener(groups: usize) -> impl Strategy<Value = Listener> {
         (0..groups).prop_map(move |to| (Mode::Tcp, Some(id(to)), None)),
         forward.prop_map(|(protocols, rules)| (Mode::Forward, None, Some(Box::new(Forward { protocols, rules })))),
     ];
-    let parts = (address(0..=u16::MAX), to, 1..=65535u32, timeouts(), vec(network(), 0..3), any::<bool>());
-    parts.prop_map(|(bind, (mode, to, forward), backlog, timeouts, from, from_unix)| {
+    let flags = (any::<bool>(), any::<bool>());
+    let parts = (address(0..=u16::MAX), to, 1..=65535u32, timeouts(), vec(network(), 0..3), flags);
+    parts.prop_map(|(bind, (mode, to, forward), backlog, timeouts, from, (from_unix, abort))| {
+        let abort_on_close = abort && mode != Mode::Tcp;
         let proxy_protocol = match &bind {
             Address::Inet(_) => ProxyProtocol { from, from_unix: false },
             Address::Unix(_) => ProxyProtocol { from: Vec::new(), from_unix },
         };
-        Listener { bind, mode, to, backlog, timeouts, proxy_protocol, removed: false, forward }
+        Listener { bind, mode, to, backlog, timeouts, proxy_protocol, abort_on_close, removed: false, forward }
     })
 }
 

@@ -133,6 +133,7 @@ pub struct Listen {
     pub timeouts: Timeouts,
     /// `from` of `proxy_protocol`.
     pub proxy_protocol: Vec<At<ProxySource>>,
+    pub abort_on_close: Option<bool>,
     /// As numbers in the order of [`ipc::forward::Protocols::named`].
     pub protocols: Given<Vec<usize>>,
     /// The name of a rule set.

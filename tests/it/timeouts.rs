@@ -295,3 +295,23 @@ fn groups_and_listeners_have_limits_of_their_own() {
     assert!(start.elapsed() < Duration::from_secs(8));
     assert_eq!(crate::common::client::get(proxy.addr(), "/slow").text(), "late");
 }
+
+#[test]
+fn a_request_is_given_up_with_its_client_where_that_is_wanted() {
+    let backend = Backend::silent();
+    let conf = Conf::http(&[backend.addr]).listen("abort_on_close = true");
+    let proxy = conf.tables("[access_log]\nto = \"{dir}/access.log\"").start();
+    let mut client = Client::connect(proxy.addr());
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+    wait_until("the request is at the backend", || backend.requests().len() == 1);
+    drop(client);
+    wait_until("it is given up", || backend.open() == 0);
+    let mut half = Client::connect(proxy.addr());
+    half.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    half.shutdown_write();
+    half.end();
+    wait_until("the log says why", || {
+        let text = std::fs::read_to_string(proxy.dir.join("access.log")).unwrap_or_default();
+        text.matches("the client closed the connection").count() == 2
+    });
+}

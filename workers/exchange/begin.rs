@@ -23,8 +23,10 @@ impl Exchange {
     pub fn new(key: Key<Client>, client: &Client, cx: &Ctx) -> Exchange {
         let at = client.input.as_ref().map_or((0, 0), |input| (input.start, input.end));
         let site = Rc::clone(&cx.site);
-        let timeouts = site.snapshot.listeners[usize::from(client.listener)].timeouts;
+        let listener = &site.snapshot.listeners[usize::from(client.listener)];
+        let (timeouts, abort_on_close) = (listener.timeouts, listener.abort_on_close);
         Exchange {
+            abort_on_close,
             client: key,
             upstream: None,
             site,

@@ -252,6 +252,8 @@ pub struct Exchange {
     pub attempts: u32,
     /// Until when it waits for a descriptor, if it has had to.
     descriptor_by_ms: Option<u64>,
+    /// Whether its client is taken for gone when it closes its sending side.
+    abort_on_close: bool,
     /// Whether the request was understood. If not, nobody knows how much of it is still to come.
     understood: bool,
     /// The beginning of a request over which a worker died, for the access log: nothing else may come of it.
@@ -265,7 +267,8 @@ pub struct Exchange {
 impl Exchange {
     /// Moves bytes both ways until neither can move, and says what must happen next.
     pub fn advance(&mut self, client: &mut Client, upstream: Option<&mut Upstream>, cx: &mut Ctx) -> Step {
-        if client.socket.is_gone() {
+        let abandoned = self.abort_on_close && client.socket.is_read_closed() && self.is_unanswered();
+        if client.socket.is_gone() || abandoned && self.request_is_read() {
             return Step::Cut(CLIENT_GONE);
         }
         if self.forward.as_ref().is_some_and(|forward| forward.is_dialing()) {

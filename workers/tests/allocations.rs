@@ -62,6 +62,7 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         timeouts,
         removed: false,
         proxy_protocol: ProxyProtocol::default(),
+        abort_on_close: false,
         forward: None,
     };
     let group = Group {

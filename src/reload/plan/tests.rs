@@ -88,6 +88,7 @@ impl Small {
                     timeouts,
                     removed: false,
                     proxy_protocol: ProxyProtocol::default(),
+                    abort_on_close: false,
                     forward: None,
                 })
                 .collect(),
