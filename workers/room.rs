@@ -204,7 +204,7 @@ impl Worker {
             client.socket.deadline.due_ms.saturating_sub(idle_ms.into())
         };
         let is_idle = |client: &Client| {
-            client.state == ClientState::Idle && client.input.is_none() && !client.socket.is_readable()
+            client.state == ClientState::Idle && client.input.is_none() && !client.socket.has_been_told_of_input()
         };
         let idle = self.clients.iter().filter(|(_, client)| is_idle(client));
         let latest_ms = self.cx.clock.now_ms.saturating_sub(at_least_ms);

@@ -12,6 +12,7 @@ use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End, get};
 use crate::common::conf::Conf;
+use crate::common::processes::wait_gone;
 use crate::common::proxy::{Launch, Proxy};
 use crate::common::{dawdle, wait_until};
 
@@ -61,6 +62,22 @@ fn the_oldest_idle_connections_give_way_when_all_places_are_taken() {
     proxy.wait_for_log(&["WARN", "idle longest"]);
     proxy.wait_for_log(&["WARN", "room is short: closed"]);
     assert!(warnings(&proxy, &["room is short"]) < 40, "{}", proxy.text());
+}
+
+#[test]
+fn clients_that_say_nothing_give_way_too() {
+    let backend = Backend::ok();
+    let conf = Conf::http(&[backend.addr]).tables("[limits]\nconnections = 32");
+    let mut proxy = conf.launch().workers(1).start();
+    let silent: Vec<Client> = (0..80).map(|_| Client::connect(proxy.addr())).collect();
+    assert_eq!(Client::connect(proxy.addr()).get("/").status, 200);
+    // Without a master, too.
+    let orphans = proxy.kill_master();
+    let more: Vec<Client> = (0..80).map(|_| Client::connect(proxy.addr())).collect();
+    assert_eq!(Client::connect(proxy.addr()).get("/").status, 200);
+    let _next = proxy.again();
+    wait_gone(&orphans);
+    drop((silent, more));
 }
 
 #[test]

@@ -4,12 +4,12 @@
 use std::io::Write;
 use std::thread;
 
-use crate::common::backend::{Act, Backend, response};
+use crate::common::backend::{Act, Backend, response, response_with};
 use crate::common::client::{Client, End, get};
 use crate::common::conf::Conf;
 use crate::common::h1::Framing;
 use crate::common::proxy::Launch;
-use crate::common::wait_until;
+use crate::common::{pattern_bytes, wait_until};
 
 #[test]
 fn keep_alive_on_both_sides() {
@@ -259,4 +259,33 @@ fn client_gone_while_waiting_frees_everything() {
     }
     wait_until("the connections to the backend are given up", || backend.open() == 0);
     proxy.assert_no_leaks(&before, 0);
+}
+
+#[test]
+fn what_comes_behind_a_last_request_does_not_cost_its_answer() {
+    let backend = Backend::serve(|conn| {
+        while conn.request().is_some() {
+            conn.gate().pass();
+            conn.send(&response_with("", &pattern_bytes(300_000)));
+        }
+    });
+    let proxy = Launch::http(&[backend.addr]).start();
+    let last = ["POST / HTTP/1.0\r\nHost: a\r\n", "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"];
+    let mut clients: Vec<Client> = last
+        .iter()
+        .map(|head| {
+            let mut client = Client::connect_narrow(proxy.addr());
+            client.send(format!("{head}Content-Length: 2\r\n\r\nhi"));
+            client
+        })
+        .collect();
+    wait_until("the requests are at the backend", || backend.requests().len() == 2);
+    for client in &mut clients {
+        client.send("\r\n");
+    }
+    backend.gate().open();
+    for mut client in clients {
+        assert_eq!(client.response().body.len(), 300_000);
+        assert_eq!(client.end(), End::Clean);
+    }
 }

@@ -284,20 +284,13 @@ impl Worker {
         let Some(exchange) = self.exchanges.get(key) else { return };
         let (client_key, goes_on) = (exchange.client, exchange.client_goes_on());
         let (more_may_come, end) = (exchange.more_may_come(), exchange.request_end());
-        let last = !exchange.client_keeps_alive();
         self.drop_exchange(key);
         let Some(client) = self.clients.get_mut(client_key) else { return };
         if !goes_on {
             client.socket.release();
             client.socket.reset_on_close(false);
             let more = more_may_come || client.input.as_ref().is_some_and(|input| input.end > end);
-            return if more {
-                self.linger(client_key)
-            } else if last {
-                self.close_client(client_key)
-            } else {
-                self.part(client_key)
-            };
+            return if more { self.linger(client_key) } else { self.part(client_key) };
         }
         client.state = ClientState::Idle;
         // The time limit was this request's; the next one is not late because of it.

@@ -325,13 +325,6 @@ impl Exchange {
         !self.close && self.request_is_read()
     }
 
-    /// Whether the client may send another request: it has not said that this is its last (RFC 9112 sections 9.3
-    /// and 9.6).
-    #[must_use]
-    pub fn client_keeps_alive(&self) -> bool {
-        self.client_keep_alive
-    }
-
     /// Whether more of the request may come although it has been answered: then closing at once could reset the
     /// connection before the client has read the answer.
     #[must_use]

@@ -154,6 +154,13 @@ impl Socket {
         self.readable
     }
 
+    /// Whether something is known to have come that has not been read. Of a socket that was never read, and has brought no
+    /// event, nothing is.
+    #[must_use]
+    pub fn has_been_told_of_input(&self) -> bool {
+        self.readable && self.watch != Watch::Once
+    }
+
     /// Whether a write may be taken.
     #[must_use]
     pub fn is_writable(&self) -> bool {
