@@ -3,13 +3,14 @@
 
 use std::io::Write;
 use std::thread;
+use std::time::Duration;
 
 use crate::common::backend::{Act, Backend, response, response_with};
 use crate::common::client::{Client, End, get};
 use crate::common::conf::Conf;
 use crate::common::h1::Framing;
 use crate::common::proxy::Launch;
-use crate::common::{pattern_bytes, wait_until};
+use crate::common::{dawdle, pattern_bytes, wait_until};
 
 #[test]
 fn keep_alive_on_both_sides() {
@@ -284,6 +285,8 @@ fn what_comes_behind_a_last_request_does_not_cost_its_answer() {
         client.send("\r\n");
     }
     backend.gate().open();
+    // Slow readers: most of the answer is still to be sent when the last copy of the connection is closed.
+    dawdle(Duration::from_millis(300));
     for mut client in clients {
         assert_eq!(client.response().body.len(), 300_000);
         assert_eq!(client.end(), End::Clean);
