@@ -1,12 +1,26 @@
 //! Writing to a log that somebody else reads, without ever waiting for him.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, IoSlice, ReadWriteFlags, pwritev2, write};
 
 /// The most a pipe takes as one piece (Linux's `PIPE_BUF`, pipe(7)).
 const PIECE_BYTES: usize = 4096;
+
+/// A terminal once more, as an open file of our own that does not block: of the one we were given the kernel tells only
+/// that there is room for a byte, and waits for whoever wants to write more. `None` for everything else, and where it
+/// cannot be opened.
+#[must_use]
+pub fn own_terminal(fd: impl AsFd) -> Option<OwnedFd> {
+    if !rustix::termios::isatty(&fd) {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).ok()
+}
 
 /// Writes a beginning of `lines`: as many whole ones as a pipe takes in one piece, so that those of several processes do
 /// not mix, or the first if it is longer.
@@ -19,7 +33,7 @@ const PIECE_BYTES: usize = 4096;
 pub fn write_now(fd: impl AsFd, lines: &[u8]) -> Result<usize, Errno> {
     let bytes = whole_lines(lines);
     match pwritev2(&fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
-        // A terminal, for example. What poll says is room enough for a line or some.
+        // A terminal, for example, which should be one by [`own_terminal`].
         Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::SPIPE) => {
             let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
             match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {

@@ -4,9 +4,10 @@
 //! What cannot be written is kept, up to a bound, until the next line is logged; what is beyond the bound is counted.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 
 use env_logger::{Builder, Target, WriteStyle};
-use ipc::write_now::write_now;
+use ipc::write_now::{own_terminal, write_now};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -30,7 +31,8 @@ pub fn start(role: &str, level: Option<&str>) {
     } else if is_colored() {
         builder.write_style(WriteStyle::Always);
     }
-    let lines = Lines { role: role.clone(), ..Lines::default() };
+    let terminal = own_terminal(rustix::stdio::stderr());
+    let lines = Lines { role: role.clone(), terminal, ..Lines::default() };
     builder
         .target(Target::Pipe(Box::new(lines)))
         .format(move |out, record| {
@@ -52,6 +54,8 @@ fn is_colored() -> bool {
 #[derive(Debug, Default)]
 struct Lines {
     role: String,
+    /// Standard error, if it is a terminal.
+    terminal: Option<OwnedFd>,
     /// Not yet written.
     kept: Vec<u8>,
     /// Lines for which there was no room.
@@ -61,7 +65,7 @@ struct Lines {
 impl Lines {
     /// Writes what is kept, as far as there is room for it.
     fn write_kept(&mut self) {
-        let stderr = rustix::stdio::stderr();
+        let stderr = self.terminal.as_ref().map_or(rustix::stdio::stderr(), AsFd::as_fd);
         let is_file =
             rustix::fs::fstat(stderr).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
         while !self.kept.is_empty() {
@@ -84,7 +88,9 @@ impl Write for Lines {
         self.write_kept();
         if self.dropped > 0 && self.kept.is_empty() {
             let (role, dropped) = (&self.role, self.dropped);
-            self.kept = format!("WARN  {role}: {dropped} lines of this log were dropped: nobody read them\n").into();
+            let time = String::from_utf8_lossy(line.split(|&byte| byte == b' ').next().unwrap_or_default());
+            let text = "lines of this log were dropped: nobody read them";
+            self.kept = format!("{time} WARN  {role}: {dropped} {text}\n").into();
             self.dropped = 0;
         }
         if self.kept.len() + line.len() <= MAX_KEPT_BYTES {

@@ -19,6 +19,7 @@ use ipc::handover::Bound;
 use ipc::message::{Layout, MAX_FDS};
 use ipc::origin::Origin;
 use ipc::snapshot::{LogTarget, Snapshot};
+use ipc::write_now::own_terminal;
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -606,7 +607,8 @@ fn open_control(config: &Loaded, reload: &Reload, beside: bool) -> Result<Option
 fn open_access_log(target: &LogTarget) -> Result<Option<Rc<OwnedFd>>, String> {
     match target {
         LogTarget::Off => Ok(None),
-        LogTarget::Stdout => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
+        LogTarget::Stdout => own_terminal(rustix::stdio::stdout())
+            .map_or_else(|| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3), Ok)
             .map(|fd| Some(Rc::new(fd)))
             .map_err(|errno| format!("cannot use standard output for the access log: {}", io::Error::from(errno))),
         LogTarget::File(path) => OpenOptions::new()

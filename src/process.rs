@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use ipc::write_now::own_terminal;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
@@ -55,6 +56,10 @@ impl Spawn for System {
     fn worker(&self, index: u16, channel: OwnedFd, equipment: &Equipment<'_>) -> io::Result<Box<dyn Process>> {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("master").arg("worker").arg(index.to_string()).stdin(Stdio::from(channel));
+        // A worker that runs as another user could not open it.
+        if let Some(terminal) = own_terminal(rustix::stdio::stderr()) {
+            command.stderr(Stdio::from(terminal));
+        }
         if let Some(level) = equipment.log_level {
             command.env(crate::LOG_LEVEL_VARIABLE, level);
         }

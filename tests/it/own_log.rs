@@ -1,6 +1,7 @@
 //! The proxy's own log, on standard error: a reader that does not read stops nothing, and a misspelt level hides nothing.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -13,27 +14,27 @@ use crate::common::processes::children;
 use crate::common::proxy::Addr;
 use crate::common::wait_until;
 
-#[test]
-fn nobody_waits_for_a_reader_of_the_log() {
+/// Has the proxy log far more than `stderr` has room for while nobody reads it.
+fn log_to_nobody(stderr: OwnedFd, name: &str) {
     let backend = Backend::ok();
-    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
-    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     let server = backend.addr.to_string();
-    let path = std::env::temp_dir().join(format!("pointsman-unread-{}.sock", std::process::id()));
+    let path = std::env::temp_dir().join(format!("pointsman-{name}-{}.sock", std::process::id()));
     let mut master = Command::new(env!("CARGO_BIN_EXE_master"))
         .args(["--workers", "1", "--listen", &format!("unix:{}", path.display()), "--backend", &server])
+        .args(["--log-level", "debug"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(writer)
+        .stderr(stderr)
         .spawn()
         .unwrap();
     let pid = Pid::from_raw(master.id().cast_signed());
     let addr = Addr::Unix(path.clone());
     wait_until("it listens", || path.exists());
     let mut client = Client::connect(&addr);
-    // Far more than the pipe holds.
-    for _ in 0..200 {
+    for _ in 0..400 {
+        // A line of the master's, and one of the worker's.
         kill(pid, Signal::SIGUSR1).unwrap();
+        assert_eq!(Client::connect(&addr).ask("GET / HTTP/9.9\r\n\r\n").status, 505);
         assert_eq!(client.get("/").status, 200);
     }
     let workers = children(pid);
@@ -42,9 +43,22 @@ fn nobody_waits_for_a_reader_of_the_log() {
     assert_eq!(get(&addr, "/").status, 200);
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(master.wait().unwrap().success());
+}
+
+#[test]
+fn nobody_waits_for_a_reader_of_the_log() {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    log_to_nobody(writer, "pipe");
     let mut text = String::new();
     std::fs::File::from(reader).read_to_string(&mut text).unwrap();
     assert!(text.contains("listening on"), "{text}");
+}
+
+#[test]
+fn nobody_waits_for_a_terminal() {
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    log_to_nobody(terminal.slave, "terminal");
 }
 
 #[test]
