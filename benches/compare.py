@@ -26,7 +26,7 @@ import curves
 import measure
 import report
 from measure import LOADS, Cell
-from processes import BenchError, Service, free_ports, proxy_command, run, start_backend
+from processes import BenchError, Service, exit_status, free_ports, proxy_command, run, start_backend
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SYSCALL_SECONDS = 1
@@ -280,34 +280,30 @@ def interrupted(_signal, _frame):
     raise KeyboardInterrupt
 
 
+def compare():
+    settings = Settings(os.environ)
+    check_programs(settings)
+    with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as directory:
+        # nginx's workers run as another user than root and must be able to reach their directories.
+        os.chmod(directory, 0o755)
+        how = measure.tracer()
+        known = facts(settings, how)
+        bench = Bench(settings, directory, how)
+        for number in range(settings.rounds):
+            for workers in settings.workers:
+                bench.round(number, workers)
+        if settings.idle:
+            bench.memory()
+        if settings.curves:
+            bench.curves()
+        bench.finish(known)
+
+
 def main():
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    try:
-        settings = Settings(os.environ)
-        check_programs(settings)
-        with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as directory:
-            # nginx's workers run as another user than root and must be able to reach their directories.
-            os.chmod(directory, 0o755)
-            how = measure.tracer()
-            known = facts(settings, how)
-            bench = Bench(settings, directory, how)
-            for number in range(settings.rounds):
-                for workers in settings.workers:
-                    bench.round(number, workers)
-            if settings.idle:
-                bench.memory()
-            if settings.curves:
-                bench.curves()
-            bench.finish(known)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; everything it started has been ended", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(compare)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from compare import ROOT, cpu_sets, interrupted, number
 from measure import WRK_SLACK_SECONDS, wrk_result
-from processes import HERE, BenchError, Service, free_ports, run, start_backend
+from processes import HERE, BenchError, Service, exit_status, free_ports, run, start_backend
 
 BEGIN = "<!-- forward:begin (written by make bench; do not edit by hand) -->"
 END = "<!-- forward:end -->"
@@ -156,30 +156,26 @@ def write(text):
         file.write(before.rstrip() + "\n\n" + text + "\n" + after.lstrip("\n"))
 
 
+def forward():
+    rounds = number(os.environ, "FORWARD_ROUNDS", 5, 1, 100)
+    seconds = number(os.environ, "FORWARD_SECONDS", 3, 1, 600)
+    target = os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target")
+    programs = [os.path.join(target, "release", name) for name in ("master", "examples/bench_backend")]
+    for program in programs:
+        if not os.path.exists(program):
+            raise BenchError(f"{program} is missing: run `make bench`, which builds it")
+    text = section(measure(*programs, rounds, seconds), rounds, seconds)
+    print("\n" + text)
+    part = any(os.environ.get(name) for name in ("BENCH_ONLY", "BENCH_PROXIES")) or os.environ.get("BENCH_WRITE") == "0"
+    if (os.environ.get("FORWARD_WRITE") or ("0" if part else "1")) == "1":
+        write(text)
+        print("Written to docs/benchmarks.md.")
+
+
 def main():
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)
-    try:
-        rounds = number(os.environ, "FORWARD_ROUNDS", 5, 1, 100)
-        seconds = number(os.environ, "FORWARD_SECONDS", 3, 1, 600)
-        target = os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target")
-        programs = [os.path.join(target, "release", name) for name in ("master", "examples/bench_backend")]
-        for program in programs:
-            if not os.path.exists(program):
-                raise BenchError(f"{program} is missing: run `make bench`, which builds it")
-        text = section(measure(*programs, rounds, seconds), rounds, seconds)
-        print("\n" + text)
-        part = any(os.environ.get(name) for name in ("BENCH_ONLY", "BENCH_PROXIES")) or os.environ.get("BENCH_WRITE") == "0"
-        if (os.environ.get("FORWARD_WRITE") or ("0" if part else "1")) == "1":
-            write(text)
-            print("Written to docs/benchmarks.md.")
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; everything it started has been ended", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(forward)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -20,6 +21,19 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 class BenchError(Exception):
     """A message for the person who runs the benchmark: what failed, where, what to do."""
+
+
+def exit_status(bench):
+    """Runs a whole benchmark; what goes wrong is said, and ends with another status than 0."""
+    try:
+        bench()
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; everything it started has been ended", file=sys.stderr)
+        return 130
+    return 0
 
 
 def free_ports(count):

@@ -2,20 +2,26 @@
 //!
 //! Each worker process has a row of its own and writes there alone; whoever wants to know how many there are of
 //! something adds up all rows. There is no lock, so nothing is left held by a process that is killed: the master takes
-//! its row out, and with it everything it counted. What the rows say is only ever added up, so that nobody need trust
-//! them for more than that.
+//! its row out, and with it everything it counted.
+//!
+//! Every worker can write all of the file. What the rows say is only ever added up, so that nobody need trust them for
+//! more than that. Which rows are in use the master knows by itself ([`Rows`]); it says so in the file and never reads it
+//! there.
 //!
 //! ```text
 //! words 0 to 3    a key under which names are made into numbers, made by the master
-//! words 4 to 7    which rows are in use, a bit each
-//! then            rows: buckets of cells, each a number and its count
+//! words 4 to 7    which rows are in use, a bit each, as the master says
+//! from 4096 bytes rows: buckets of cells, each a number and its count
 //! ```
 //! A number can stand in the cells of one bucket only. When these are taken it is not in the row, and counts for its own
 //! worker alone.
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use rustix::fs::FallocateFlags;
 
 use crate::fault;
 use crate::shm::Words;
@@ -27,31 +33,88 @@ const USED_WORDS: usize = ROWS as usize / 64;
 const BUCKETS: usize = 1024;
 const CELLS: usize = 8;
 const ROW_WORDS: usize = BUCKETS * CELLS * 2;
-const HEAD_WORDS: usize = KEY_WORDS + USED_WORDS;
-/// Memory is used only where something has been counted: 128 KiB for each worker at most.
+/// A page, so that rows are whole pages.
+const HEAD_WORDS: usize = 512;
+const _: () = assert!(KEY_WORDS + USED_WORDS <= HEAD_WORDS);
+/// Memory is used only where something has been counted or looked for, which takes a page in each row in use: 128 KiB for
+/// each worker at most.
 const ALL_WORDS: usize = HEAD_WORDS + ROWS as usize * ROW_WORDS;
 
 /// See the module's description.
 #[derive(Debug)]
 pub struct Ledger(Words);
 
-/// Makes the file, with a fresh key.
-///
-/// # Errors
-/// When memory, descriptors or random numbers are short.
-pub fn create() -> io::Result<OwnedFd> {
-    let fd = Words::create("pointsman-ledger", ALL_WORDS)?;
-    let words = Words::map(&fd, ALL_WORDS)?;
-    for word in &words.all()[..KEY_WORDS] {
-        let mut bytes = [0; 8];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-        word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+/// The master's side: the file, and who has which row.
+#[derive(Debug)]
+pub struct Rows {
+    ledger: Ledger,
+    file: OwnedFd,
+    /// A bit for each row in use.
+    used: Cell<[u64; USED_WORDS]>,
+}
+
+impl Rows {
+    /// Makes the file, with a fresh key.
+    ///
+    /// # Errors
+    /// When memory, descriptors or random numbers are short.
+    pub fn new() -> io::Result<Rows> {
+        let file = Words::create("pointsman-ledger", ALL_WORDS)?;
+        let ledger = Ledger::map(&file)?;
+        for word in &ledger.0.all()[..KEY_WORDS] {
+            let mut bytes = [0; 8];
+            rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        Ok(Rows { ledger, file, used: Cell::default() })
     }
-    Ok(fd)
+
+    /// What workers map.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// An empty row for a new process; `None` = all are in use.
+    #[must_use]
+    pub fn claim(&self) -> Option<u16> {
+        let used = self.used.get();
+        let row = (0..ROWS).find(|row| used[usize::from(row / 64)] & 1 << (row % 64) == 0)?;
+        self.publish(row, true);
+        Some(row)
+    }
+
+    /// The process that had `row` is gone: nothing in it counts any more, and its memory is free.
+    pub fn release(&self, row: u16) {
+        if row >= ROWS {
+            return;
+        }
+        self.publish(row, false);
+        let start = HEAD_WORDS + usize::from(row) * ROW_WORDS;
+        let (at, len) = ((start * size_of::<u64>()) as u64, (ROW_WORDS * size_of::<u64>()) as u64);
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, punch, at, len).is_err() {
+            // Looking takes memory, too, but the next process must not begin with what this one had.
+            for word in &self.ledger.0.all()[start..start + ROW_WORDS] {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether `row` is in use from now on. All that the file says of this is written again: a worker may have spoilt it.
+    fn publish(&self, row: u16, in_use: bool) {
+        let mut used = self.used.get();
+        let (word, bit) = (usize::from(row / 64), 1 << (row % 64));
+        used[word] = if in_use { used[word] | bit } else { used[word] & !bit };
+        self.used.set(used);
+        for (place, word) in self.ledger.used().iter().zip(used) {
+            place.store(word, Ordering::Release);
+        }
+    }
 }
 
 impl Ledger {
-    /// Maps what [`create`] made.
+    /// Maps what [`Rows::new`] made.
     ///
     /// # Errors
     /// When the file is another, or memory is short.
@@ -70,7 +133,7 @@ impl Ledger {
     }
 
     fn used(&self) -> &[AtomicU64] {
-        &self.0.all()[KEY_WORDS..HEAD_WORDS]
+        &self.0.all()[KEY_WORDS..KEY_WORDS + USED_WORDS]
     }
 
     /// The bucket of `number` in `row`: cells of a number and a count each.
@@ -78,26 +141,6 @@ impl Ledger {
         let bucket = usize::try_from(number % BUCKETS as u64).unwrap_or(0);
         let start = HEAD_WORDS + usize::from(row % ROWS) * ROW_WORDS + bucket * CELLS * 2;
         &self.0.all()[start..start + CELLS * 2]
-    }
-
-    /// An empty row for a new process; `None` = all are in use. Only the master may call this.
-    #[must_use]
-    pub fn claim(&self) -> Option<u16> {
-        let free = |row: &u16| self.used()[usize::from(row / 64)].load(Ordering::Relaxed) & 1 << (row % 64) == 0;
-        let row = (0..ROWS).find(free)?;
-        let start = HEAD_WORDS + usize::from(row) * ROW_WORDS;
-        for word in self.0.all()[start..start + ROW_WORDS].iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
-            word.store(0, Ordering::Relaxed);
-        }
-        self.used()[usize::from(row / 64)].fetch_or(1 << (row % 64), Ordering::Release);
-        Some(row)
-    }
-
-    /// The process that had `row` is gone: nothing in it counts any more. Only the master may call this.
-    pub fn release(&self, row: u16) {
-        if row < ROWS {
-            self.used()[usize::from(row / 64)].fetch_and(!(1 << (row % 64)), Ordering::Release);
-        }
     }
 
     /// Says in `row` that there are `count` of `number`, which is not 0. Only the process that has the row may call this.
@@ -160,9 +203,10 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn two() -> (Ledger, Ledger) {
-        let fd = create().unwrap();
-        (Ledger::map(&fd).unwrap(), Ledger::map(&fd).unwrap())
+    fn two() -> (Rows, Ledger) {
+        let rows = Rows::new().unwrap();
+        let worker = Ledger::map(rows.file()).unwrap();
+        (rows, worker)
     }
 
     #[test]
@@ -198,6 +242,55 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_used_where_something_is_counted_and_free_when_its_process_is_gone() {
+        let (master, worker) = two();
+        // In units of 512 bytes; less where the kernel has given more at once.
+        let used = || rustix::fs::fstat(master.file()).unwrap().st_blocks;
+        let head = used();
+        let rows: Vec<u16> = (0..4).filter_map(|_| master.claim()).collect();
+        assert!(rows.len() == 4 && used() <= head, "{} beside {head}", used());
+        for number in 1..=BUCKETS as u64 {
+            worker.set(rows[1], number, 5);
+        }
+        assert!(used() <= head + 128 * 2, "{} beside {head}", used());
+        master.release(rows[1]);
+        assert!(used() <= head, "{} beside {head}", used());
+        assert_eq!(master.claim(), Some(rows[1]));
+        assert_eq!((worker.elsewhere(rows[0], 1), worker.elsewhere(rows[0], 1000)), (0, 0));
+        let start = HEAD_WORDS + usize::from(rows[1]) * ROW_WORDS;
+        assert!(worker.0.all()[start..start + ROW_WORDS].iter().all(|word| word.load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn a_row_that_is_released_leaves_its_neighbours_as_they_are() {
+        let (master, worker) = two();
+        let rows: Vec<u16> = (0..3).filter_map(|_| master.claim()).collect();
+        for (row, number) in rows.iter().flat_map(|row| (1..=BUCKETS as u64).map(move |number| (*row, number))) {
+            worker.set(row, number, 1);
+        }
+        master.release(rows[1]);
+        assert!((1..=BUCKETS as u64).all(|number| worker.elsewhere(ROWS, number) == 2));
+    }
+
+    #[test]
+    fn whatever_workers_write_every_process_gets_a_row_of_its_own() {
+        let (master, worker) = two();
+        assert_eq!((master.claim(), master.claim()), (Some(0), Some(1)));
+        for spoilt in [0, u64::MAX] {
+            for word in worker.used() {
+                word.store(spoilt, Ordering::Relaxed);
+            }
+            let row = master.claim().unwrap();
+            assert!(row > 1, "{row}");
+            // And it is as it should be again for everybody.
+            let used: Vec<u64> = worker.used().iter().map(|word| word.load(Ordering::Relaxed)).collect();
+            assert_eq!(used, master.used.get());
+        }
+        master.release(1);
+        assert_eq!(master.claim(), Some(1));
+    }
+
+    #[test]
     fn a_full_bucket_takes_no_more_until_there_is_room() {
         let (master, worker) = two();
         let (own, other) = (master.claim().unwrap(), master.claim().unwrap());
@@ -213,8 +306,8 @@ mod tests {
 
     #[test]
     fn both_sides_have_the_same_key_and_every_ledger_another() {
-        let ((a, b), (other, _)) = (two(), two());
-        assert_eq!(a.key(), b.key());
+        let ((master, a), (_other, other)) = (two(), two());
+        assert_eq!(a.key(), Ledger::map(master.file()).unwrap().key());
         assert_ne!(a.key(), other.key());
         assert_ne!(a.key(), [0; 32]);
     }
@@ -228,13 +321,15 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_memory_adds_up_to_something(words: Vec<u64>, number in 1..100_u64) {
-            let (ledger, _) = two();
+            let (master, ledger) = two();
             for (place, word) in ledger.0.all()[KEY_WORDS..].iter().zip(&words) {
                 place.store(*word, Ordering::Relaxed);
             }
             let _ = ledger.elsewhere(0, number);
-            let row = ledger.claim();
-            ledger.set(row.unwrap_or(ROWS), number, 1);
+            let row = master.claim();
+            proptest::prop_assert_eq!(row, Some(0));
+            ledger.set(0, number, 1);
+            master.release(0);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, SendError};
-use ipc::ledger::Ledger;
+use ipc::ledger::Rows;
 use ipc::message::{Layout, ToWorker, VERSION};
 use ipc::shm::{self, Control};
 use rustix::process::{Pid, Signal};
@@ -129,24 +129,21 @@ pub struct Made {
 /// A row of the ledger that a process has, to be had by another once this is dropped.
 #[derive(Debug)]
 struct Row {
-    ledger: Rc<Ledger>,
+    rows: Rc<Rows>,
     row: Option<u16>,
 }
 
 impl Drop for Row {
     fn drop(&mut self) {
         if let Some(row) = self.row {
-            self.ledger.release(row);
+            self.rows.release(row);
         }
     }
 }
 
-/// The ledger of all workers: mapped, and as its file.
+/// The ledger of all workers.
 #[derive(Debug)]
-pub struct Shared {
-    ledger: Rc<Ledger>,
-    file: OwnedFd,
-}
+pub struct Shared(Rc<Rows>);
 
 impl Shared {
     /// Makes one.
@@ -154,8 +151,7 @@ impl Shared {
     /// # Errors
     /// When memory or descriptors are short.
     pub fn new() -> io::Result<Shared> {
-        let file = ipc::ledger::create()?;
-        Ok(Shared { ledger: Rc::new(Ledger::map(&file)?), file })
+        Ok(Shared(Rc::new(Rows::new()?)))
     }
 }
 
@@ -187,10 +183,10 @@ impl Worker {
         let region = shm::create(&equipment.layout)?;
         let control = Rc::new(Control::map(&region, &equipment.layout)?);
         let (mut channel, theirs) = Channel::pair()?;
-        let Shared { ledger, file } = equipment.shared;
-        let row = Row { ledger: Rc::clone(ledger), row: ledger.claim() };
+        let Shared(rows) = equipment.shared;
+        let row = Row { rows: Rc::clone(rows), row: rows.claim() };
         let hello = ToWorker::Hello { version: VERSION, index, row: row.row, layout: equipment.layout };
-        let mut fds = vec![equipment.snapshot, region.as_fd(), file.as_fd()];
+        let mut fds = vec![equipment.snapshot, region.as_fd(), rows.file()];
         fds.extend(equipment.access_log);
         // The end not yet given to anybody queues it: if the child starts at all, it finds it.
         channel.send(&hello, &fds).map_err(|error| match error {

@@ -5,6 +5,7 @@
 mod forward;
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use ipc::snapshot::{
     Balance, Dispatch, Dns, Group, HostMatch, Listener, LogFormat, LogTarget, Mode, NamedServer, Network, OnRemoval,
@@ -12,6 +13,7 @@ use ipc::snapshot::{
 };
 
 use super::check::{host_text, path_text};
+use super::resolver::HOSTS;
 use super::units::{format_duration, format_size};
 use super::{Control, ProcessSettings};
 
@@ -98,13 +100,20 @@ fn limits(out: &mut Toml, snapshot: &Snapshot) {
 }
 
 fn dns(out: &mut Toml, snapshot: &Snapshot, process: &ProcessSettings) {
-    let Dns { servers, search, ndots, timeout_ms, attempts, rotate, hosts: _ } = &snapshot.dns;
+    let Dns { servers, search, ndots, timeout_ms, attempts, rotate, hosts } = &snapshot.dns;
     let list = |texts: Vec<String>| format!("[{}]", texts.join(", "));
     out.head("[dns]");
     out.plain("servers", list(servers.iter().map(|server| quote(&server.to_string())).collect()));
     // All that it says is here.
     out.text("resolv_conf", "off");
-    out.text("hosts", &process.hosts.as_ref().map_or("off".into(), |path| path.to_string_lossy()));
+    match &process.resolver.hosts {
+        // It need not be there, but would have to be if it were written here.
+        Some(path) if path == Path::new(HOSTS) && hosts.is_empty() => {
+            out.comment(format_args!("hosts = {}, if it is there", quote(HOSTS)));
+        }
+        Some(path) => out.text("hosts", &path.to_string_lossy()),
+        None => out.text("hosts", "off"),
+    }
     out.plain("search", list(search.iter().map(|suffix| quote(suffix)).collect()));
     out.plain("ndots", ndots);
     out.duration("timeout", *timeout_ms);
@@ -254,6 +263,10 @@ impl Toml {
     fn plain(&mut self, key: &str, value: impl std::fmt::Display) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{key} = {value}");
+    }
+
+    fn comment(&mut self, text: impl std::fmt::Display) {
+        let _ = writeln!(self.0, "# {text}");
     }
 
     fn text(&mut self, key: &str, value: &str) {

@@ -68,8 +68,6 @@ pub struct ProcessSettings {
     pub unix_permissions: BTreeMap<PathBuf, u32>,
     /// Where the users of forward listeners are written.
     pub users_file: Option<PathBuf>,
-    /// The hosts file; `None` = none is read.
-    pub hosts: Option<PathBuf>,
     /// What the settings of the resolver were made of.
     pub resolver: Sources,
 }

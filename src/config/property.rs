@@ -324,7 +324,6 @@ fn process(snapshot: &Snapshot, bits: u32, accounts: bool) -> ProcessSettings {
         upgrade_timeout_ms: 1 + bits,
         unix_permissions,
         users_file: Some("/run/users".into()),
-        hosts: None,
         resolver: Sources {
             resolv_conf: None,
             hosts: None,

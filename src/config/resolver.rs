@@ -12,6 +12,11 @@ use workers::dns::name::{self, Host};
 
 use super::report::{Fault, quoted};
 
+/// Where the system's files are.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// As above.
+pub const HOSTS: &str = "/etc/hosts";
+
 /// The port of name servers.
 const PORT: u16 = 53;
 /// Name servers that are read from resolv.conf (`MAXNS`).

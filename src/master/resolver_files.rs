@@ -3,7 +3,8 @@
 //!
 //! Workers open no files, so the master looks for them. It does so only where names are looked up at all, by their
 //! status every few seconds; they are read when that has changed and then stayed the same for a look, so that nothing
-//! half written is taken. The configuration file itself is not read: that takes a reload.
+//! half written is taken. One that is there and cannot be read is tried again until it can. The configuration file itself
+//! is not read: that takes a reload.
 
 use std::io;
 use std::path::PathBuf;
@@ -30,11 +31,13 @@ pub(super) struct ResolverFiles {
     read: Option<[Stamp; 2]>,
     /// As they were when they were last looked at.
     seen: [Stamp; 2],
+    /// One of them could not be read the last time, though it was there; that has been said.
+    unreadable: bool,
 }
 
 impl ResolverFiles {
     pub(super) fn new(now: Instant) -> ResolverFiles {
-        ResolverFiles { look_at: now + LOOK, read: None, seen: [None; 2] }
+        ResolverFiles { look_at: now + LOOK, read: None, seen: [None; 2], unreadable: false }
     }
 
     /// The configuration has been read, and these files with it, a moment ago.
@@ -50,6 +53,22 @@ impl ResolverFiles {
             self.read = Some(stamps);
         }
         is_due
+    }
+
+    /// They have been read, and why that failed where it did. A file that is there is tried again at each look, until
+    /// it can be read: that its contents are not known may be for want of a descriptor, and it need not change again.
+    fn tried(&mut self, failed: &[(&PathBuf, &io::Error)]) {
+        let there = failed.iter().find(|(_, error)| error.kind() != io::ErrorKind::NotFound);
+        if let Some((path, error)) = there {
+            self.doubt();
+            if !self.unreadable {
+                warn!(
+                    "cannot read {}: {error}; names are looked up by what it said before, trying again",
+                    path.display()
+                );
+            }
+        }
+        self.unreadable = there.is_some();
     }
 }
 
@@ -84,6 +103,9 @@ impl Master {
         }
         let former = &self.config.snapshot.dns;
         let [resolv_conf, hosts] = paths.map(|path| path.map(|path| config::read_system_file(path)).transpose());
+        let failed = [(paths[0], resolv_conf.as_ref().err()), (paths[1], hosts.as_ref().err())];
+        let failed: Vec<_> = failed.into_iter().filter_map(|(path, error)| path.zip(error)).collect();
+        self.resolver_files.tried(&failed);
         // One that cannot be read says nothing new: it may be about to be replaced.
         let text = |read: &io::Result<Option<String>>| read.as_ref().ok().and_then(Clone::clone);
         let (mut dns, _) = sources.settings(text(&resolv_conf).as_deref(), text(&hosts).as_deref());
@@ -125,5 +147,19 @@ mod tests {
         assert_eq!(looks, [false, true, false, false, false, true, false, false, true]);
         files.doubt();
         assert!(files.note(stamp(1)));
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_tried_again_unless_it_is_not_there() {
+        let stamps = [Some((1, 2, 3, 0, 0)), None];
+        let path = PathBuf::from("/etc/hosts");
+        let mut files = ResolverFiles::new(Instant::now());
+        assert_eq!([files.note(stamps), files.note(stamps)], [false, true]);
+        for error in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::ACCESS] {
+            files.tried(&[(&path, &error.into())]);
+            assert!(files.unreadable && files.note(stamps), "{error}");
+        }
+        files.tried(&[(&path, &io::ErrorKind::NotFound.into())]);
+        assert!(!files.unreadable && !files.note(stamps));
     }
 }

@@ -42,6 +42,16 @@ impl Client {
         Client { wire: Wire::new(stream, Some(DEADLINE)) }
     }
 
+    /// `count` connections, each of which has had an answer.
+    #[track_caller]
+    pub fn served(addr: &Addr, count: usize) -> Vec<Client> {
+        let mut clients: Vec<Client> = (0..count).map(|_| Client::connect(addr)).collect();
+        for client in &mut clients {
+            assert_eq!(client.get("/").status, 200);
+        }
+        clients
+    }
+
     /// Connects with `from` as the source address.
     #[track_caller]
     pub fn connect_from(from: &str, addr: &Addr) -> Client {

@@ -1,13 +1,15 @@
 //! Streams of the pattern through relays and tunnels, and what is at their ends.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 
 use super::backend::{Backend, Conn};
 use super::client::Client;
 use super::proxy::Proxy;
-use super::{DEADLINE, PIECE, check_pattern, pattern};
+use super::{DEADLINE, PIECE, check_pattern, pattern, wait_until};
 
 /// Sends the pattern's first `length` bytes and counts them.
 pub fn send(mut stream: &TcpStream, length: u64, count: &AtomicU64) {
@@ -35,6 +37,58 @@ pub fn receive(mut stream: &TcpStream, count: &AtomicU64) {
             }
         }
     }
+}
+
+/// Connections to something that echoes, which send and receive the pattern at once.
+pub struct Busy {
+    length: u64,
+    counts: Vec<Arc<AtomicU64>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Busy {
+    /// Begins `count` of them, with `length` bytes each.
+    pub fn start(addr: SocketAddr, count: usize, length: u64) -> Busy {
+        let counts: Vec<Arc<AtomicU64>> = (0..count).map(|_| Arc::default()).collect();
+        let start = |count: &Arc<AtomicU64>| {
+            let (stream, count) = (TcpStream::connect(addr).unwrap(), Arc::clone(count));
+            thread::spawn(move || {
+                thread::scope(|scope| {
+                    scope.spawn(|| send(&stream, length, &AtomicU64::new(0)));
+                    receive(&stream, &count);
+                });
+            })
+        };
+        let threads = counts.iter().map(start).collect();
+        Busy { length, counts, threads }
+    }
+
+    /// Waits until each has had so many quarters of its bytes back.
+    #[track_caller]
+    pub fn wait_for_quarters(&self, quarters: u64) {
+        let wanted = self.length * quarters / 4;
+        wait_until("bytes flow", || self.counts.iter().all(|count| count.load(Ordering::SeqCst) >= wanted));
+    }
+
+    /// Waits for their ends: each has had all its bytes back.
+    #[track_caller]
+    pub fn finish(self) {
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        assert!(self.counts.iter().all(|count| count.load(Ordering::SeqCst) == self.length));
+    }
+}
+
+/// Reads to the end, and sends all of it back in the opposite order once its gate is open.
+pub fn reversing() -> Backend {
+    Backend::serve(|conn: &mut Conn| {
+        let mut all = Vec::new();
+        conn.wire.stream.read_to_end(&mut all).unwrap();
+        conn.gate().pass();
+        all.reverse();
+        conn.send(&all);
+    })
 }
 
 /// Agrees to any upgrade and echoes.

@@ -5,7 +5,6 @@ use crate::common::conf::Conf;
 use crate::common::h1::Broken;
 use crate::common::processes::{alive, kill_all, replace_all};
 use crate::common::proxy::{Launch, Proxy};
-use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +14,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 
 use crate::common::client::{Client, End};
-use crate::common::streams::{receive, send, tunnel, upgrading};
+use crate::common::streams::{receive, reversing, send, tunnel, upgrading};
 use crate::common::{DEADLINE, check_pattern, pattern, pattern_bytes, wait_for, wait_until};
 
 /// Workers that take turns in being killed.
@@ -90,13 +89,7 @@ fn busy_relays_lose_no_byte() {
 #[test]
 fn half_closed_relays_survive() {
     // The backend answers only when the gate opens, long after the client has closed its sending side.
-    let backend = Backend::serve(|conn| {
-        let mut all = Vec::new();
-        conn.wire.stream.read_to_end(&mut all).unwrap();
-        conn.gate().pass();
-        all.reverse();
-        conn.send(&all);
-    });
+    let backend = reversing();
     let mut proxy = Launch::tcp(&[backend.addr]).workers(2).start();
     let mut clients: Vec<Client> = (0..6).map(|_| Client::connect(proxy.addr())).collect();
     for client in &mut clients {

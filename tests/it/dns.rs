@@ -1,8 +1,10 @@
 //! Names of servers: looked up by the proxy itself, again and again, from name servers that misbehave.
 
 use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, get};
@@ -401,4 +403,25 @@ fn the_hosts_file_and_resolv_conf_hold_as_they_are_now() {
     proxy.dir.write("resolv.conf", "search three\n");
     wait_until("the change is seen", || changes() > before);
     assert_eq!(answers(proxy.addr(), 6), ["127.0.0.3"]);
+}
+
+/// Sets how many descriptors process `pid` may have from now on.
+fn limit_descriptors(pid: Pid, soft: u64, hard: u64) {
+    let status = Command::new("prlimit").args([format!("--pid={pid}"), format!("--nofile={soft}:{hard}")]).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_changed_hosts_file_is_not_missed_for_want_of_descriptors() {
+    let (port, _backends) = backends(2);
+    let files = "[dns]\nresolv_conf = \"off\"\nhosts = \"{dir}/hosts\"\n";
+    let conf = Conf::http(&[]).server(format!("\"app.test:{port}\"")).tables(files);
+    let proxy = conf.launch().file("hosts", "127.0.0.1 app.test\n").descriptors(4096, 4096).start();
+    assert_eq!(answers(proxy.addr(), 6), ["127.0.0.1"]);
+    // Whatever the master opens now has a number of 3 at least.
+    limit_descriptors(proxy.pid, 3, 4096);
+    proxy.dir.write("hosts", "127.0.0.2 app.test\n");
+    proxy.wait_for_log(&["cannot read ", "hosts: Too many open files", "trying again"]);
+    limit_descriptors(proxy.pid, 4096, 4096);
+    wait_for_answers(&proxy, &["127.0.0.2"]);
 }

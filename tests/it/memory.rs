@@ -139,13 +139,7 @@ fn idle_connections_hold_no_buffers() {
     const COUNT: usize = 1000;
     let backend = Backend::ok();
     let proxy = Launch::http(&[backend.addr]).workers(1).start();
-    let round = || {
-        let mut clients: Vec<Client> = (0..COUNT).map(|_| Client::connect(proxy.addr())).collect();
-        for client in &mut clients {
-            assert_eq!(client.get("/").status, 200);
-        }
-        clients
-    };
+    let round = || Client::served(proxy.addr(), COUNT);
     get(proxy.addr(), "/");
     let worker = proxy.workers()[0];
     let before = Proxy::memory_kib(worker);

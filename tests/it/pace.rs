@@ -72,10 +72,7 @@ fn idle_connections_move_off_a_slow_worker_which_gets_new_ones_when_it_keeps_up_
         }
     });
     let proxy = Conf::http(&[backend.addr]).start();
-    let mut clients: Vec<Client> = (0..60).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 60);
     let mut held: Vec<Client> = (0..10).map(|_| Client::connect(proxy.addr())).collect();
     for client in &mut held {
         client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -113,10 +110,7 @@ fn idle_connections_move_off_a_slow_worker_which_gets_new_ones_when_it_keeps_up_
 fn where_all_are_slow_nothing_moves() {
     let backend = Backend::ok();
     let proxy = Conf::http(&[backend.addr]).start();
-    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 20);
     let before = connections(&proxy);
     let brakes: Vec<Brake> = proxy.workers().into_iter().map(Brake::put_on).collect();
     for worker in 0..2 {

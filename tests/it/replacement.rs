@@ -4,8 +4,6 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +16,7 @@ use crate::common::conf::Conf;
 use crate::common::load::Load;
 use crate::common::processes::{alive, children, wait_gone};
 use crate::common::proxy::Proxy;
-use crate::common::streams::{receive, send, tunnel, upgrading};
+use crate::common::streams::{Busy, tunnel, upgrading};
 use crate::common::succession::{Crowd, begin_upgrade, conf, wait_passed};
 use crate::common::{TempDir, dawdle, need_packages, stderr, wait_for, wait_until};
 
@@ -189,21 +187,9 @@ fn long_lived_connections_move_and_the_former_processes_are_gone() {
     for client in &mut halves {
         client.echo(1);
     }
-    let counts: Vec<Arc<AtomicU64>> = (0..4).map(|_| Arc::default()).collect();
-    let threads: Vec<_> = counts
-        .iter()
-        .map(|count| {
-            let (stream, count) = (TcpStream::connect(relay).unwrap(), Arc::clone(count));
-            thread::spawn(move || {
-                thread::scope(|scope| {
-                    scope.spawn(|| send(&stream, LENGTH, &AtomicU64::new(0)));
-                    receive(&stream, &count);
-                });
-            })
-        })
-        .collect();
+    let busy = Busy::start(relay, 4, LENGTH);
     for round in 1..=3 {
-        wait_until("bytes flow", || counts.iter().all(|count| count.load(Ordering::SeqCst) >= LENGTH * round / 4));
+        busy.wait_for_quarters(round);
         let took = proxy.upgrade();
         assert!(took < Duration::from_secs(10), "{took:?}");
         for stream in &mut tunnels {
@@ -218,10 +204,7 @@ fn long_lived_connections_move_and_the_former_processes_are_gone() {
         client.shutdown_write();
         assert_eq!(client.read_to_end(), (b"x".to_vec(), End::Clean));
     }
-    for thread in threads {
-        thread.join().unwrap();
-    }
-    assert!(counts.iter().all(|count| count.load(Ordering::SeqCst) == LENGTH));
+    busy.finish();
     assert_eq!((web.connections(), echoing.connections()), (4, 8), "a relay was connected again");
 }
 
@@ -377,10 +360,7 @@ fn the_successor_goes_by_the_present_configuration() {
 fn a_successor_that_is_killed_is_succeeded_again() {
     let backend = Backend::echo();
     let mut proxy = Conf::http(&[backend.addr]).start();
-    let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 10);
     proxy.upgrade();
     // What is on its way from one master to the other is lost with either.
     proxy.wait_for_log(&["the former master has given everything"]);

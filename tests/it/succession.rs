@@ -202,10 +202,7 @@ fn unix_listeners_and_their_connections_are_taken_over() {
 fn many_workers_are_taken_over_from() {
     let backend = Backend::echo();
     let mut proxy = Conf::http(&[backend.addr]).launch().workers(24).start();
-    let mut clients: Vec<Client> = (0..96).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 96);
     let orphans = proxy.kill_master();
     // With fewer workers of its own.
     let text = Conf::http(&[backend.addr]).text();
@@ -349,10 +346,7 @@ fn a_backend_that_fails_meanwhile_is_answered_for() {
 fn workers_killed_after_their_master_cost_only_what_they_had() {
     let backend = Backend::echo();
     let mut proxy = Conf::http(&[backend.addr]).launch().workers(3).start();
-    let mut clients: Vec<Client> = (0..12).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 12);
     let orphans = proxy.kill_master();
     kill(orphans[0], Signal::SIGKILL).unwrap();
     let _next = proxy.again();
@@ -385,10 +379,7 @@ fn the_demo_lives_as_long_as_its_workers() {
 fn orphans_that_wait_use_no_processor_time() {
     let backend = Backend::ok();
     let mut proxy = Conf::http(&[backend.addr]).start();
-    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let _clients = Client::served(proxy.addr(), 20);
     let orphans = proxy.kill_master();
     let ticks = || -> u64 {
         let of = |pid: &Pid| {

@@ -15,7 +15,7 @@ use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
 use crate::common::conf::Conf;
 use crate::common::processes::{alive, wait_gone};
-use crate::common::proxy::Launch;
+use crate::common::proxy::{Launch, Proxy};
 use crate::common::succession::wait_passed;
 use crate::common::{stderr, wait_for, wait_until};
 
@@ -132,10 +132,7 @@ fn a_master_that_does_not_come_up_changes_nothing() {
 fn a_stopped_worker_holds_up_nobody_and_is_taken_over_from_when_it_goes_on() {
     let backend = Backend::echo();
     let mut proxy = Conf::http(&[backend.addr]).launch().workers(3).start();
-    let mut clients: Vec<Client> = (0..12).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 12);
     let orphans = proxy.kill_master();
     kill(orphans[1], Signal::SIGSTOP).unwrap();
     let mut waiting = Client::connect(proxy.addr());
@@ -155,6 +152,12 @@ fn a_stopped_worker_holds_up_nobody_and_is_taken_over_from_when_it_goes_on() {
         assert_eq!(client.get("/").status, 200);
     }
     next.wait_for_log(&["has come: taking over from it"]);
+}
+
+/// A proxy whose worker, once its master is dead, is met behind `control.sock`.
+fn with_one_worker(backend: &Backend) -> Proxy {
+    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
+    conf.launch().workers(1).start()
 }
 
 /// Meets one worker of a dead master, as a master of any version would.
@@ -180,8 +183,7 @@ fn hear<M: serde::de::DeserializeOwned>(channel: &mut Channel, fds: &mut Vec<Own
 #[test]
 fn a_successor_of_another_version_gets_the_listening_sockets_and_the_rest_is_finished() {
     let backend = Backend::gated();
-    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
-    let mut proxy = conf.launch().workers(1).start();
+    let mut proxy = with_one_worker(&backend);
     let mut idle = Client::connect(proxy.addr());
     let mut busy = Client::connect(proxy.addr());
     busy.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
@@ -227,12 +229,8 @@ fn take_over_from_one(control: &std::path::Path) -> (Channel, usize, Vec<OwnedFd
 #[test]
 fn what_a_successor_has_not_said_to_have_is_kept_for_the_next() {
     let backend = Backend::echo();
-    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
-    let mut proxy = conf.launch().workers(1).start();
-    let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut proxy = with_one_worker(&backend);
+    let mut clients = Client::served(proxy.addr(), 10);
     let orphans = proxy.kill_master();
     let control = proxy.dir.join("control.sock");
     // Twice: read and not, as far as this process is concerned, which ends like a master that is killed.
@@ -251,8 +249,7 @@ fn what_a_successor_has_not_said_to_have_is_kept_for_the_next() {
 #[test]
 fn what_a_successor_has_said_to_have_is_given_to_nobody_else() {
     let backend = Backend::echo();
-    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
-    let mut proxy = conf.launch().workers(1).start();
+    let mut proxy = with_one_worker(&backend);
     let mut client = Client::connect(proxy.addr());
     assert_eq!(client.get("/").status, 200);
     let orphans = proxy.kill_master();
@@ -267,8 +264,7 @@ fn what_a_successor_has_said_to_have_is_given_to_nobody_else() {
 #[test]
 fn visitors_that_talk_nonsense_or_nothing_are_sent_away() {
     let backend = Backend::echo();
-    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
-    let mut proxy = conf.launch().workers(1).start();
+    let mut proxy = with_one_worker(&backend);
     let mut client = Client::connect(proxy.addr());
     assert_eq!(client.get("/").status, 200);
     let orphans = proxy.kill_master();

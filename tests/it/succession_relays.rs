@@ -2,8 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,7 @@ use crate::common::backend::Backend;
 use crate::common::client::{Client, End};
 use crate::common::conf::Conf;
 use crate::common::proxy::{Addr, Proxy};
-use crate::common::streams::{receive, send, tunnel, upgrading};
+use crate::common::streams::{Busy, reversing, tunnel, upgrading};
 use crate::common::succession::replace;
 use crate::common::{check_pattern, pattern_bytes, wait_until};
 
@@ -20,27 +18,12 @@ fn busy_relays_lose_no_byte() {
     const LENGTH: u64 = 24 << 20;
     let backend = Backend::tcp_echo();
     let mut proxy = Conf::tcp(&[backend.addr]).start();
-    let counts: Vec<Arc<AtomicU64>> = (0..6).map(|_| Arc::default()).collect();
-    let threads: Vec<_> = counts
-        .iter()
-        .map(|count| {
-            let (stream, count) = (TcpStream::connect(proxy.addr().inet()).unwrap(), Arc::clone(count));
-            thread::spawn(move || {
-                thread::scope(|scope| {
-                    scope.spawn(|| send(&stream, LENGTH, &AtomicU64::new(0)));
-                    receive(&stream, &count);
-                });
-            })
-        })
-        .collect();
+    let busy = Busy::start(proxy.addr().inet(), 6, LENGTH);
     for round in 1..=3 {
-        wait_until("bytes flow", || counts.iter().all(|count| count.load(Ordering::SeqCst) >= LENGTH * round / 4));
+        busy.wait_for_quarters(round);
         proxy = replace(proxy);
     }
-    for thread in threads {
-        thread.join().unwrap();
-    }
-    assert!(counts.iter().all(|count| count.load(Ordering::SeqCst) == LENGTH));
+    busy.finish();
     assert_eq!(backend.connections(), 6, "a relay was connected again");
 }
 
@@ -139,13 +122,7 @@ fn a_relay_whose_pipe_is_full_goes_on() {
 
 #[test]
 fn half_closed_relays_and_tunnels_survive() {
-    let backend = Backend::serve(|conn| {
-        let mut all = Vec::new();
-        conn.wire.stream.read_to_end(&mut all).unwrap();
-        conn.gate().pass();
-        all.reverse();
-        conn.send(&all);
-    });
+    let backend = reversing();
     let echoing = upgrading();
     let conf = Conf::http(&[echoing.addr]).tables(&format!(
         "[[listen]]\nbind = \"127.0.0.2:0\"\nmode = \"tcp\"\nto = \"other\"\n[backends.other]\nservers = [\"{}\"]",

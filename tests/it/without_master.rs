@@ -126,10 +126,7 @@ fn the_bounds_on_connections_hold() {
     let conf = Conf::http(&[backend.addr]).tables("[limits]\nconnections_per_address = 3");
     let mut proxy = conf.launch().workers(1).start();
     let orphans = proxy.kill_master();
-    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 3);
     assert_eq!(get(proxy.addr(), "/").status, 503);
     drop(clients.pop());
     wait_until("there is room again", || get(proxy.addr(), "/").status == 200);
@@ -175,10 +172,7 @@ fn a_worker_that_dies_takes_only_what_it_has_with_it() {
     let orphans = proxy.kill_master();
     kill(orphans[0], Signal::SIGKILL).unwrap();
     wait_gone(&orphans[..1]);
-    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let mut clients = Client::served(proxy.addr(), 20);
     kill(orphans[1], Signal::SIGKILL).unwrap();
     wait_gone(&orphans);
     for client in &mut clients {

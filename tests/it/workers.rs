@@ -295,10 +295,7 @@ fn connections_spread_evenly_over_the_workers() {
     let backend = Backend::ok();
     let proxy = Launch::http(&[backend.addr]).workers(4).start();
     let before = proxy.descriptors();
-    let mut clients: Vec<Client> = (0..80).map(|_| Client::connect(proxy.addr())).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/").status, 200);
-    }
+    let _clients = Client::served(proxy.addr(), 80);
     let now = proxy.descriptors();
     let each: Vec<usize> = now.0.iter().zip(&before.0).skip(1).map(|(now, before)| now - before).collect();
     // 20 clients, and between none and a few pooled connections to the backend.

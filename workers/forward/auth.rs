@@ -179,7 +179,7 @@ impl<W: Copy + Eq + Hash> Auth<W> {
             self.asked.insert(waiter, ticket);
             return Check::Pending;
         }
-        let charge = match self.failures.begin(limits, source, user, now_ms) {
+        let charge = match self.failures.charge(limits, source, user, now_ms) {
             Ok(charge) => charge,
             Err(too_many) => return Check::TooMany(too_many),
         };
@@ -189,7 +189,6 @@ impl<W: Copy + Eq + Hash> Auth<W> {
                 Ok(thread) => self.thread = Some(thread),
                 Err(error) => {
                     error!("cannot check passwords: {error}");
-                    self.failures.give_back(charge, now_ms);
                     return Check::Busy;
                 }
             }
@@ -200,11 +199,9 @@ impl<W: Copy + Eq + Hash> Auth<W> {
                     self.displaced.extend(waiting.waiters);
                 }
             }
-            Err(_) => {
-                self.failures.give_back(charge, now_ms);
-                return Check::Busy;
-            }
+            Err(_) => return Check::Busy,
         }
+        self.failures.take(charge, now_ms);
         let password = Zeroizing::new(password.to_vec());
         let waiting = Waiting { user: user.into(), password, against, charge, waiters: vec![waiter] };
         self.waiting.insert(ticket, waiting);

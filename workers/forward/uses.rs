@@ -335,9 +335,8 @@ mod tests {
 
     #[test]
     fn connections_are_bounded_over_all_workers() {
-        let file = ipc::ledger::create().unwrap();
-        let master = Ledger::map(&file).unwrap();
-        let worker = || Uses::new(Some(Share::new(Ledger::map(&file).unwrap(), master.claim())));
+        let master = ipc::ledger::Rows::new().unwrap();
+        let worker = || Uses::new(Some(Share::new(Ledger::map(master.file()).unwrap(), master.claim())));
         let (mut a, mut b) = (worker(), worker());
         let set = set(UseLimits { connections: Some(2), ..NONE }, UseLimits { connections: Some(3), ..NONE });
         let first = a.begin(&set, Some("ann"), ip(1), 0).unwrap();

@@ -149,8 +149,8 @@ fn allocations(load: Load, turns: usize) -> u64 {
     let sealed = ipc::sealed::write(&snapshot(server, load)).unwrap();
     let log = load.logged.then(|| OwnedFd::from(std::fs::File::options().append(true).open("/dev/null").unwrap()));
     let (mut channel, theirs) = Channel::pair().unwrap();
-    let ledger = ipc::ledger::create().unwrap();
-    let mut fds = vec![sealed.as_fd(), region.as_fd(), ledger.as_fd()];
+    let ledger = ipc::ledger::Rows::new().unwrap();
+    let mut fds = vec![sealed.as_fd(), region.as_fd(), ledger.file()];
     fds.extend(log.as_ref().map(AsFd::as_fd));
     channel.send(&ToWorker::Hello { version: VERSION, index: 0, row: Some(0), layout }, &fds).unwrap();
     let worker = std::thread::spawn(move || {

@@ -7,13 +7,9 @@ use ipc::snapshot::{Dns, Endpoint, Target};
 
 use super::super::address::ServerAddress;
 use super::super::report::{Diagnostic, quoted};
-use super::super::resolver::{HOSTS_MAX, Sources};
+use super::super::resolver::{HOSTS, HOSTS_MAX, RESOLV_CONF, Sources};
 use super::super::syntax::{self, At, File};
 use super::{Check, ProcessSettings};
-
-/// The system's files.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-const HOSTS: &str = "/etc/hosts";
 
 impl Check<'_> {
     /// Looks up all names of servers, together.
@@ -71,28 +67,26 @@ impl Check<'_> {
             attempts: *attempts,
             rotate: *rotate,
         };
-        let resolv_conf = self.system_file(resolv_conf.as_ref(), RESOLV_CONF).map(|(text, _)| text);
-        let (hosts, path) = self.system_file(hosts.as_ref(), HOSTS).unzip();
-        process.hosts = path.flatten();
+        let resolv_conf = self.system_file(resolv_conf.as_ref(), RESOLV_CONF);
+        let hosts = self.system_file(hosts.as_ref(), HOSTS);
         let (dns, too_many) = process.resolver.settings(resolv_conf.as_deref(), hosts.as_deref());
-        if let (true, Some(path)) = (too_many, &process.hosts) {
+        if let (true, Some(path)) = (too_many, &process.resolver.hosts) {
             let text = format!("{} has more than {HOSTS_MAX} names; the others are looked up", path.display());
             self.report.push(Diagnostic::warning(text));
         }
         dns
     }
 
-    /// The text of one of the system's files, and where it is. One that is not there is as good as empty, unless it was
-    /// asked for.
-    fn system_file(&mut self, given: Option<&At<Option<PathBuf>>>, usual: &str) -> Option<(String, Option<PathBuf>)> {
+    /// The text of one of the system's files. One that is not there is as good as empty, unless it was asked for.
+    fn system_file(&mut self, given: Option<&At<Option<PathBuf>>>, usual: &str) -> Option<String> {
         let path = match given {
             Some(At { value: None, .. }) => return None,
             Some(At { value: Some(path), .. }) => path.clone(),
             None => PathBuf::from(usual),
         };
         match (self.system.read(&path), given) {
-            (Ok(text), _) => Some((text, Some(path))),
-            (Err(error), None) if error.kind() == std::io::ErrorKind::NotFound => Some((String::new(), None)),
+            (Ok(text), _) => Some(text),
+            (Err(error), None) if error.kind() == std::io::ErrorKind::NotFound => Some(String::new()),
             (Err(error), given) => {
                 let text = format!("cannot read {}: {error}", path.display());
                 self.report.push(match given {

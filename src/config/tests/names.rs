@@ -65,6 +65,19 @@ fn dns_settings_stand_above_the_files_of_the_system() {
     let wanted = Dns { servers: own.servers.clone(), timeout_ms: 300, attempts: 4, rotate: true, ..Dns::default() };
     assert_eq!(own, wanted);
     assert_eq!(dns("[dns]\nresolv_conf = \"off\"\nhosts = \"off\"\n"), Dns::default());
+    for hosts in ["", "[dns]\nhosts = \"off\"\n", "[dns]\nhosts = \"/etc/hosts\"\n", "[dns]\nhosts = \"/run/hosts\"\n"]
+    {
+        let loaded = good(&format!("{sound}{hosts}"));
+        let again = good(&dump(&loaded.snapshot, &loaded.process));
+        assert_eq!(again.process.resolver.hosts, loaded.process.resolver.hosts, "{hosts}");
+        assert_eq!(again.snapshot.dns, loaded.snapshot.dns, "{hosts}");
+    }
+    // Where the usual file is not there, it is not asked for by what is read back, and still looked for.
+    let mut loaded = good(sound);
+    loaded.snapshot.dns.hosts.clear();
+    let text = dump(&loaded.snapshot, &loaded.process);
+    assert!(text.contains("\n# hosts = \"/etc/hosts\""), "{text}");
+    assert_eq!(good(&text).process.resolver.hosts, loaded.process.resolver.hosts);
     assert_dump_reads_back(&good(&format!("{sound}[dns]\nhosts = \"/run/hosts\"\nservers = [\"fe80::1%3\"]\n")));
     let refused = |text: &str| read(&format!("{sound}[dns]\n{text}")).expect_err("a fault should be found").to_string();
     assert!(refused("servers = [\"dns.internal\"]").contains("is not the address of a name server"));

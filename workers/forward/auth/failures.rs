@@ -1,14 +1,17 @@
 //! How many wrong passwords there may be, and who is believed to be more than a guesser.
 //!
 //! Each name has an allowance at each address, and each address one for all names together. Both are token buckets with
-//! room for a minute's worth. An attempt takes from them before it is computed and gives back what it took when it was
-//! right or never computed, so that attempts at the same time do not exceed them either.
+//! room for a minute's worth. An attempt takes from them when it gets into the line and gives back what it took when it
+//! was right or never computed, so that attempts at the same time do not exceed them either.
 //!
 //! Many people may share one address. So a name that has been proved at an address within a day or so does not draw on
 //! what all names have together there: guesses at other names do not lock it out. One client that goes on with an old
 //! password uses up its own name's allowance, and is then refused before it takes anything from the others.
 //!
-//! All tables are bounded. It knows no password and reads no clock.
+//! All tables are bounded, and an allowance that is whole again by what is given back has no entry. So nothing fills them
+//! but attempts that wait and attempts that were computed and wrong: whoever wants a wrong password forgotten early has
+//! to have [`MOST`] others computed, but for those that may wait, within a minute. It knows no password and reads no
+//! clock.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -56,6 +59,11 @@ impl<K: Copy + Eq + Hash, V: Copy> Recent<K, V> {
         }
         self.young.insert(key, value);
     }
+
+    fn remove(&mut self, key: K) {
+        self.young.remove(&key);
+        self.old.remove(&key);
+    }
 }
 
 /// What is left of an allowance: failures in sixty-thousandths, so that it grows by its size with each millisecond.
@@ -96,19 +104,24 @@ impl<K: Copy + Eq + Hash> Buckets<K> {
         self.0.put(key, Bucket { left: bucket.left.saturating_sub(ONE), ..bucket }, now_ms);
     }
 
-    fn give_back(&mut self, key: K, now_ms: u64) {
-        // Without an entry it is whole. Too much is cut off when it grows next.
-        if let Some(bucket) = self.0.get(key) {
-            self.0.put(key, Bucket { left: bucket.left.saturating_add(ONE), ..bucket }, now_ms);
+    fn give_back(&mut self, key: K, per_minute: u32, now_ms: u64) {
+        // Without an entry it is whole.
+        let Some(bucket) = self.0.get(key).map(|bucket| bucket.grown(per_minute, now_ms)) else { return };
+        let left = bucket.left.saturating_add(ONE);
+        if left >= u64::from(per_minute) * ONE {
+            self.0.remove(key);
+        } else {
+            self.0.put(key, Bucket { left, ..bucket }, now_ms);
         }
     }
 }
 
-/// What an attempt has taken. To be given back with [`Failures::give_back`] unless it was wrong.
+/// What an attempt takes, and how much of it there is in a minute. Once it has been taken it is to be given back with
+/// [`Failures::give_back`] unless the attempt was wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Charge {
-    name: Option<(Source, u64)>,
-    source: Option<Source>,
+    name: Option<((Source, u64), u32)>,
+    source: Option<(Source, u32)>,
 }
 
 /// Which allowance is used up.
@@ -164,36 +177,40 @@ impl Failures {
         self.proved.put((source, self.hasher.hash_one(name)), (), now_ms);
     }
 
-    /// Takes what an attempt needs.
+    /// What an attempt needs. Nothing is taken yet.
     ///
     /// # Errors
-    /// Which allowance is used up; then nothing is taken.
-    pub fn begin(&mut self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
+    /// Which allowance is used up.
+    pub fn charge(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
         let key = (source, self.hasher.hash_one(name));
-        let of_name = limits.per_minute.map(|most| (key, most));
-        let of_address = limits.per_minute_address.filter(|_| self.proved.get(key).is_none());
-        if of_name.is_some_and(|(key, most)| !self.of_names.has_one(key, most, now_ms)) {
+        let name = limits.per_minute.map(|most| (key, most));
+        let source = limits.per_minute_address.filter(|_| self.proved.get(key).is_none()).map(|most| (source, most));
+        if name.is_some_and(|(key, most)| !self.of_names.has_one(key, most, now_ms)) {
             return Err(TooMany::OfName);
         }
-        if of_address.is_some_and(|most| !self.of_addresses.has_one(source, most, now_ms)) {
+        if source.is_some_and(|(source, most)| !self.of_addresses.has_one(source, most, now_ms)) {
             return Err(TooMany::OfAddress);
         }
-        if let Some((key, most)) = of_name {
-            self.of_names.take(key, most, now_ms);
-        }
-        if let Some(most) = of_address {
-            self.of_addresses.take(source, most, now_ms);
-        }
-        Ok(Charge { name: of_name.map(|(key, _)| key), source: of_address.map(|_| source) })
+        Ok(Charge { name, source })
     }
 
-    /// An attempt was right, or has not been computed.
-    pub fn give_back(&mut self, charge: Charge, now_ms: u64) {
-        if let Some(key) = charge.name {
-            self.of_names.give_back(key, now_ms);
+    /// Takes it, at the same time at which it was found to be there.
+    pub fn take(&mut self, charge: Charge, now_ms: u64) {
+        if let Some((key, most)) = charge.name {
+            self.of_names.take(key, most, now_ms);
         }
-        if let Some(source) = charge.source {
-            self.of_addresses.give_back(source, now_ms);
+        if let Some((source, most)) = charge.source {
+            self.of_addresses.take(source, most, now_ms);
+        }
+    }
+
+    /// An attempt for which this was taken was right, or has not been computed.
+    pub fn give_back(&mut self, charge: Charge, now_ms: u64) {
+        if let Some((key, most)) = charge.name {
+            self.of_names.give_back(key, most, now_ms);
+        }
+        if let Some((source, most)) = charge.source {
+            self.of_addresses.give_back(source, most, now_ms);
         }
     }
 }
@@ -203,6 +220,14 @@ mod tests {
     use super::*;
 
     const LIMITS: FailureLimits = FailureLimits { per_minute: Some(3), per_minute_address: Some(5) };
+
+    impl Failures {
+        fn begin(&mut self, limits: FailureLimits, at: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
+            let charge = self.charge(limits, at, name, now_ms)?;
+            self.take(charge, now_ms);
+            Ok(charge)
+        }
+    }
 
     fn at(last: u8) -> Source {
         Source::of(Some([192, 0, 2, last].into()))
@@ -259,6 +284,26 @@ mod tests {
             failures.begin(LIMITS, at(1), "ann", 0).unwrap();
         }
         assert_eq!(failures.begin(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
+    }
+
+    #[test]
+    fn what_is_given_back_leaves_no_entry_and_makes_nobody_forgotten() {
+        let mut failures = Failures::default();
+        for _ in 0..3 {
+            failures.begin(LIMITS, at(1), "ann", 0).unwrap();
+        }
+        for n in 0..70_000_u32 {
+            let charge = failures.begin(LIMITS, at(1), &n.to_string(), 0).unwrap();
+            failures.give_back(charge, 0);
+        }
+        assert_eq!(failures.begin(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
+        assert_eq!((failures.of_names.0.young.len(), failures.of_names.0.old.len()), (1, 0));
+        // Nor does anything come up again that was known before the generations turned.
+        let first = failures.begin(LIMITS, at(2), "bob", 0).unwrap();
+        failures.begin(LIMITS, at(3), "cy", 60_000).unwrap();
+        failures.begin(LIMITS, at(2), "bob", 60_000).unwrap();
+        failures.give_back(first, 60_000);
+        assert_eq!((failures.of_names.0.young.len(), failures.of_names.0.old.len()), (1, 1), "cy and ann");
     }
 
     #[test]

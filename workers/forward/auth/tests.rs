@@ -179,6 +179,21 @@ fn what_nobody_waits_for_any_more_is_not_computed() {
 }
 
 #[test]
+fn names_for_which_there_is_no_room_do_not_make_a_wrong_password_forgotten() {
+    let mut bench = Bench::new(&[("ann", argon2id("secret"))]);
+    bench.limits = FailureLimits { per_minute: Some(1), per_minute_address: Some(100) };
+    assert!(!bench.verdict("ann", "wrong"));
+    // Nothing but the first is computed before results are taken.
+    for waiter in 0..17 {
+        assert_eq!(bench.check(&format!("waiting {waiter}"), "x", waiter), Check::Pending);
+    }
+    for n in 0..70_000 {
+        assert_eq!(bench.check(&format!("guess {n}"), "x", 99), Check::Busy);
+    }
+    assert_eq!(bench.check("ann", "another", 99), Check::TooMany(TooMany::OfName));
+}
+
+#[test]
 fn wrong_passwords_are_bounded_and_right_ones_that_are_remembered_do_not_notice() {
     let mut bench = Bench::new(&[("ann", argon2id("secret")), ("bob", argon2id("pw"))]);
     bench.limits = FailureLimits { per_minute: Some(3), per_minute_address: Some(5) };
