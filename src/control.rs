@@ -4,6 +4,7 @@
 //! Only processes of the master's own user, and root's, are heard. Nobody holds up the loop: a client that does not
 //! ask, or does not take its answer, is dropped.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -59,14 +60,34 @@ struct Client {
     ask_by: Option<Instant>,
 }
 
+/// Why there is no control socket, in words for the operator.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another master has begun, and both must not go on.
+    AnotherMaster(String),
+    /// It cannot be made.
+    Failed(String),
+}
+
+impl From<String> for OpenError {
+    fn from(why: String) -> OpenError {
+        OpenError::Failed(why)
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::AnotherMaster(why) | OpenError::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Server {
     socket: OwnedFd,
-    /// Where it belongs.
-    place: PathBuf,
-    /// Its present name. Removed in the end.
-    file: SocketFile,
+    name: Name,
     clients: [Option<Client>; CLIENTS],
     first_token: usize,
     serial: u64,
@@ -77,38 +98,80 @@ pub struct Server {
     closed: bool,
 }
 
+/// Where a socket is found.
+#[derive(Debug)]
+struct Name {
+    /// Where it belongs.
+    place: PathBuf,
+    /// Its present name. Removed in the end.
+    file: SocketFile,
+}
+
+impl Name {
+    /// Finds out what its name is now: false when it has none.
+    fn find(&mut self) -> bool {
+        self.file.is_there()
+            || [self.place.clone()]
+                .into_iter()
+                .chain(beside::names(&self.place))
+                .any(|path| self.file.has_moved_to(path))
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        // What is removed is what it is called now.
+        self.find();
+    }
+}
+
 impl Server {
     /// Begins to listen at `path`, in a directory that nobody else can write to. `config` is what the master tells of
-    /// itself. A socket that a dead master left is replaced. Clients have the tokens from `first_token` on.
+    /// itself. A socket that a dead master left is replaced. Clients have the tokens from `first_token` on. `known` is
+    /// what there was when this master looked for others.
     ///
     /// # Errors
-    /// When a live master has it, or it cannot be made, in words for the operator.
-    pub fn open(path: &Path, config: String, first_token: usize) -> Result<Server, String> {
+    /// When a live master has it, or it cannot be made.
+    pub fn open(
+        path: &Path,
+        config: String,
+        first_token: usize,
+        known: Option<&beside::Sockets>,
+    ) -> Result<Server, OpenError> {
         let shown = path.display();
         let failed = |errno: Errno| format!("cannot make the control socket {shown}: {}", io::Error::from(errno));
         let name = SocketAddrUnix::new(path).map_err(failed)?;
         // Two masters that start together must not take a socket just made for a dead one.
         let _lock = place::lock(directory_of(path)).map_err(failed)?;
+        nobody_new(known)?;
         match place::probe(path) {
             place::Found::Nothing => {}
             place::Found::Dead => rustix::fs::unlink(path).map_err(failed)?,
-            place::Found::Alive => return Err(format!("another master has the control socket {shown}")),
-            place::Found::Other(why) => return Err(format!("cannot make the control socket {shown}: {why}")),
+            place::Found::Alive => return Err(format!("another master has the control socket {shown}").into()),
+            place::Found::Other(why) => return Err(format!("cannot make the control socket {shown}: {why}").into()),
         }
         Server::make(path, config, first_token, |socket| {
             rustix::net::bind(socket, &name).map_err(failed)?;
             Ok(path.to_owned())
         })
+        .map_err(OpenError::Failed)
     }
 
     /// As [`Server::open`], beside `path`: until [`Server::take_place`] somebody else is found there.
     ///
     /// # Errors
-    /// When it cannot be made, in words for the operator.
-    pub fn open_beside(path: &Path, config: String, first_token: usize) -> Result<Server, String> {
+    /// When another master has begun since this one looked for others, or it cannot be made.
+    pub fn open_beside(
+        path: &Path,
+        config: String,
+        first_token: usize,
+        known: Option<&beside::Sockets>,
+    ) -> Result<Server, OpenError> {
         let failed = |why: String| format!("cannot make a control socket beside {}: {why}", path.display());
         let _lock = place::lock(directory_of(path)).map_err(|errno| failed(io::Error::from(errno).to_string()))?;
+        nobody_new(known)?;
         Server::make(path, config, first_token, |socket| beside::bind(socket, path).map_err(failed))
+            .map_err(OpenError::Failed)
     }
 
     fn make(
@@ -126,8 +189,7 @@ impl Server {
         rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
         Ok(Server {
             socket,
-            place: place.to_owned(),
-            file,
+            name: Name { place: place.to_owned(), file },
             clients: Default::default(),
             first_token,
             serial: 0,
@@ -142,34 +204,34 @@ impl Server {
     /// # Errors
     /// When that cannot be, in words for the operator.
     pub fn take_place(&mut self) -> Result<(), String> {
-        let failed = |errno: Errno| format!("{}: {}", self.place.display(), io::Error::from(errno));
-        let _lock = place::lock(directory_of(&self.place)).map_err(failed)?;
-        if !self.find() {
+        let Name { place, .. } = &self.name;
+        let failed = |errno: Errno| format!("{}: {}", place.display(), io::Error::from(errno));
+        let _lock = place::lock(directory_of(place)).map_err(failed)?;
+        if !self.name.find() {
             return Err(format!(
                 "the control socket of this master has been removed from beside {}",
-                self.place.display()
+                self.name.place.display()
             ));
         }
-        if self.file.path() == self.place {
+        let Name { place, file } = &self.name;
+        if file.path() == place {
             return Ok(());
         }
-        beside::take_place(self.file.path(), &self.place)?;
-        self.find();
+        beside::take_place(file.path(), place)?;
+        self.name.find();
         Ok(())
-    }
-
-    /// Finds out what its name is now, which another master may have changed: false when it has none.
-    pub fn find(&mut self) -> bool {
-        self.file.is_there()
-            || [self.place.clone()]
-                .into_iter()
-                .chain(beside::names(&self.place))
-                .any(|path| self.file.has_moved_to(path))
     }
 
     /// Where it belongs.
     pub fn place(&self) -> &Path {
-        &self.place
+        &self.name.place
+    }
+
+    /// All sockets there and beside it but its own.
+    pub fn others(&self) -> beside::Sockets {
+        let mut sockets = beside::Sockets::of(self.place());
+        sockets.leave_out(&self.name.file);
+        sockets
     }
 
     /// Connections may be waiting.
@@ -261,13 +323,12 @@ impl Server {
     /// Takes in nobody any more: this master has a successor, and whoever comes waits for its workers, should it be
     /// killed.
     pub fn close(&mut self) {
-        self.find();
         self.closed = true;
     }
 
     /// Lets go of it: its name stays, for workers wait behind it.
     pub fn leave(self) {
-        std::mem::forget(self.file);
+        std::mem::forget(self.name);
     }
 
     /// Whether [`Server::accept`] has more to do.
@@ -283,6 +344,19 @@ impl Server {
 impl AsFd for Server {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Of masters that start together each has looked for others before any could be found. Under the lock the first of
+/// them to listen is seen by all who come after it.
+fn nobody_new(known: Option<&beside::Sockets>) -> Result<(), OpenError> {
+    match known.filter(|known| known.has_newcomer()) {
+        None => Ok(()),
+        Some(known) => Err(OpenError::AnotherMaster(format!(
+            "another master with this configuration was started at the same time, and has the control socket {} or one \
+             beside it; if that does not come up, start this one again",
+            known.place().display()
+        ))),
     }
 }
 

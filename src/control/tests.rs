@@ -25,7 +25,7 @@ impl Drop for Scratch {
 }
 
 fn open(scratch: &Scratch) -> Result<Server, String> {
-    Server::open(&scratch.socket(), "test".to_owned(), 10)
+    Server::open(&scratch.socket(), "test".to_owned(), 10, None).map_err(|why| why.to_string())
 }
 
 fn connect(scratch: &Scratch) -> Channel {
@@ -120,7 +120,7 @@ fn a_dead_masters_socket_is_replaced_and_a_live_ones_is_not() {
 }
 
 fn open_beside(scratch: &Scratch) -> Server {
-    Server::open_beside(&scratch.socket(), "test".to_owned(), 10).unwrap()
+    Server::open_beside(&scratch.socket(), "test".to_owned(), 10, None).unwrap()
 }
 
 /// Whether `server` is behind the name `path`.
@@ -148,13 +148,42 @@ fn whoever_takes_the_place_leaves_the_former_one_beside_it() {
     let mut first = first;
     first.take_place().unwrap();
     assert!(is_behind(&first, &scratch.socket()));
-    second.find();
-    assert!(is_behind(&second, second.file.path()));
-    let beside = second.file.path().to_owned();
+    let names = beside::names(&scratch.socket());
+    assert!(matches!(&names[..], [name] if is_behind(&second, name)));
+    // Each of them knows the other one only.
+    let (others, all) = (second.others(), beside::Sockets::of(&scratch.socket()));
+    assert!(matches!((others.found(), all.found()), ([one], [_, _]) if !one.beside));
+    let beside = names[0].clone();
+    // It goes with it, although it was called otherwise when it last looked.
     drop(second);
     assert!(!beside.exists() && scratch.socket().exists());
     drop(first);
     assert!(!scratch.socket().exists());
+}
+
+#[test]
+fn of_masters_that_start_together_the_second_to_listen_is_refused() {
+    let scratch = Scratch::new("together");
+    let path = scratch.socket();
+    // Whom all of them have found, and what a dead one left.
+    let orphan = open(&scratch).unwrap();
+    let known = beside::Sockets::of(&path);
+    let start = |known: &beside::Sockets| Server::open_beside(&path, "test".to_owned(), 10, Some(known));
+    let mut first = start(&known).unwrap();
+    assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
+    // In whatever place it is by then, and also when nobody else is left.
+    first.take_place().unwrap();
+    assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
+    drop(orphan);
+    assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
+    let open = Server::open(&path, "test".to_owned(), 10, Some(&known));
+    assert!(matches!(open, Err(OpenError::AnotherMaster(_))));
+    // Whoever has found it may follow it.
+    let third = start(&beside::Sockets::of(&path)).unwrap();
+    drop(third);
+    // One that is gone keeps nobody out.
+    first.leave();
+    start(&known).unwrap();
 }
 
 #[test]
@@ -182,15 +211,15 @@ fn a_place_with_a_long_name_has_room_beside_it() {
     let scratch = Scratch::new("long");
     let room = 107 - scratch.0.as_os_str().len() - 1;
     let path = scratch.0.join(format!("{}.sock", "x".repeat(room - 5)));
-    let mut server = Server::open_beside(&path, "test".to_owned(), 10).unwrap();
+    let mut server = Server::open_beside(&path, "test".to_owned(), 10, None).unwrap();
     assert_eq!(beside::names(&path).len(), 1);
     server.take_place().unwrap();
     assert!(is_behind(&server, &path));
     // There are so many names and no more.
     let more: Vec<Server> =
-        (0..beside::MOST).map(|_| Server::open_beside(&path, "test".to_owned(), 10).unwrap()).collect();
-    let full = Server::open_beside(&path, "test".to_owned(), 10).unwrap_err();
-    assert!(full.contains("64 sockets"), "{full}");
+        (0..beside::MOST).map(|_| Server::open_beside(&path, "test".to_owned(), 10, None).unwrap()).collect();
+    let full = Server::open_beside(&path, "test".to_owned(), 10, None).unwrap_err();
+    assert!(full.to_string().contains("64 sockets"), "{full}");
     drop(more);
 }
 

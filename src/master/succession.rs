@@ -413,7 +413,7 @@ impl Master {
         let Some(control) = &mut self.control else { return };
         match control.take_place() {
             Ok(()) => {
-                self.formers.extend(takeover::waiting_beside(control.place(), self.formers.iter()));
+                self.formers.extend(takeover::waiting_beside(&control.others(), self.formers.iter()));
                 self.look_at = Some(Instant::now());
             }
             Err(why) => warn!("{why}; `master reload` will not find this master, SIGHUP reloads it"),
@@ -428,7 +428,7 @@ impl Master {
         }
         let Some(control) = &self.control else { return };
         let asked = self.formers.iter().filter(|former| !former.leaves_room());
-        let more = takeover::waiting_beside(control.place(), asked);
+        let more = takeover::waiting_beside(&control.others(), asked);
         self.look_at = (!beside::names(control.place()).is_empty()).then_some(now + LOOK);
         for next in more {
             self.follow_next(Some(next));

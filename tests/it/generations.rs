@@ -8,10 +8,10 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::get;
-use crate::common::processes::{alive, wait_gone};
+use crate::common::processes::{alive, children, wait_gone};
 use crate::common::proxy::Proxy;
 use crate::common::succession::{Crowd, conf};
-use crate::common::wait_until;
+use crate::common::{wait_for, wait_until};
 
 /// The names beside the control socket.
 fn beside(proxy: &Proxy) -> Vec<PathBuf> {
@@ -66,4 +66,30 @@ fn a_stopped_worker_is_found_by_the_successor_of_the_master_that_waits_for_it() 
     crowd.check();
     wait_until("no name is left beside the control socket", || beside(&next).is_empty());
     next.check_log();
+}
+
+#[test]
+fn of_masters_started_together_one_stays() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).launch().workers(4).start();
+    let mut orphans = proxy.kill_master();
+    for round in 0..6 {
+        let mut masters = [proxy.launch().begin(), proxy.launch().begin()];
+        let ended = wait_for("one of the masters has ended", || {
+            masters.iter_mut().position(|master| master.try_wait().unwrap().is_some())
+        });
+        let stays = &mut masters[1 - ended];
+        let pid = Pid::from_raw(i32::try_from(stays.id()).unwrap());
+        wait_gone(&orphans);
+        wait_until("it has its workers", || children(pid).len() == 4);
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+        assert!(proxy.question("status").status.success());
+        assert!(stays.try_wait().unwrap().is_none(), "neither has stayed");
+        orphans = children(pid);
+        let signal = if round == 5 { Signal::SIGTERM } else { Signal::SIGKILL };
+        kill(pid, signal).unwrap();
+        stays.wait().unwrap();
+    }
+    wait_gone(&orphans);
+    assert!(beside(&proxy).is_empty(), "{:?}", beside(&proxy));
 }
