@@ -33,6 +33,9 @@ const ASK: Duration = Duration::from_secs(5);
 /// Connections that wait to be taken at most: a worker that is stopped for long may be the only one behind it.
 const BACKLOG: i32 = 1024;
 
+/// How long to wait when a connection cannot be taken in: nothing tells when it can, and it is announced only once.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Connections taken in one turn at most.
 const ACCEPTS: usize = 16;
 
@@ -94,6 +97,8 @@ pub struct Server {
     config: String,
     /// Connections may be waiting.
     ready: bool,
+    /// One could not be taken in: it is tried again then.
+    again_at: Option<Instant>,
     /// Whoever comes is somebody else's.
     closed: bool,
 }
@@ -195,6 +200,7 @@ impl Server {
             serial: 0,
             config,
             ready: false,
+            again_at: None,
             closed: false,
         })
     }
@@ -241,9 +247,11 @@ impl Server {
 
     /// Takes in those who wait, if anybody does.
     pub fn accept(&mut self, registry: &Registry, now: Instant) {
-        if !std::mem::take(&mut self.ready) || self.closed {
+        let due = self.again_at.is_some_and(|at| at <= now);
+        if !std::mem::take(&mut self.ready) && !due || self.closed {
             return;
         }
+        let failed_before = self.again_at.take().is_some();
         for _ in 0..ACCEPTS {
             if self.is_full() {
                 break;
@@ -256,7 +264,13 @@ impl Server {
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
-                Err(errno) => return warn!("control socket: cannot accept: {}", io::Error::from(errno)),
+                Err(errno) => {
+                    if !failed_before {
+                        warn!("control socket: cannot accept: {}; trying again", io::Error::from(errno));
+                    }
+                    self.again_at = Some(now + AGAIN);
+                    return;
+                }
             }
         }
         self.ready = true;
@@ -308,9 +322,9 @@ impl Server {
         }
     }
 
-    /// When somebody has to be dropped.
+    /// When somebody has to be dropped, or is tried to be taken in again.
     pub fn deadline(&self) -> Option<Instant> {
-        self.clients.iter().flatten().filter_map(|client| client.ask_by).min()
+        self.clients.iter().flatten().filter_map(|client| client.ask_by).chain(self.again_at).min()
     }
 
     /// Drops those who have not said what they want.
@@ -324,6 +338,7 @@ impl Server {
     /// killed.
     pub fn close(&mut self) {
         self.closed = true;
+        self.again_at = None;
     }
 
     /// Lets go of it: its name stays, for workers wait behind it.

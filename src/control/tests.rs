@@ -255,3 +255,26 @@ fn every_configuration_has_its_own_name() {
     assert!(name(&format!("/{}", "x".repeat(500))).len() < 60);
     assert!(place::name(None).contains(&std::process::id().to_string()));
 }
+
+#[test]
+fn who_cannot_be_taken_in_is_tried_again() {
+    let scratch = Scratch::new("again");
+    let mut server = open(&scratch).unwrap();
+    let poll = mio::Poll::new().unwrap();
+    let now = Instant::now();
+    // Until it listens nobody can be accepted, as without a descriptor.
+    let other = scratch.0.join("other");
+    server.socket = new_socket().unwrap();
+    rustix::net::bind(&server.socket, &SocketAddrUnix::new(&other).unwrap()).unwrap();
+    server.on_ready();
+    server.accept(poll.registry(), now);
+    assert!(!server.is_ready(), "it would be tried again and again");
+    assert_eq!(server.deadline(), Some(now + AGAIN));
+    rustix::net::listen(&server.socket, 1).unwrap();
+    let mut client = Channel::from_fd(place::connect(&other).unwrap());
+    server.accept(poll.registry(), now);
+    assert!(matches!(client.recv::<Greeting>(&mut Vec::new()), Err(RecvError::Empty)));
+    server.accept(poll.registry(), now + AGAIN);
+    let _: Greeting = client.recv(&mut Vec::new()).unwrap();
+    assert_eq!(server.deadline(), Some(now + AGAIN + ASK));
+}
