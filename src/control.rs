@@ -147,7 +147,7 @@ impl Server {
         let failed = |errno: Errno| format!("cannot make the control socket {shown}: {}", io::Error::from(errno));
         let name = SocketAddrUnix::new(path).map_err(failed)?;
         // Two masters that start together must not take a socket just made for a dead one.
-        let _lock = place::lock(directory_of(path)).map_err(failed)?;
+        let _lock = place::lock(directory_of(path))?;
         nobody_new(known)?;
         match place::probe(path) {
             place::Found::Nothing => {}
@@ -173,7 +173,7 @@ impl Server {
         known: Option<&beside::Sockets>,
     ) -> Result<Server, OpenError> {
         let failed = |why: String| format!("cannot make a control socket beside {}: {why}", path.display());
-        let _lock = place::lock(directory_of(path)).map_err(|errno| failed(io::Error::from(errno).to_string()))?;
+        let _lock = place::lock(directory_of(path)).map_err(failed)?;
         nobody_new(known)?;
         Server::make(path, config, first_token, |socket| beside::bind(socket, path).map_err(failed))
             .map_err(OpenError::Failed)
@@ -205,14 +205,17 @@ impl Server {
         })
     }
 
-    /// Takes the place where it belongs. Whoever had it, a former master and its workers, is found beside it.
+    /// Takes the place where it belongs. Whoever had it, a former master and its workers, is found beside it. False when
+    /// another master is at work there just now: a little later it can be tried again.
     ///
     /// # Errors
     /// When that cannot be, in words for the operator.
-    pub fn take_place(&mut self) -> Result<(), String> {
-        let Name { place, .. } = &self.name;
-        let failed = |errno: Errno| format!("{}: {}", place.display(), io::Error::from(errno));
-        let _lock = place::lock(directory_of(place)).map_err(failed)?;
+    pub fn take_place(&mut self) -> Result<bool, String> {
+        let directory = directory_of(&self.name.place);
+        let _lock = match place::try_lock(directory) {
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            locked => locked.map_err(|errno| place::cannot_lock(directory, errno))?,
+        };
         if !self.name.find() {
             return Err(format!(
                 "the control socket of this master has been removed from beside {}",
@@ -221,11 +224,11 @@ impl Server {
         }
         let Name { place, file } = &self.name;
         if file.path() == place {
-            return Ok(());
+            return Ok(true);
         }
         beside::take_place(file.path(), place)?;
         self.name.find();
-        Ok(())
+        Ok(true)
     }
 
     /// Where it belongs.

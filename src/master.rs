@@ -172,6 +172,8 @@ pub struct Master {
     formers_ready: bool,
     /// When to look for others who wait for a master; `None` when there is nobody.
     look_at: Option<Instant>,
+    /// Its control socket is still beside its place: how long to wait before that is tried again.
+    owes_place: Option<Duration>,
     /// The one that takes over from it.
     successor: Option<Successor>,
     /// When it must have taken everything.
@@ -274,6 +276,7 @@ impl Master {
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             look_at: None,
+            owes_place: None,
             successor: None,
             hand_over_until: None,
             config,

@@ -80,26 +80,44 @@ fn absolute(path: &Path) -> PathBuf {
     }
 }
 
-/// Keeps other masters out of `directory` as long as it is held.
+/// Keeps other masters of this user out of `directory` as long as it is held. Waits, which only a master that does not
+/// serve yet may do.
 ///
 /// # Errors
-/// When the directory is not there, or stays locked.
-pub fn lock(directory: &Path) -> Result<OwnedFd, Errno> {
+/// When the directory is not there, or stays locked, in words for the operator.
+pub fn lock(directory: &Path) -> Result<OwnedFd, String> {
     let end = Instant::now() + LOCKED;
     loop {
         match try_lock(directory) {
             Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
-            locked => return locked,
+            locked => return locked.map_err(|errno| cannot_lock(directory, errno)),
         }
     }
+}
+
+/// Why a directory cannot be locked, in words for the operator.
+pub fn cannot_lock(directory: &Path, errno: Errno) -> String {
+    let file = lock_file(directory);
+    format!("cannot lock {}: {}", file.display(), io::Error::from(errno))
+}
+
+/// What is locked: no directory, which anybody can lock who may look into it.
+fn lock_file(directory: &Path) -> PathBuf {
+    directory.join(format!(".pointsman-{}.lock", rustix::process::geteuid().as_raw()))
 }
 
 /// As [`lock`], without waiting.
 ///
 /// # Errors
-/// When the directory is not there, or is locked.
+/// When the directory is not there, or is locked; `PERM` when others could lock it for as long as they like.
 pub fn try_lock(directory: &Path) -> Result<OwnedFd, Errno> {
-    let fd = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(lock_file(directory), flags, Mode::from_raw_mode(0o600))?;
+    let stat = rustix::fs::fstat(&fd)?;
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !is_file || stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return Err(Errno::PERM);
+    }
     rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
     Ok(fd)
 }

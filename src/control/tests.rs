@@ -140,13 +140,13 @@ fn whoever_takes_the_place_leaves_the_former_one_beside_it() {
     let mut second = open_beside(&scratch);
     assert!(is_behind(&first, &scratch.socket()));
     assert_eq!(beside::names(&scratch.socket()).len(), 1);
-    second.take_place().unwrap();
+    assert!(second.take_place().unwrap());
     assert!(is_behind(&second, &scratch.socket()));
     let names = beside::names(&scratch.socket());
     assert!(matches!(&names[..], [name] if is_behind(&first, name)));
     // Again, and from a former one: its own name is found wherever it has gone.
     let mut first = first;
-    first.take_place().unwrap();
+    assert!(first.take_place().unwrap());
     assert!(is_behind(&first, &scratch.socket()));
     let names = beside::names(&scratch.socket());
     assert!(matches!(&names[..], [name] if is_behind(&second, name)));
@@ -172,7 +172,7 @@ fn of_masters_that_start_together_the_second_to_listen_is_refused() {
     let mut first = start(&known).unwrap();
     assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
     // In whatever place it is by then, and also when nobody else is left.
-    first.take_place().unwrap();
+    assert!(first.take_place().unwrap());
     assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
     drop(orphan);
     assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
@@ -190,7 +190,7 @@ fn of_masters_that_start_together_the_second_to_listen_is_refused() {
 fn a_place_that_nobody_has_is_taken_too() {
     let scratch = Scratch::new("empty");
     let mut server = open_beside(&scratch);
-    server.take_place().unwrap();
+    assert!(server.take_place().unwrap());
     assert!(is_behind(&server, &scratch.socket()) && beside::names(&scratch.socket()).is_empty());
     // A closed one takes in nobody, but keeps its name.
     server.close();
@@ -213,7 +213,7 @@ fn a_place_with_a_long_name_has_room_beside_it() {
     let path = scratch.0.join(format!("{}.sock", "x".repeat(room - 5)));
     let mut server = Server::open_beside(&path, "test".to_owned(), 10, None).unwrap();
     assert_eq!(beside::names(&path).len(), 1);
-    server.take_place().unwrap();
+    assert!(server.take_place().unwrap());
     assert!(is_behind(&server, &path));
     // There are so many names and no more.
     let more: Vec<Server> =
@@ -244,6 +244,30 @@ fn a_directory_that_others_can_write_to_is_refused() {
     let link = scratch.0.join("link");
     std::os::unix::fs::symlink(&scratch.0, &link).unwrap();
     assert!(place::make_directory(&link).is_err());
+}
+
+#[test]
+fn only_masters_of_the_same_user_can_lock() {
+    let scratch = Scratch::new("lock");
+    let directory = rustix::fs::open(&scratch.0, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut server = open_beside(&scratch);
+    // While another master has it nobody waits.
+    let lock = place::try_lock(&scratch.0).unwrap();
+    assert!(!server.take_place().unwrap());
+    drop(lock);
+    assert!(server.take_place().unwrap());
+    let mut files = std::fs::read_dir(&scratch.0).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "lock")).unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // One that others could hold is of no use, nor one that is elsewhere.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(place::try_lock(&scratch.0).unwrap_err(), Errno::PERM);
+    std::fs::rename(&file, scratch.0.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(scratch.0.join("elsewhere"), &file).unwrap();
+    assert_eq!(place::try_lock(&scratch.0).unwrap_err(), Errno::LOOP);
+    let refused = open(&scratch).unwrap_err();
+    assert!(refused.contains(&file.display().to_string()), "{refused}");
 }
 
 #[test]

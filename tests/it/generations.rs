@@ -93,3 +93,23 @@ fn of_masters_started_together_one_stays() {
     wait_gone(&orphans);
     assert!(beside(&proxy).is_empty(), "{:?}", beside(&proxy));
 }
+
+#[test]
+fn a_place_that_cannot_be_taken_is_taken_later() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).start();
+    let orphans = proxy.kill_master();
+    let place = proxy.dir.join("control");
+    std::fs::rename(&place, proxy.dir.join("control.beside-1")).unwrap();
+    std::fs::write(&place, "precious").unwrap();
+    let next = proxy.again();
+    wait_gone(&orphans);
+    next.wait_for_log(&["cannot take the place", "trying again"]);
+    assert_eq!(std::fs::read(&place).unwrap(), b"precious");
+    assert!(!next.question("status").status.success());
+    std::fs::remove_file(&place).unwrap();
+    next.wait_for_log(&["the control socket has its place now"]);
+    assert!(next.question("status").status.success());
+    wait_until("no name is left beside the control socket", || beside(&next).is_empty());
+    next.check_log();
+}
