@@ -5,13 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 use super::{beside, new_socket};
+
+/// How long what a master remembers is kept when it is gone with all its workers.
+const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long another master may have the directory locked.
 const LOCKED: Duration = Duration::from_secs(1);
@@ -166,7 +169,7 @@ pub fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// Removes what masters that were killed left in `directory`. Nothing is lost when that fails.
+/// Removes what masters that were killed left in `directory` and nobody needs. Nothing is lost when that fails.
 pub fn tidy(directory: &Path) {
     let Ok(_lock) = lock(directory) else { return };
     for path in entries(directory).filter(|path| is_place(path) || beside::place_of(path).is_some()).take(1000) {
@@ -176,12 +179,20 @@ pub fn tidy(directory: &Path) {
     }
     let entries = std::fs::read_dir(directory).into_iter().flatten().take(1000);
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        // What a master remembers is of no use when it is gone with all its workers.
+        // Meant for the next master with that configuration, which may never come.
         let control = ipc::remembered::control(&path);
-        if control.is_some_and(|control| matches!(probe(&control), Found::Dead | Found::Nothing)) {
+        if control.is_some_and(|control| matches!(probe(&control), Found::Dead | Found::Nothing)) && is_old(&path) {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn is_old(path: &Path) -> bool {
+    let age = rustix::fs::lstat(path).ok().and_then(|stat| {
+        let written = Duration::from_secs(u64::try_from(stat.st_mtime).ok()?);
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH.checked_add(written)?).ok()
+    });
+    age.is_some_and(|age| age > REMEMBERED)
 }
 
 /// Everything in `directory` that could be a control socket in its place, at most a thousand.

@@ -271,6 +271,23 @@ fn only_masters_of_the_same_user_can_lock() {
 }
 
 #[test]
+fn what_was_remembered_is_kept_for_the_next_master_unless_it_is_old() {
+    let scratch = Scratch::new("names");
+    let (recent, old) = (scratch.0.join("recent.sock.names"), scratch.0.join("old.sock.names"));
+    for path in [&recent, &old] {
+        std::fs::write(path, "names").unwrap();
+    }
+    // All that is left of one whose processes were killed.
+    let dead = new_socket().unwrap();
+    rustix::net::bind(&dead, &SocketAddrUnix::new(scratch.0.join("recent.sock")).unwrap()).unwrap();
+    drop(dead);
+    let written = std::time::SystemTime::now() - Duration::from_secs(31 * 24 * 3600);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(written).unwrap();
+    place::tidy(&scratch.0);
+    assert!(recent.exists() && !old.exists() && !scratch.0.join("recent.sock").exists());
+}
+
+#[test]
 fn every_configuration_has_its_own_name() {
     let name = |path: &str| place::name(Some(Path::new(path)));
     assert_eq!(name("/etc/a.toml"), name("/etc/../etc/a.toml"));
