@@ -92,9 +92,12 @@ pub fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
     }
 }
 
-/// The names beside `control` that there are, in no order.
+/// The names beside `control` that sockets have, in no order.
 pub fn names(control: &Path) -> Vec<PathBuf> {
-    (1..=MOST).map(|number| name(control, number)).filter(|path| rustix::fs::lstat(path).is_ok()).collect()
+    let is_socket = |path: &PathBuf| {
+        rustix::fs::lstat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+    };
+    (1..=MOST).map(|number| name(control, number)).filter(is_socket).collect()
 }
 
 fn name(control: &Path, number: u32) -> PathBuf {
@@ -148,7 +151,9 @@ pub fn bind(socket: &OwnedFd, control: &Path) -> Result<PathBuf, String> {
 }
 
 /// Puts what is at `from` into the place `control`; who is behind the socket that had it is found beside it from then
-/// on. At every instant both have a name, and the place has a socket if it had one. The directory is locked.
+/// on. At every instant both have a name. The place has a socket all the time if it had one, but for an instant on file
+/// systems that cannot exchange two names: if this master is killed in it, both are beside the place, where the next one
+/// looks, too. The directory is locked.
 ///
 /// # Errors
 /// When the kernel refuses, or something that is no socket has the place, in words for the operator.

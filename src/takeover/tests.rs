@@ -161,3 +161,16 @@ fn a_name_that_nobody_is_behind_is_removed() {
     assert!(scratch.directory.join("own.sock.beside-2").exists());
     drop(alive);
 }
+
+#[test]
+fn what_is_no_socket_stays() {
+    let scratch = Scratch::new("file");
+    let (path, file) = (scratch.directory.join("own.sock"), scratch.directory.join("own.sock.beside-3"));
+    std::fs::write(&file, "precious").unwrap();
+    std::os::unix::fs::symlink(&file, scratch.directory.join("own.sock.beside-4")).unwrap();
+    let sockets = Sockets::of(&path);
+    assert!(sockets.found().is_empty() && beside::names(&path).is_empty());
+    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&sockets), |_| false, |_, _| panic!("it waits"));
+    assert!(found.unwrap().is_empty() && waiting_beside(&sockets, [].iter()).is_empty());
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+}
