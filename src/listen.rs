@@ -88,6 +88,11 @@ impl SocketFile {
         rustix::fs::lstat(path).is_ok_and(|now| (now.st_dev, now.st_ino) == (self.device, self.inode))
     }
 
+    /// Whether `fd` is this file, opened.
+    pub fn is_open_as(&self, fd: impl AsFd) -> bool {
+        rustix::fs::fstat(fd).is_ok_and(|now| (now.st_dev, now.st_ino) == (self.device, self.inode))
+    }
+
     /// Whether it is at `path` now, which then is where it is.
     pub fn has_moved_to(&mut self, path: PathBuf) -> bool {
         let moved = self.is(&path);

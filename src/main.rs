@@ -166,7 +166,7 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     };
     let _ = rustix::thread::set_name(c"master");
     let spawn = Box::new(process::System);
-    let mut before = master::Before { program, formers, lent: activation::take(), spawn };
+    let mut before = master::Before { program, formers, doors: None, lent: activation::take(), spawn };
     match prepare(arguments, &mut before) {
         Ok(master) => match master.run() {
             Ok(()) => ExitCode::SUCCESS,
@@ -226,11 +226,11 @@ fn prepare(arguments: &cli::Arguments, before: &mut master::Before) -> Result<ma
         }
         config::Control::Off => None,
     };
+    before.doors = control.as_deref().map(control::beside::Sockets::of);
+    let doors = before.doors.as_ref();
     before.formers = match std::mem::take(&mut before.formers) {
-        none if none.is_empty() => {
-            takeover::orphans(&loaded.snapshot, control.as_deref(), &before.lent).map_err(failed)?
-        }
-        formers => formers.into_iter().map(|former| former.with_workers_behind(control.as_deref())).collect(),
+        none if none.is_empty() => takeover::orphans(&loaded.snapshot, doors, &before.lent).map_err(failed)?,
+        formers => formers.into_iter().map(|former| former.with_workers_behind(doors)).collect(),
     };
     master::Master::start(loaded, recipe, names, demo, arguments.log_level.clone(), before).map_err(failed)
 }

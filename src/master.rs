@@ -28,7 +28,7 @@ use signal_hook_mio::v1_0::Signals;
 use crate::accept::{self, Gate, Reserve, TurnedAway};
 use crate::banner;
 use crate::config::{Control, Loaded, Names};
-use crate::control;
+use crate::control::{self, OpenError};
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::keeper::{Addresses, Connection};
@@ -107,6 +107,8 @@ pub struct Before {
     pub program: Program,
     /// Those that it takes over from.
     pub formers: Vec<Former>,
+    /// The sockets behind which it has looked for them; `None` where it has looked behind none of its own.
+    pub doors: Option<control::beside::Sockets>,
     /// Listening sockets of the service manager.
     pub lent: Vec<(Bound, OwnedFd)>,
     /// What starts processes.
@@ -171,6 +173,8 @@ pub struct Master {
     formers_ready: bool,
     /// When to look for others who wait for a master; `None` when there is nobody.
     look_at: Option<Instant>,
+    /// Its control socket is still beside its place: how long to wait before that is tried again.
+    owes_place: Option<Duration>,
     /// The one that takes over from it.
     successor: Option<Successor>,
     /// When it must have taken everything.
@@ -192,6 +196,9 @@ impl Master {
     ) -> Result<Master, String> {
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
+        // Before anything of a former side's is touched: another master may have been faster. A former side is found at
+        // its place as long as it is not sure that this master comes up.
+        let control = open_control(&config, &recipe, before)?;
         let sockets = succession::listen(&config, before)?;
         config.snapshot.listening = listen::addresses(&sockets);
         let snapshot = &config.snapshot;
@@ -219,8 +226,6 @@ impl Master {
         let waker = Waker::new(registry, READING).map_err(internal("cannot make an eventfd"))?;
         let servers = snapshot.groups.iter().map(|group| group.servers.len() as u64).sum();
         let reload = Reload::new(recipe, names, servers, waker);
-        // A former side is found at its place as long as it is not sure that this master comes up.
-        let control = open_control(&config, &reload, !before.formers.is_empty())?;
         if let Some(control) = &control {
             watch(&poll, control.as_fd(), CONTROL, Interest::READABLE).map_err(registered)?;
         }
@@ -272,6 +277,7 @@ impl Master {
             formers: std::mem::take(&mut before.formers),
             formers_ready: false,
             look_at: None,
+            owes_place: None,
             successor: None,
             hand_over_until: None,
             config,
@@ -579,27 +585,34 @@ fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
     let _ = poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
 }
 
-/// The control socket: at its place, or `beside` it. One that the configuration asks for must be had; without the usual
-/// one the master runs too.
-fn open_control(config: &Loaded, reload: &Reload, beside: bool) -> Result<Option<control::Server>, String> {
-    let name = reload.recipe().name();
+/// The control socket: at its place, or beside it while somebody is taken over from. One that the configuration asks
+/// for must be had; without the usual one the master runs too.
+fn open_control(config: &Loaded, recipe: &Recipe, before: &Before) -> Result<Option<control::Server>, String> {
+    let (name, known) = (recipe.name(), before.doors.as_ref());
     let open = |path: &Path| {
-        if beside {
-            control::Server::open_beside(path, name, CLIENTS)
+        if before.formers.is_empty() {
+            control::Server::open(path, name, CLIENTS, known)
         } else {
-            control::Server::open(path, name, CLIENTS)
+            control::Server::open_beside(path, name, CLIENTS, known)
         }
     };
     match &config.process.control {
         Control::Off => Ok(None),
-        Control::At(path) => open(path).map(Some),
+        Control::At(path) => open(path).map(Some).map_err(|why| why.to_string()),
         Control::Derived => {
             let directory = control::place::directory();
-            let opened = control::place::make_directory(&directory).and_then(|()| {
+            let opened = control::place::make_directory(&directory).map_err(OpenError::Failed).and_then(|()| {
                 control::place::tidy(&directory);
-                open(&directory.join(control::place::name(reload.recipe().file.as_deref())))
+                open(&directory.join(control::place::name(recipe.file.as_deref())))
             });
-            Ok(opened.map_err(|why| warn!("{why}; `master reload` will not find this master, SIGHUP reloads it")).ok())
+            match opened {
+                Ok(server) => Ok(Some(server)),
+                Err(OpenError::AnotherMaster(why)) => Err(why),
+                Err(OpenError::Failed(why)) => {
+                    warn!("{why}; `master reload` will not find this master, SIGHUP reloads it");
+                    Ok(None)
+                }
+            }
         }
     }
 }

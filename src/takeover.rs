@@ -18,12 +18,14 @@ use ipc::control::{Greeting, Request, Role};
 use ipc::handover::{self, Bound, Handed, ToFormer, ToSuccessor};
 use ipc::snapshot::{Address, Snapshot};
 use log::{info, warn};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use crate::control::{beside, place};
+use crate::control::beside::{self, Found, Sockets};
+use crate::control::place;
 use crate::listen::is_taken;
 
 /// Tells a master that its standard input is the channel to the master it succeeds.
@@ -45,7 +47,7 @@ const LISTENERS: usize = 4096;
 struct Door {
     /// The place that it has, had, or is beside of.
     control: PathBuf,
-    socket: OwnedFd,
+    socket: Rc<OwnedFd>,
     /// It belongs to this configuration.
     own: bool,
     /// It is not in its place but beside it: a former master's, or one's that is not yet ready.
@@ -53,18 +55,12 @@ struct Door {
 }
 
 impl Door {
-    /// `None` when there is nothing, or it is somebody else's.
-    fn at(path: &Path, control: &Path, own: bool) -> Option<Rc<Door>> {
-        let socket = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&socket).ok()?;
-        let door = Door { control: control.to_owned(), socket, own, beside: path != control };
-        (stat.st_uid == rustix::process::geteuid().as_raw()).then(|| Rc::new(door))
-    }
-
-    /// The one in the place `control`, and those beside it.
-    fn all(control: &Path, own: bool) -> impl Iterator<Item = Rc<Door>> {
-        let paths = [control.to_owned()].into_iter().chain(beside::names(control));
-        paths.filter_map(move |path| Door::at(&path, control, own))
+    /// The one in a place, and those beside it.
+    fn all(sockets: &Sockets, own: bool) -> impl Iterator<Item = Rc<Door>> {
+        sockets.found().iter().map(move |Found { socket, beside }| {
+            let (control, socket) = (sockets.place().to_owned(), Rc::clone(socket));
+            Rc::new(Door { control, socket, own, beside: *beside })
+        })
     }
 
     /// `None` when nobody is behind it.
@@ -74,14 +70,12 @@ impl Door {
                 beside::clear(&self.socket, &self.control);
             }
         });
-        let (channel, name) = (Channel::from_fd(fd.ok()?), self.control.display().to_string());
-        let door = Some(Rc::clone(self));
-        Some(Former { channel, name, stage: Stage::Knocked, listeners: Vec::new(), door, is_master: false, missed: 0 })
-    }
-
-    fn is(&self, other: &Door) -> bool {
-        let inode = |door: &Door| rustix::fs::fstat(&door.socket).ok().map(|stat| (stat.st_dev, stat.st_ino));
-        inode(self) == inode(other)
+        let fd = fd.ok()?;
+        // Of whoever began to listen: the master, also when it is its workers that answer.
+        let listened = getsockopt(&fd, PeerCredentials).ok().map(|peer| peer.pid());
+        let (channel, name) = (Channel::from_fd(fd), self.control.display().to_string());
+        let (stage, door) = (Stage::Knocked, Some(Rc::clone(self)));
+        Some(Former { channel, name, stage, listeners: Vec::new(), door, listened, is_master: false, missed: 0 })
     }
 }
 
@@ -112,6 +106,8 @@ pub struct Former {
     /// Its listening sockets, as far as they have not been taken.
     listeners: Vec<(Bound, OwnedFd)>,
     door: Option<Rc<Door>>,
+    /// The process that made the socket at which it was knocked for.
+    listened: Option<i32>,
     is_master: bool,
     /// How many in front of it, one after the other, have ended without an answer.
     missed: u32,
@@ -165,6 +161,7 @@ impl Former {
             stage: Stage::Asked,
             listeners: Vec::new(),
             door: None,
+            listened: None,
             is_master: true,
             missed: 0,
         };
@@ -185,9 +182,9 @@ impl Former {
         }
     }
 
-    /// Should it be killed, its workers wait behind `control`, its control socket.
-    pub fn with_workers_behind(mut self, control: Option<&Path>) -> Former {
-        self.door = control.and_then(|path| Door::at(path, path, true));
+    /// Should it be killed, its workers wait behind its control socket, which of `sockets` has the place.
+    pub fn with_workers_behind(mut self, sockets: Option<&Sockets>) -> Former {
+        self.door = sockets.and_then(|sockets| Door::all(sockets, true).find(|door| !door.beside));
         self
     }
 
@@ -366,6 +363,18 @@ impl Former {
         self.door.as_ref().is_some_and(|door| door.beside)
     }
 
+    /// Whether the master that made the socket behind which it is still runs. One that comes up beside its place looks
+    /// like workers that are stopped, until it answers.
+    fn has_living_master(&self) -> bool {
+        let own = i32::try_from(std::process::id()).ok();
+        self.listened.filter(|&pid| pid > 0 && Some(pid) != own).is_some_and(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // The number may be another program's by now. A zombie has ended.
+            let state = stat.split_once(" (master) ").and_then(|(_, rest)| rest.chars().next());
+            state.is_some_and(|state| !"ZX".contains(state))
+        })
+    }
+
     /// Whether both are of one configuration.
     fn is_akin_to(&self, other: &Former) -> bool {
         let control = |former: &Former| former.door.as_ref().map(|door| door.control.clone());
@@ -386,21 +395,21 @@ fn is_fixed(address: &Address) -> bool {
     }
 }
 
-/// One of those behind each socket beside `control`, the place of this configuration's control socket, but for those
+/// One of those behind each of `sockets` that is beside the place of this configuration's control socket, but for those
 /// sockets that one of `known` is behind.
-pub fn waiting_beside<'a>(control: &Path, known: impl Iterator<Item = &'a Former>) -> Vec<Former> {
+pub fn waiting_beside<'a>(sockets: &Sockets, known: impl Iterator<Item = &'a Former>) -> Vec<Former> {
     let known: Vec<_> = known.filter_map(|former| former.door.as_ref()).collect();
-    let doors = Door::all(control, true).filter(|door| door.beside && !known.iter().any(|known| known.is(door)));
-    doors.filter_map(|door| door.knock()).collect()
+    let is_known = |door: &Door| known.iter().any(|known| beside::is_same(&known.socket, &door.socket));
+    Door::all(sockets, true).filter(|door| door.beside && !is_known(door)).filter_map(|door| door.knock()).collect()
 }
 
 /// Workers that dead masters left with listeners that `snapshot` wants: of each such master the first that answers, and
-/// one not yet met. `own` is where this configuration's control socket belongs; `lent` are listening sockets that are
-/// there already.
+/// one not yet met. `own` are the sockets where this configuration's control socket belongs; `lent` are listening sockets
+/// that are there already.
 ///
 /// # Errors
 /// When a master with this configuration lives, or somebody does not answer who could have what it needs.
-pub fn orphans(snapshot: &Snapshot, own: Option<&Path>, lent: &[(Bound, OwnedFd)]) -> Result<Vec<Former>, String> {
+pub fn orphans(snapshot: &Snapshot, own: Option<&Sockets>, lent: &[(Bound, OwnedFd)]) -> Result<Vec<Former>, String> {
     let is_missing = |address: &Address| lent.iter().all(|(bound, _)| bound.address != *address) && is_taken(address);
     orphans_in(&place::directory(), snapshot, own, is_missing, wait)
 }
@@ -411,15 +420,18 @@ pub fn orphans(snapshot: &Snapshot, own: Option<&Path>, lent: &[(Bound, OwnedFd)
 pub fn orphans_in(
     directory: &Path,
     snapshot: &Snapshot,
-    own: Option<&Path>,
+    own: Option<&Sockets>,
     is_missing: impl Fn(&Address) -> bool,
     mut wait: impl FnMut(&[&Former], Duration) -> Result<(), String>,
 ) -> Result<Vec<Former>, String> {
     let mut places = if place::is_ours(directory).is_ok() { place::places(directory) } else { Vec::new() };
-    places.extend(own.map(Path::to_owned).filter(|path| !places.contains(path)));
-    let doors = places.iter().flat_map(|path| Door::all(path, own == Some(path)));
+    places.retain(|path| own.is_none_or(|own| own.place() != path));
+    let mut doors: Vec<_> = own.into_iter().flat_map(|own| Door::all(own, true)).collect();
+    for path in places {
+        doors.extend(Door::all(&Sockets::of(&path), false));
+    }
     let mut search = Search { snapshot, start: Instant::now(), waiting: Vec::new(), found: Vec::new() };
-    search.waiting = doors.filter_map(|door| door.knock()).collect();
+    search.waiting = doors.iter().filter_map(Door::knock).collect();
     loop {
         search.hear()?;
         let Some(left) = search.patience(&is_missing)? else { break };
@@ -490,8 +502,8 @@ impl Search<'_> {
     fn patience(&self, is_missing: impl Fn(&Address) -> bool) -> Result<Option<Duration>, String> {
         let passed = self.start.elapsed();
         let given = self.found.iter().any(|former| former.is_own() && former.stage == Stage::Waiting);
-        // Only who has the place itself can be a living master.
-        let needed = |former: &&Former| former.is_own() && !(former.is_beside() && given);
+        let may_wait = |former: &Former| former.is_beside() && given && !former.has_living_master();
+        let needed = |former: &&Former| former.is_own() && !may_wait(former);
         if let Some(silent) = self.waiting.iter().find(needed) {
             return OWN.checked_sub(passed).filter(|left| !left.is_zero()).map(Some).ok_or_else(|| silent_text(silent));
         }

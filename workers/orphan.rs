@@ -16,6 +16,7 @@ use ipc::origin::{Ends, Origin};
 use log::{info, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
 use crate::client::{Client, ClientState};
@@ -26,6 +27,8 @@ pub(crate) const CONTROL: Token = Token(usize::MAX - 1);
 /// The token of who has connected to it.
 pub(crate) const VISITOR: Token = Token(usize::MAX - 2);
 
+/// How long to wait when somebody cannot be let in: nothing tells when he can, and he is announced only once.
+const AGAIN_MS: u64 = 100;
 /// How long somebody who has connected to the control socket may take to say what he wants.
 const ASK_MS: u64 = 5_000;
 /// How long a successor that has the listening sockets may take to become ready. Meanwhile this worker stays, even if
@@ -71,6 +74,8 @@ pub(crate) struct Succession {
     state: State,
     /// When an orphan gives up.
     until_ms: u64,
+    /// Somebody could not be let in: it is tried again then. `u64::MAX` = nobody.
+    again_ms: u64,
     /// Connections on their way to the successor, or to the next.
     given: Vec<Given>,
     /// Those sent, message by message, that the successor has not yet said to have: if it ends before, they go to the next.
@@ -86,6 +91,7 @@ impl Succession {
             rest: Vec::new(),
             state: State::Ward,
             until_ms: u64::MAX,
+            again_ms: u64::MAX,
             given: Vec::new(),
             untaken: VecDeque::new(),
         }
@@ -166,7 +172,7 @@ impl Succession {
     /// When it gives up what it waits for; `u64::MAX` = it waits for nothing.
     pub(crate) fn due_ms(&self) -> u64 {
         match self.state {
-            State::Orphan => self.until_ms,
+            State::Orphan => self.until_ms.min(self.again_ms),
             State::Visited { until_ms, .. } => until_ms,
             State::Ward | State::Forsaken | State::Succeeded { .. } => u64::MAX,
         }
@@ -242,8 +248,22 @@ impl Worker {
 
     /// Somebody connects to the control socket.
     pub(crate) fn on_control(&mut self) {
-        let Some(control) = &self.succession.control else { return };
-        while let Ok(fd) = rustix::net::accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        let failed_before = std::mem::replace(&mut self.succession.again_ms, u64::MAX) != u64::MAX;
+        loop {
+            let Some(control) = &self.succession.control else { return };
+            let fd = match rustix::net::accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) => fd,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(Errno::AGAIN) => return,
+                Err(errno) => {
+                    if !failed_before {
+                        let why = std::io::Error::from(errno);
+                        warn!("cannot let in who comes to the control socket: {why}; trying again");
+                    }
+                    self.succession.again_ms = self.cx.clock.now_ms + AGAIN_MS;
+                    return;
+                }
+            };
             let known = sockopt::socket_peercred(&fd)
                 .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid());
             if !known || !matches!(self.succession.state, State::Orphan) {
@@ -320,6 +340,7 @@ impl Worker {
     pub(crate) fn on_succession_timeout(&mut self) {
         match self.succession.state {
             State::Visited { .. } => self.wait_again(),
+            State::Orphan if self.cx.clock.now_ms < self.succession.until_ms => self.on_control(),
             State::Orphan => {
                 warn!("no other master was started; finishing {} connections", self.clients.len());
                 self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());

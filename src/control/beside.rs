@@ -8,13 +8,15 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use log::debug;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 use super::{new_socket, place};
+use crate::listen::SocketFile;
 
 /// Sockets beside one place at most. Each master that was killed leaves one, as long as a worker of it waits.
 pub const MOST: u32 = 64;
@@ -22,9 +24,80 @@ pub const MOST: u32 = 64;
 /// Between a place's name and the number of a name beside it.
 const MARK: &str = ".beside-";
 
-/// The names beside `control` that there are, in no order.
+/// A socket by which somebody can be found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// It, found again whatever its name becomes.
+    pub socket: Rc<OwnedFd>,
+    /// It is not in its place but beside it.
+    pub beside: bool,
+}
+
+/// The sockets in a place and beside it, as they were at one time. As long as this is kept no other can be taken for
+/// one of them.
+#[derive(Debug)]
+pub struct Sockets {
+    place: PathBuf,
+    found: Vec<Found>,
+}
+
+impl Sockets {
+    /// Those of this user in the place `control`, and beside it.
+    pub fn of(control: &Path) -> Sockets {
+        let beside = names(control).into_iter().map(|path| (path, true));
+        let found = [(control.to_owned(), false)].into_iter().chain(beside).filter_map(|(path, beside)| {
+            let socket = Rc::new(open(&path)?);
+            Some(Found { socket, beside })
+        });
+        Sockets { place: control.to_owned(), found: found.collect() }
+    }
+
+    /// The place.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// What was there.
+    pub fn found(&self) -> &[Found] {
+        &self.found
+    }
+
+    /// Forgets `file`.
+    pub fn leave_out(&mut self, file: &SocketFile) {
+        self.found.retain(|found| !file.is_open_as(&found.socket));
+    }
+
+    /// Whether somebody listens in the place or beside it now who was not there then. The directory is locked.
+    pub fn has_newcomer(&self) -> bool {
+        let is_known = |found: &Found| self.found.iter().any(|known| is_same(&known.socket, &found.socket));
+        let listens = |found: &Found| matches!(connect(&found.socket), Ok(_) | Err(Errno::AGAIN));
+        Sockets::of(&self.place).found.iter().any(|found| !is_known(found) && listens(found))
+    }
+}
+
+/// The socket at `path`; `None` when there is none, or it is another user's.
+fn open(path: &Path) -> Option<OwnedFd> {
+    let socket = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&socket).ok()?;
+    let is_own = stat.st_uid == rustix::process::geteuid().as_raw();
+    (FileType::from_raw_mode(stat.st_mode) == FileType::Socket && is_own).then_some(socket)
+}
+
+/// Whether both are the same file.
+pub fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let inode = |stat: Stat| (stat.st_dev, stat.st_ino);
+    match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
+        (Ok(one), Ok(other)) => inode(one) == inode(other),
+        (Ok(_) | Err(_), _) => false,
+    }
+}
+
+/// The names beside `control` that sockets have, in no order.
 pub fn names(control: &Path) -> Vec<PathBuf> {
-    (1..=MOST).map(|number| name(control, number)).filter(|path| rustix::fs::lstat(path).is_ok()).collect()
+    let is_socket = |path: &PathBuf| {
+        rustix::fs::lstat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+    };
+    (1..=MOST).map(|number| name(control, number)).filter(is_socket).collect()
 }
 
 fn name(control: &Path, number: u32) -> PathBuf {
@@ -78,7 +151,9 @@ pub fn bind(socket: &OwnedFd, control: &Path) -> Result<PathBuf, String> {
 }
 
 /// Puts what is at `from` into the place `control`; who is behind the socket that had it is found beside it from then
-/// on. At every instant both have a name, and the place has a socket if it had one. The directory is locked.
+/// on. At every instant both have a name. The place has a socket all the time if it had one, but for an instant on file
+/// systems that cannot exchange two names: if this master is killed in it, both are beside the place, where the next one
+/// looks, too. The directory is locked.
 ///
 /// # Errors
 /// When the kernel refuses, or something that is no socket has the place, in words for the operator.

@@ -5,13 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 use super::{beside, new_socket};
+
+/// How long what a master remembers is kept when it is gone with all its workers.
+const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long another master may have the directory locked.
 const LOCKED: Duration = Duration::from_secs(1);
@@ -80,26 +83,44 @@ fn absolute(path: &Path) -> PathBuf {
     }
 }
 
-/// Keeps other masters out of `directory` as long as it is held.
+/// Keeps other masters of this user out of `directory` as long as it is held. Waits, which only a master that does not
+/// serve yet may do.
 ///
 /// # Errors
-/// When the directory is not there, or stays locked.
-pub fn lock(directory: &Path) -> Result<OwnedFd, Errno> {
+/// When the directory is not there, or stays locked, in words for the operator.
+pub fn lock(directory: &Path) -> Result<OwnedFd, String> {
     let end = Instant::now() + LOCKED;
     loop {
         match try_lock(directory) {
             Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
-            locked => return locked,
+            locked => return locked.map_err(|errno| cannot_lock(directory, errno)),
         }
     }
+}
+
+/// Why a directory cannot be locked, in words for the operator.
+pub fn cannot_lock(directory: &Path, errno: Errno) -> String {
+    let file = lock_file(directory);
+    format!("cannot lock {}: {}", file.display(), io::Error::from(errno))
+}
+
+/// What is locked: no directory, which anybody can lock who may look into it.
+fn lock_file(directory: &Path) -> PathBuf {
+    directory.join(format!(".pointsman-{}.lock", rustix::process::geteuid().as_raw()))
 }
 
 /// As [`lock`], without waiting.
 ///
 /// # Errors
-/// When the directory is not there, or is locked.
+/// When the directory is not there, or is locked; `PERM` when others could lock it for as long as they like.
 pub fn try_lock(directory: &Path) -> Result<OwnedFd, Errno> {
-    let fd = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(lock_file(directory), flags, Mode::from_raw_mode(0o600))?;
+    let stat = rustix::fs::fstat(&fd)?;
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !is_file || stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return Err(Errno::PERM);
+    }
     rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
     Ok(fd)
 }
@@ -148,7 +169,7 @@ pub fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// Removes what masters that were killed left in `directory`. Nothing is lost when that fails.
+/// Removes what masters that were killed left in `directory` and nobody needs. Nothing is lost when that fails.
 pub fn tidy(directory: &Path) {
     let Ok(_lock) = lock(directory) else { return };
     for path in entries(directory).filter(|path| is_place(path) || beside::place_of(path).is_some()).take(1000) {
@@ -158,12 +179,20 @@ pub fn tidy(directory: &Path) {
     }
     let entries = std::fs::read_dir(directory).into_iter().flatten().take(1000);
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        // What a master remembers is of no use when it is gone with all its workers.
+        // Meant for the next master with that configuration, which may never come.
         let control = ipc::remembered::control(&path);
-        if control.is_some_and(|control| matches!(probe(&control), Found::Dead | Found::Nothing)) {
+        if control.is_some_and(|control| matches!(probe(&control), Found::Dead | Found::Nothing)) && is_old(&path) {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn is_old(path: &Path) -> bool {
+    let age = rustix::fs::lstat(path).ok().and_then(|stat| {
+        let written = Duration::from_secs(u64::try_from(stat.st_mtime).ok()?);
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH.checked_add(written)?).ok()
+    });
+    age.is_some_and(|age| age > REMEMBERED)
 }
 
 /// Everything in `directory` that could be a control socket in its place, at most a thousand.

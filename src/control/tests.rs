@@ -25,7 +25,7 @@ impl Drop for Scratch {
 }
 
 fn open(scratch: &Scratch) -> Result<Server, String> {
-    Server::open(&scratch.socket(), "test".to_owned(), 10)
+    Server::open(&scratch.socket(), "test".to_owned(), 10, None).map_err(|why| why.to_string())
 }
 
 fn connect(scratch: &Scratch) -> Channel {
@@ -120,7 +120,7 @@ fn a_dead_masters_socket_is_replaced_and_a_live_ones_is_not() {
 }
 
 fn open_beside(scratch: &Scratch) -> Server {
-    Server::open_beside(&scratch.socket(), "test".to_owned(), 10).unwrap()
+    Server::open_beside(&scratch.socket(), "test".to_owned(), 10, None).unwrap()
 }
 
 /// Whether `server` is behind the name `path`.
@@ -140,17 +140,21 @@ fn whoever_takes_the_place_leaves_the_former_one_beside_it() {
     let mut second = open_beside(&scratch);
     assert!(is_behind(&first, &scratch.socket()));
     assert_eq!(beside::names(&scratch.socket()).len(), 1);
-    second.take_place().unwrap();
+    assert!(second.take_place().unwrap());
     assert!(is_behind(&second, &scratch.socket()));
     let names = beside::names(&scratch.socket());
     assert!(matches!(&names[..], [name] if is_behind(&first, name)));
     // Again, and from a former one: its own name is found wherever it has gone.
     let mut first = first;
-    first.take_place().unwrap();
+    assert!(first.take_place().unwrap());
     assert!(is_behind(&first, &scratch.socket()));
-    second.find();
-    assert!(is_behind(&second, second.file.path()));
-    let beside = second.file.path().to_owned();
+    let names = beside::names(&scratch.socket());
+    assert!(matches!(&names[..], [name] if is_behind(&second, name)));
+    // Each of them knows the other one only.
+    let (others, all) = (second.others(), beside::Sockets::of(&scratch.socket()));
+    assert!(matches!((others.found(), all.found()), ([one], [_, _]) if !one.beside));
+    let beside = names[0].clone();
+    // It goes with it, although it was called otherwise when it last looked.
     drop(second);
     assert!(!beside.exists() && scratch.socket().exists());
     drop(first);
@@ -158,10 +162,35 @@ fn whoever_takes_the_place_leaves_the_former_one_beside_it() {
 }
 
 #[test]
+fn of_masters_that_start_together_the_second_to_listen_is_refused() {
+    let scratch = Scratch::new("together");
+    let path = scratch.socket();
+    // Whom all of them have found, and what a dead one left.
+    let orphan = open(&scratch).unwrap();
+    let known = beside::Sockets::of(&path);
+    let start = |known: &beside::Sockets| Server::open_beside(&path, "test".to_owned(), 10, Some(known));
+    let mut first = start(&known).unwrap();
+    assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
+    // In whatever place it is by then, and also when nobody else is left.
+    assert!(first.take_place().unwrap());
+    assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
+    drop(orphan);
+    assert!(matches!(start(&known), Err(OpenError::AnotherMaster(_))));
+    let open = Server::open(&path, "test".to_owned(), 10, Some(&known));
+    assert!(matches!(open, Err(OpenError::AnotherMaster(_))));
+    // Whoever has found it may follow it.
+    let third = start(&beside::Sockets::of(&path)).unwrap();
+    drop(third);
+    // One that is gone keeps nobody out.
+    first.leave();
+    start(&known).unwrap();
+}
+
+#[test]
 fn a_place_that_nobody_has_is_taken_too() {
     let scratch = Scratch::new("empty");
     let mut server = open_beside(&scratch);
-    server.take_place().unwrap();
+    assert!(server.take_place().unwrap());
     assert!(is_behind(&server, &scratch.socket()) && beside::names(&scratch.socket()).is_empty());
     // A closed one takes in nobody, but keeps its name.
     server.close();
@@ -182,15 +211,15 @@ fn a_place_with_a_long_name_has_room_beside_it() {
     let scratch = Scratch::new("long");
     let room = 107 - scratch.0.as_os_str().len() - 1;
     let path = scratch.0.join(format!("{}.sock", "x".repeat(room - 5)));
-    let mut server = Server::open_beside(&path, "test".to_owned(), 10).unwrap();
+    let mut server = Server::open_beside(&path, "test".to_owned(), 10, None).unwrap();
     assert_eq!(beside::names(&path).len(), 1);
-    server.take_place().unwrap();
+    assert!(server.take_place().unwrap());
     assert!(is_behind(&server, &path));
     // There are so many names and no more.
     let more: Vec<Server> =
-        (0..beside::MOST).map(|_| Server::open_beside(&path, "test".to_owned(), 10).unwrap()).collect();
-    let full = Server::open_beside(&path, "test".to_owned(), 10).unwrap_err();
-    assert!(full.contains("64 sockets"), "{full}");
+        (0..beside::MOST).map(|_| Server::open_beside(&path, "test".to_owned(), 10, None).unwrap()).collect();
+    let full = Server::open_beside(&path, "test".to_owned(), 10, None).unwrap_err();
+    assert!(full.to_string().contains("64 sockets"), "{full}");
     drop(more);
 }
 
@@ -218,6 +247,47 @@ fn a_directory_that_others_can_write_to_is_refused() {
 }
 
 #[test]
+fn only_masters_of_the_same_user_can_lock() {
+    let scratch = Scratch::new("lock");
+    let directory = rustix::fs::open(&scratch.0, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut server = open_beside(&scratch);
+    // While another master has it nobody waits.
+    let lock = place::try_lock(&scratch.0).unwrap();
+    assert!(!server.take_place().unwrap());
+    drop(lock);
+    assert!(server.take_place().unwrap());
+    let mut files = std::fs::read_dir(&scratch.0).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "lock")).unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // One that others could hold is of no use, nor one that is elsewhere.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(place::try_lock(&scratch.0).unwrap_err(), Errno::PERM);
+    std::fs::rename(&file, scratch.0.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(scratch.0.join("elsewhere"), &file).unwrap();
+    assert_eq!(place::try_lock(&scratch.0).unwrap_err(), Errno::LOOP);
+    let refused = open(&scratch).unwrap_err();
+    assert!(refused.contains(&file.display().to_string()), "{refused}");
+}
+
+#[test]
+fn what_was_remembered_is_kept_for_the_next_master_unless_it_is_old() {
+    let scratch = Scratch::new("names");
+    let (recent, old) = (scratch.0.join("recent.sock.names"), scratch.0.join("old.sock.names"));
+    for path in [&recent, &old] {
+        std::fs::write(path, "names").unwrap();
+    }
+    // All that is left of one whose processes were killed.
+    let dead = new_socket().unwrap();
+    rustix::net::bind(&dead, &SocketAddrUnix::new(scratch.0.join("recent.sock")).unwrap()).unwrap();
+    drop(dead);
+    let written = std::time::SystemTime::now() - Duration::from_secs(31 * 24 * 3600);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(written).unwrap();
+    place::tidy(&scratch.0);
+    assert!(recent.exists() && !old.exists() && !scratch.0.join("recent.sock").exists());
+}
+
+#[test]
 fn every_configuration_has_its_own_name() {
     let name = |path: &str| place::name(Some(Path::new(path)));
     assert_eq!(name("/etc/a.toml"), name("/etc/../etc/a.toml"));
@@ -225,4 +295,27 @@ fn every_configuration_has_its_own_name() {
     assert!(name("/etc/web.toml").starts_with("web-"));
     assert!(name(&format!("/{}", "x".repeat(500))).len() < 60);
     assert!(place::name(None).contains(&std::process::id().to_string()));
+}
+
+#[test]
+fn who_cannot_be_taken_in_is_tried_again() {
+    let scratch = Scratch::new("again");
+    let mut server = open(&scratch).unwrap();
+    let poll = mio::Poll::new().unwrap();
+    let now = Instant::now();
+    // Until it listens nobody can be accepted, as without a descriptor.
+    let other = scratch.0.join("other");
+    server.socket = new_socket().unwrap();
+    rustix::net::bind(&server.socket, &SocketAddrUnix::new(&other).unwrap()).unwrap();
+    server.on_ready();
+    server.accept(poll.registry(), now);
+    assert!(!server.is_ready(), "it would be tried again and again");
+    assert_eq!(server.deadline(), Some(now + AGAIN));
+    rustix::net::listen(&server.socket, 1).unwrap();
+    let mut client = Channel::from_fd(place::connect(&other).unwrap());
+    server.accept(poll.registry(), now);
+    assert!(matches!(client.recv::<Greeting>(&mut Vec::new()), Err(RecvError::Empty)));
+    server.accept(poll.registry(), now + AGAIN);
+    let _: Greeting = client.recv(&mut Vec::new()).unwrap();
+    assert_eq!(server.deadline(), Some(now + AGAIN + ASK));
 }

@@ -36,6 +36,11 @@ const HEARD: usize = 64;
 const HOMELESS: usize = 1024;
 /// How often to look for those who wait and are not heard of.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long to wait until the place of the control socket is tried to be taken again: another master is at work there for an
+/// instant.
+const SOON: Duration = Duration::from_millis(50);
+/// The same, when it cannot be taken, and somebody must do something about it.
+const LATER: Duration = Duration::from_secs(1);
 /// How much longer than its workers a former master may take to be rid of its connections.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(10);
 
@@ -410,13 +415,29 @@ impl Master {
 
     /// Puts its control socket in the place of whoever had it, and finds out who else waits beside it.
     fn take_place(&mut self) {
+        self.put_in_place();
+        if let Some(control) = &self.control {
+            self.formers.extend(takeover::waiting_beside(&control.others(), self.formers.iter()));
+            self.look_at = Some(Instant::now() + self.owes_place.unwrap_or(Duration::ZERO));
+        }
+    }
+
+    /// Puts its control socket in the place of whoever had it, if that can be.
+    fn put_in_place(&mut self) {
         let Some(control) = &mut self.control else { return };
         match control.take_place() {
-            Ok(()) => {
-                self.formers.extend(takeover::waiting_beside(control.place(), self.formers.iter()));
-                self.look_at = Some(Instant::now());
+            Ok(true) if self.owes_place.take() == Some(LATER) => info!("the control socket has its place now"),
+            Ok(true) => {}
+            Ok(false) => {
+                self.owes_place.get_or_insert(SOON);
             }
-            Err(why) => warn!("{why}; `master reload` will not find this master, SIGHUP reloads it"),
+            Err(why) => {
+                if self.owes_place.replace(LATER) != Some(LATER) {
+                    warn!(
+                        "{why}; trying again: until then `master reload` will not find this master, SIGHUP reloads it"
+                    );
+                }
+            }
         }
     }
 
@@ -426,10 +447,15 @@ impl Master {
         if self.look_at.take_if(|at| *at <= now).is_none() || self.course != Course::Running {
             return;
         }
+        // While a successor comes up the place is left to it.
+        if self.owes_place.is_some() && self.successor.is_none() {
+            self.put_in_place();
+        }
         let Some(control) = &self.control else { return };
         let asked = self.formers.iter().filter(|former| !former.leaves_room());
-        let more = takeover::waiting_beside(control.place(), asked);
-        self.look_at = (!beside::names(control.place()).is_empty()).then_some(now + LOOK);
+        let more = takeover::waiting_beside(&control.others(), asked);
+        let somebody = || (!beside::names(control.place()).is_empty()).then_some(LOOK);
+        self.look_at = self.owes_place.or_else(somebody).map(|pause| now + pause);
         for next in more {
             self.follow_next(Some(next));
         }

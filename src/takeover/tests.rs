@@ -60,13 +60,19 @@ fn a_silent_stranger_is_not_waited_for_unless_an_address_is_in_use() {
     let scratch = Scratch::new("stranger");
     let _silent = scratch.listen("other.sock");
     let own = scratch.directory.join("own.sock");
-    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&own), |_| false, |_, _| panic!("it waits"));
+    let found = orphans_in(
+        &scratch.directory,
+        &scratch.snapshot,
+        Some(&Sockets::of(&own)),
+        |_| false,
+        |_, _| panic!("it waits"),
+    );
     assert!(found.unwrap().is_empty());
     let asked = Cell::new(0);
     let found = orphans_in(
         &scratch.directory,
         &scratch.snapshot,
-        Some(&own),
+        Some(&Sockets::of(&own)),
         |_| true,
         |silent, left| {
             asked.set(asked.get() + 1);
@@ -91,14 +97,14 @@ fn who_is_silent_beside_one_that_answers_is_met_later() {
         });
         Ok(())
     };
-    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&path), |_| false, wait).unwrap();
+    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&Sockets::of(&path)), |_| false, wait).unwrap();
     // The one that answers, one that may be behind it, and the silent one.
     assert_eq!(found.iter().map(Former::is_met).collect::<Vec<_>>(), [false, true, false]);
     assert_eq!(found.iter().map(Former::is_beside).collect::<Vec<_>>(), [false, false, true]);
     // Whoever comes to know of all but the silent one finds that.
     let known = &found[..2];
-    assert!(waiting_beside(&path, known.iter()).iter().all(Former::is_beside));
-    assert!(waiting_beside(&path, found.iter()).is_empty());
+    assert!(waiting_beside(&Sockets::of(&path), known.iter()).iter().all(Former::is_beside));
+    assert!(waiting_beside(&Sockets::of(&path), found.iter()).is_empty());
 }
 
 #[test]
@@ -117,7 +123,7 @@ fn who_has_only_greeted_when_the_search_ends_is_not_the_last_behind_its_name() {
         }
         Ok(())
     };
-    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&path), |_| false, wait).unwrap();
+    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&Sockets::of(&path)), |_| false, wait).unwrap();
     let behind = |slow: &&Former| slow.is_beside();
     let mut met: Vec<bool> = found.iter().filter(behind).map(Former::is_met).collect();
     met.sort_unstable();
@@ -140,7 +146,7 @@ fn nobody_starts_while_it_is_not_known_who_has_its_place() {
         });
         if silent.len() == 1 && asked > 3 { Err("still waiting".to_owned()) } else { Ok(()) }
     };
-    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&path), |_| false, wait);
+    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&Sockets::of(&path)), |_| false, wait);
     assert_eq!(found.unwrap_err(), "still waiting");
 }
 
@@ -150,8 +156,21 @@ fn a_name_that_nobody_is_behind_is_removed() {
     let path = scratch.directory.join("own.sock");
     drop(scratch.listen("own.sock.beside-1"));
     let alive = scratch.listen("own.sock.beside-2");
-    assert_eq!(waiting_beside(&path, [].iter()).len(), 1);
+    assert_eq!(waiting_beside(&Sockets::of(&path), [].iter()).len(), 1);
     assert!(!scratch.directory.join("own.sock.beside-1").exists());
     assert!(scratch.directory.join("own.sock.beside-2").exists());
     drop(alive);
+}
+
+#[test]
+fn what_is_no_socket_stays() {
+    let scratch = Scratch::new("file");
+    let (path, file) = (scratch.directory.join("own.sock"), scratch.directory.join("own.sock.beside-3"));
+    std::fs::write(&file, "precious").unwrap();
+    std::os::unix::fs::symlink(&file, scratch.directory.join("own.sock.beside-4")).unwrap();
+    let sockets = Sockets::of(&path);
+    assert!(sockets.found().is_empty() && beside::names(&path).is_empty());
+    let found = orphans_in(&scratch.directory, &scratch.snapshot, Some(&sockets), |_| false, |_, _| panic!("it waits"));
+    assert!(found.unwrap().is_empty() && waiting_beside(&sockets, [].iter()).is_empty());
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 }

@@ -259,6 +259,14 @@ impl Launch {
         proxy
     }
 
+    /// Starts it, and leaves everything else to the caller.
+    #[track_caller]
+    pub fn begin(self) -> Child {
+        let mut command = self.command();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        spawn(command)
+    }
+
     /// Runs it to its end, for arguments that do not start anything.
     #[track_caller]
     pub fn run(self) -> Output {

@@ -8,10 +8,10 @@ use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::get;
-use crate::common::processes::{alive, wait_gone};
+use crate::common::processes::{alive, children, wait_gone};
 use crate::common::proxy::Proxy;
 use crate::common::succession::{Crowd, conf};
-use crate::common::wait_until;
+use crate::common::{wait_for, wait_until};
 
 /// The names beside the control socket.
 fn beside(proxy: &Proxy) -> Vec<PathBuf> {
@@ -64,6 +64,52 @@ fn a_stopped_worker_is_found_by_the_successor_of_the_master_that_waits_for_it() 
     kill(orphans[1], Signal::SIGCONT).unwrap();
     wait_gone(&orphans);
     crowd.check();
+    wait_until("no name is left beside the control socket", || beside(&next).is_empty());
+    next.check_log();
+}
+
+#[test]
+fn of_masters_started_together_one_stays() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).launch().workers(4).start();
+    let mut orphans = proxy.kill_master();
+    for round in 0..6 {
+        let mut masters = [proxy.launch().begin(), proxy.launch().begin()];
+        let ended = wait_for("one of the masters has ended", || {
+            masters.iter_mut().position(|master| master.try_wait().unwrap().is_some())
+        });
+        let stays = &mut masters[1 - ended];
+        let pid = Pid::from_raw(i32::try_from(stays.id()).unwrap());
+        wait_gone(&orphans);
+        wait_until("it has its workers", || children(pid).len() == 4);
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+        assert!(proxy.question("status").status.success());
+        assert!(stays.try_wait().unwrap().is_none(), "neither has stayed");
+        orphans = children(pid);
+        let signal = if round == 5 { Signal::SIGTERM } else { Signal::SIGKILL };
+        kill(pid, signal).unwrap();
+        stays.wait().unwrap();
+    }
+    wait_gone(&orphans);
+    assert!(beside(&proxy).is_empty(), "{:?}", beside(&proxy));
+}
+
+#[test]
+fn a_place_that_cannot_be_taken_is_taken_later() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let mut proxy = conf(&web, &echoing).start();
+    let orphans = proxy.kill_master();
+    let place = proxy.dir.join("control");
+    std::fs::rename(&place, proxy.dir.join("control.beside-1")).unwrap();
+    std::fs::write(&place, "precious").unwrap();
+    let next = proxy.again();
+    wait_gone(&orphans);
+    next.wait_for_log(&["cannot take the place", "trying again"]);
+    assert_eq!(std::fs::read(&place).unwrap(), b"precious");
+    assert!(!next.question("status").status.success());
+    std::fs::remove_file(&place).unwrap();
+    next.wait_for_log(&["the control socket has its place now"]);
+    assert!(next.question("status").status.success());
     wait_until("no name is left beside the control socket", || beside(&next).is_empty());
     next.check_log();
 }

@@ -162,14 +162,18 @@ fn with_one_worker(backend: &Backend) -> Proxy {
 
 /// Meets one worker of a dead master, as a master of any version would.
 fn meet(control: &std::path::Path) -> (Channel, Greeting) {
+    let mut channel = knock(control);
+    let greeting = hear(&mut channel, &mut Vec::new());
+    (channel, greeting)
+}
+
+fn knock(control: &std::path::Path) -> Channel {
     let flags = nix::sys::socket::SockFlag::SOCK_NONBLOCK | nix::sys::socket::SockFlag::SOCK_CLOEXEC;
     let (family, kind) = (nix::sys::socket::AddressFamily::Unix, nix::sys::socket::SockType::SeqPacket);
     let fd = nix::sys::socket::socket(family, kind, flags, None).unwrap();
     let address = nix::sys::socket::UnixAddr::new(control).unwrap();
     nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address).unwrap();
-    let mut channel = Channel::from_fd(fd);
-    let greeting = hear(&mut channel, &mut Vec::new());
-    (channel, greeting)
+    Channel::from_fd(fd)
 }
 
 fn hear<M: serde::de::DeserializeOwned>(channel: &mut Channel, fds: &mut Vec<OwnedFd>) -> M {
@@ -178,6 +182,27 @@ fn hear<M: serde::de::DeserializeOwned>(channel: &mut Channel, fds: &mut Vec<Own
         Err(RecvError::Empty) => None,
         Err(error) => panic!("{error}"),
     })
+}
+
+#[test]
+fn who_comes_while_a_worker_has_no_descriptor_is_let_in_later() {
+    let backend = Backend::ok();
+    let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
+    let mut proxy = conf.launch().workers(1).start();
+    let orphans = proxy.kill_master();
+    let pid = rustix::process::Pid::from_raw(orphans[0].as_raw());
+    let limit = |limit| rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).unwrap();
+    proxy.wait_for_log(&["the master has died"]);
+    let (none, maximum) = (Some(0), rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum);
+    let before = limit(rustix::process::Rlimit { current: none, maximum });
+    let mut channel = knock(&proxy.dir.join("control.sock"));
+    proxy.wait_for_log(&["cannot let in who comes to the control socket"]);
+    limit(before);
+    let greeting: Greeting = hear(&mut channel, &mut Vec::new());
+    assert_eq!(greeting.role, Role::Orphan);
+    drop(channel);
+    let _next = proxy.again();
+    wait_gone(&orphans);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use mio::Events;
 use super::open::waiting;
 use super::{Life, MasterSlot, WorkerSlot, World};
 use crate::config::{Names, Options};
+use crate::control::beside::Sockets;
 use crate::master::model::processes::{Handle, KILLED, Role, Spawner};
 use crate::master::{Before, Course, Master};
 use crate::process::End;
@@ -88,12 +89,13 @@ impl World {
         let (workers, ahead) = (&mut self.workers, self.ahead);
         let mut turns: Vec<(usize, Vec<u16>, Option<End>)> = Vec::new();
         let started = mortal(fault, || {
+            let doors = Sockets::of(&control);
             let formers = match former {
-                Some(channel) => vec![Former::master(channel)?.with_workers_behind(Some(&control))],
+                Some(channel) => vec![Former::master(channel)?.with_workers_behind(Some(&doors))],
                 None => takeover::orphans_in(
                     &dir,
                     &loaded.snapshot,
-                    Some(&control),
+                    Some(&doors),
                     |_| false,
                     |_, _| {
                         for (at, slot) in workers.iter_mut().enumerate() {
@@ -106,7 +108,8 @@ impl World {
                     },
                 )?,
             };
-            let mut before = Before { program: Program::present(), formers, lent: Vec::new(), spawn };
+            let mut before =
+                Before { program: Program::present(), formers, doors: Some(doors), lent: Vec::new(), spawn };
             Master::start(loaded, recipe, names, None, None, &mut before)
         });
         turns.sort_by_key(|(at, _, end)| (end.is_some(), std::cmp::Reverse(*at)));
