@@ -11,7 +11,7 @@ use crate::common::client::get;
 use crate::common::processes::{alive, children, wait_gone};
 use crate::common::proxy::Proxy;
 use crate::common::succession::{Crowd, conf};
-use crate::common::{wait_for, wait_until};
+use crate::common::{stderr, wait_for, wait_until};
 
 /// The names beside the control socket.
 fn beside(proxy: &Proxy) -> Vec<PathBuf> {
@@ -112,4 +112,26 @@ fn a_place_that_cannot_be_taken_is_taken_later() {
     assert!(next.question("status").status.success());
     wait_until("no name is left beside the control socket", || beside(&next).is_empty());
     next.check_log();
+}
+
+#[test]
+fn a_living_master_beside_the_place_is_waited_for() {
+    let (web, echoing) = (Backend::echo(), Backend::tcp_echo());
+    let living = conf(&web, &echoing).start();
+    let (place, elsewhere) = (living.dir.join("control"), living.dir.join("elsewhere"));
+    std::fs::rename(&place, &elsewhere).unwrap();
+    let mut killed = living.again();
+    let orphans = killed.kill_master();
+    // As one that comes up, while there is an orphan that gives all that is needed.
+    living.signal(Signal::SIGSTOP);
+    std::fs::rename(&elsewhere, living.dir.join("control.beside-1")).unwrap();
+    let output = living.launch().run();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("does not answer: a master or its workers, stopped or stuck"), "{output:?}");
+    living.signal(Signal::SIGCONT);
+    let output = living.launch().run();
+    assert!(stderr(&output).contains(&format!("another master (pid {}) runs", living.pid)), "{output:?}");
+    signal_all(&orphans, Signal::SIGKILL);
+    wait_gone(&orphans);
+    assert_eq!(get(living.addr(), "/").status, 200);
 }
