@@ -159,6 +159,9 @@ fn former() -> Result<Option<takeover::Former>, String> {
 
 fn run(arguments: &cli::Arguments) -> ExitCode {
     logging::start("master", arguments.log_level.as_deref());
+    if let Err(error) = signals::ignore_while_starting() {
+        return fail(format_args!("cannot catch signals: {error}"));
+    }
     let program = upgrade::Program::present();
     let formers = match former() {
         Ok(former) => former.into_iter().collect(),

@@ -65,6 +65,18 @@ pub fn ignore_in_worker() -> io::Result<()> {
     Ok(())
 }
 
+/// Sees to it that a signal that asks a running master for something does not end one that is starting: a reload, or
+/// the rotation of logs, may come at any time. What it asks for is done by starting.
+///
+/// # Errors
+/// When the system refuses a handler.
+pub fn ignore_while_starting() -> io::Result<()> {
+    for signal in [SIGUSR1, SIGUSR2, SIGHUP, SIGTTIN, SIGTTOU] {
+        signal_hook::flag::register(signal, std::sync::Arc::default())?;
+    }
+    Ok(())
+}
+
 /// The name of a signal, such as `SIGKILL`.
 pub fn name(signal: i32) -> String {
     match nix::sys::signal::Signal::try_from(signal) {

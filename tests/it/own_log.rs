@@ -31,6 +31,8 @@ fn log_to_nobody(stderr: OwnedFd, name: &str) {
     let addr = Addr::Unix(path.clone());
     wait_until("it listens", || path.exists());
     let mut client = Client::connect(&addr);
+    // Signals that come while it starts would ask for nothing.
+    assert_eq!(client.get("/").status, 200);
     for _ in 0..400 {
         // A line of the master's, and one of the worker's.
         kill(pid, Signal::SIGUSR1).unwrap();
@@ -73,4 +75,33 @@ fn a_level_that_is_none_hides_nothing() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains("/nonexistent/web.sock"), "{filter:?}: {text}");
     }
+}
+
+#[test]
+fn signals_that_come_too_early_do_not_end_it() {
+    let path = std::env::temp_dir().join(format!("pointsman-early-{}.sock", std::process::id()));
+    let backend = Backend::ok();
+    let mut master = Command::new(env!("CARGO_BIN_EXE_master"))
+        .args(["--workers", "1", "--listen", &format!("unix:{}", path.display())])
+        .args(["--backend", &backend.addr.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(master.id().cast_signed());
+    // From the first instruction of its own on: before that nobody can ask for anything.
+    wait_until("it has begun", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
+        caught.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & (1 << 9) != 0)
+    });
+    while !path.exists() {
+        for signal in [Signal::SIGUSR1, Signal::SIGTTOU] {
+            kill(pid, signal).unwrap();
+        }
+    }
+    assert_eq!(get(&Addr::Unix(path), "/").status, 200);
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert!(master.wait().unwrap().success());
 }
