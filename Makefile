@@ -11,11 +11,13 @@ SOAK_PROFILE ?= --release
 PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO_FLAGS ?=
+# Property tests take the same cases in each run, so that the same code gives the same outcome; `make explore` takes others.
+export PROPTEST_RNG_SEED ?= 1
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 BENCH_PACKAGES = wrk nginx libnginx-mod-stream haproxy python3
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test check bench soak continuity install clean tools
+.PHONY: help run build test check explore bench soak continuity install clean tools
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +34,11 @@ build: tools ## Build the release binary, target/release/master
 
 test: tools ## Run all tests
 	cargo test --workspace $(CARGO_FLAGS)
+
+explore: SEED := $(shell date +%s)
+explore: tools ## Look for what tests may have missed: property tests with new cases, the model for SECONDS=60
+	@echo "seed $(SEED)"
+	PROPTEST_RNG_SEED=$(SEED) MODEL_SECONDS=$(SECONDS) cargo test $(SOAK_PROFILE) $(CARGO_FLAGS) --workspace --lib --bins
 
 check: tools ## Check formatting and lints
 	cargo fmt --all --check

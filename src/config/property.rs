@@ -150,9 +150,10 @@ fn route(groups: usize) -> impl Strategy<Value = Route> {
         "[a-z0-9_-]{1,9}(\\.[a-z]{1,5}){0,2}".prop_map(HostMatch::Exact),
         "(\\.[a-z0-9]{1,5}){1,3}".prop_map(HostMatch::Wildcard),
     ];
+    // No dot, written out or as `%2e`: a segment of dots alone is refused.
     let path = prop_oneof![
-        "/[!-\"$&-)+-\\-/->@-~]{0,7}(%[0-9a-fA-F]{2})?".prop_map(PathMatch::Prefix),
-        "/[!-\"$&-\\-/->@-~]{0,7}(%[0-9a-fA-F]{2})?".prop_map(PathMatch::Exact),
+        "/[!-\"$&-)+-\\-/->@-~]{0,7}(%([013-9a-fA-F][0-9a-fA-F]|2[0-9a-dA-DfF]))?".prop_map(PathMatch::Prefix),
+        "/[!-\"$&-\\-/->@-~]{0,7}(%([013-9a-fA-F][0-9a-fA-F]|2[0-9a-dA-DfF]))?".prop_map(PathMatch::Exact),
     ];
     (host, path, 0..groups).prop_map(|(host, path, to)| Route { host, path, to: u16::try_from(to).unwrap() })
 }
