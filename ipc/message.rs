@@ -13,7 +13,7 @@ use crate::origin::Origin;
 use crate::snapshot::{Endpoint, ListenerId, Target};
 
 /// The protocol's version; a worker refuses a [`ToWorker::Hello`] with another one.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Descriptors in one message at most: the kernel's `SCM_MAX_FD`.
 pub const MAX_FDS: usize = 253;
@@ -48,6 +48,12 @@ pub enum ToWorker {
     },
     /// Connections to serve, in this order, each with as many descriptors as [`Task::descriptors`] says.
     Pass(Vec<Passed>),
+    /// The master has died with these connections in hand, each with its descriptor: serve them as the master would have
+    /// had them served. Sent on its behalf, after all it has sent itself.
+    Inherit {
+        /// Whether some of them may have been passed to this worker before.
+        perhaps_sent: bool,
+    },
     /// Write the access log to this descriptor from now on.
     OpenLog,
     /// Work by another configuration from now on. Descriptors: the sealed snapshot, then the access log's file when

@@ -167,17 +167,22 @@ impl Control {
 
 /// A file of nothing but words, mapped. See [`crate::ledger`].
 #[derive(Debug)]
-pub(crate) struct Words {
+pub struct Words {
     mapping: Mapping,
     count: usize,
 }
 
 // SAFETY: the mapping is only reached through shared references to atomics.
 unsafe impl Send for Words {}
+// SAFETY: as above; what is shared are atomics.
+unsafe impl Sync for Words {}
 
 impl Words {
     /// Makes a file of `count` words, all 0. Its size can never change.
-    pub(crate) fn create(name: &str, count: usize) -> io::Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// When memory or descriptors are short.
+    pub fn create(name: &str, count: usize) -> io::Result<OwnedFd> {
         let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, (count * size_of::<AtomicU64>()) as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW)?;
@@ -185,14 +190,18 @@ impl Words {
     }
 
     /// Maps the first `count` words of a file.
-    pub(crate) fn map(fd: impl AsFd, count: usize) -> io::Result<Words> {
+    ///
+    /// # Errors
+    /// When the file is too short, or memory is.
+    pub fn map(fd: impl AsFd, count: usize) -> io::Result<Words> {
         let bytes = count * size_of::<AtomicU64>();
         check_file(fd.as_fd(), bytes)?;
         Ok(Words { mapping: Mapping::new(fd.as_fd(), 0, bytes)?, count })
     }
 
     /// Them.
-    pub(crate) fn all(&self) -> &[AtomicU64] {
+    #[must_use]
+    pub fn all(&self) -> &[AtomicU64] {
         // SAFETY: so many words are mapped as long as `self` lives, beginning at a page's start; they are atomics, for
         // which every bit pattern is valid and shared access is sound.
         unsafe { std::slice::from_raw_parts(self.mapping.base.cast::<AtomicU64>().as_ptr(), self.count) }

@@ -6,13 +6,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 
 use ipc::forward::Tunnel;
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
 
+use crate::hands::Held;
 use crate::lending::Lender;
 
 /// Where a worker's own counters begin, in bytes since the connection was accepted.
@@ -30,7 +30,7 @@ pub struct Base {
 
 /// One connection. `F` is the socket; tests put something countable in its place.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Connection<F = OwnedFd> {
+pub struct Connection<F = Held> {
     /// The master's copy of the socket.
     pub fd: F,
     /// The address of its other end; `None` on a Unix listener.
@@ -55,7 +55,7 @@ pub struct Connection<F = OwnedFd> {
 
 /// Our copies of what a relay consists of, besides the client's socket.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Relay<F = OwnedFd> {
+pub struct Relay<F = Held> {
     /// The connection to the server.
     pub server_fd: F,
     /// Which server that is.
@@ -175,7 +175,7 @@ pub struct UnknownId(pub u32);
 /// At most `capacity` are held. Each is queued (chosen for this worker, not yet sent) or passed (sent). Ids
 /// are reused last freed, first used, so that the records touched stay few.
 #[derive(Debug)]
-pub struct Table<F = OwnedFd> {
+pub struct Table<F = Held> {
     places: Vec<Place<F>>,
     free: Vec<u32>,
     queued: VecDeque<u32>,

@@ -16,6 +16,8 @@ mod config;
 mod control;
 mod demo;
 mod dispatch;
+mod hands;
+mod heir;
 mod keeper;
 mod lending;
 mod listen;
@@ -162,6 +164,8 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     if let Err(error) = signals::ignore_while_starting() {
         return fail(format_args!("cannot catch signals: {error}"));
     }
+    // While little memory would be copied, and before there are other threads.
+    let heritage = master::Heritage::begin();
     let program = upgrade::Program::present();
     let formers = match former() {
         Ok(former) => former.into_iter().collect(),
@@ -169,7 +173,7 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     };
     let _ = rustix::thread::set_name(c"master");
     let spawn = Box::new(process::System);
-    let mut before = master::Before { program, formers, doors: None, lent: activation::take(), spawn };
+    let mut before = master::Before { program, formers, doors: None, lent: activation::take(), spawn, heritage };
     match prepare(arguments, &mut before) {
         Ok(master) => match master.run() {
             Ok(()) => ExitCode::SUCCESS,

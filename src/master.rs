@@ -31,6 +31,7 @@ use crate::config::{Control, Loaded, Names};
 use crate::control::{self, OpenError};
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
+use crate::hands::Held;
 use crate::keeper::{Addresses, Connection};
 use crate::listen::{self, Socket};
 use crate::moderate::Moderation;
@@ -43,6 +44,7 @@ use crate::takeover::Former;
 use crate::upgrade::{Program, Successor};
 
 mod deaths;
+mod heritage;
 mod lifecycle;
 #[cfg(test)]
 mod model;
@@ -56,6 +58,7 @@ mod shortage;
 mod succession;
 mod watching;
 
+pub use heritage::Heritage;
 use protection::Protection;
 use reconfigure::{mode_name, room};
 use renewal::Renewal;
@@ -68,7 +71,8 @@ const READING: Token = Token(2);
 const CONTROL: Token = Token(3);
 const FORMERS: Token = Token(4);
 const SUCCESSOR: Token = Token(5);
-const CLIENTS: usize = 6;
+const HEIR: Token = Token(6);
+const CLIENTS: usize = 7;
 const LISTENERS: usize = CLIENTS + control::CLIENTS;
 const WORKERS: usize = LISTENERS + (1 << 16);
 
@@ -113,6 +117,8 @@ pub struct Before {
     pub lent: Vec<(Bound, OwnedFd)>,
     /// What starts processes.
     pub spawn: Box<dyn Spawn>,
+    /// What becomes of connections in hand if this master is killed.
+    pub heritage: Heritage,
 }
 
 /// The master process.
@@ -155,6 +161,7 @@ pub struct Master {
     access_log: Option<Rc<OwnedFd>>,
     reload: Reload,
     control: Option<control::Server>,
+    heritage: Heritage,
     /// The limit of open files.
     nofile: u64,
     identity: Identity,
@@ -233,6 +240,7 @@ impl Master {
         let shared = Shared::new().map_err(internal("cannot make the memory that workers share"))?;
         let access_log = open_access_log(&snapshot.access_log.to)?;
         let now = Instant::now();
+        before.heritage.watch(&poll).map_err(registered)?;
         let mut master = Master {
             poll,
             signals,
@@ -263,6 +271,7 @@ impl Master {
             access_log,
             reload,
             control,
+            heritage: std::mem::take(&mut before.heritage),
             nofile,
             identity,
             layout,
@@ -371,6 +380,7 @@ impl Master {
             READING => {}
             FORMERS => self.formers_ready = true,
             SUCCESSOR => self.hear_successor(now),
+            HEIR => self.lose_heir(now),
             CONTROL => {
                 if let Some(control) = &mut self.control {
                     control.on_ready();
@@ -430,6 +440,7 @@ impl Master {
             .chain(self.retry_at)
             .chain(self.sweep_at)
             .chain(self.plea.again_at)
+            .chain(self.heritage.again_at())
             .chain(self.resolver_look())
             .chain([self.ping_at])
             .min()?;
@@ -485,7 +496,7 @@ impl Master {
                 Accepted::Connection(fd, peer) => {
                     self.gate.succeeded();
                     self.accepted += 1;
-                    let mut connection = Connection::new(fd, peer, socket.id);
+                    let mut connection = Connection::new(Held::accepted(fd), peer, socket.id);
                     let listener = &self.config.snapshot.listeners[usize::from(socket.id)];
                     if listener.proxy_protocol.is_expected(peer.map(|addr| addr.ip())) {
                         connection.origin = Origin::Awaited;

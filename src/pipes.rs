@@ -3,19 +3,20 @@
 //! Only reading ends are held, and nothing is read from them.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 
 use ipc::shm::Control;
 use ipc::state::{Direction, MAX_PIPES};
 
+use crate::hands::Held;
+
 /// The reading ends, by the worker's numbers.
 #[derive(Debug, Default)]
 pub struct Pipes {
-    ends: Vec<Option<OwnedFd>>,
+    ends: Vec<Option<Held>>,
 }
 
 /// A pipe's number and our copy of its reading end.
-type Numbered = (u16, Option<OwnedFd>);
+type Numbered = (u16, Option<Held>);
 
 /// What a worker left in its pipes.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ pub struct Contradiction;
 
 impl Pipes {
     /// The worker uses pipe `number` from now on. A number out of bounds is ignored: such a pipe is never looked for.
-    pub fn put(&mut self, number: u16, end: OwnedFd) {
+    pub fn put(&mut self, number: u16, end: Held) {
         if number >= MAX_PIPES {
             return;
         }
@@ -79,12 +80,7 @@ impl Leftovers {
     ///
     /// # Errors
     /// When it cannot be known which bytes come next: the connection must be cut.
-    pub fn take(
-        &mut self,
-        id: u32,
-        direction: Direction,
-        former: Option<OwnedFd>,
-    ) -> Result<Option<OwnedFd>, Contradiction> {
+    pub fn take(&mut self, id: u32, direction: Direction, former: Option<Held>) -> Result<Option<Held>, Contradiction> {
         let mut found = None;
         let left = self.ends.remove(&(id, direction)).unwrap_or_default();
         for end in left.into_iter().map(|(_, end)| end).chain(former.map(Some)) {
@@ -103,10 +99,10 @@ mod tests {
     use super::*;
     use ipc::message::Layout;
 
-    fn pipe(bytes: &[u8]) -> OwnedFd {
+    fn pipe(bytes: &[u8]) -> Held {
         let (read, write) = rustix::pipe::pipe().unwrap();
         rustix::io::write(&write, bytes).unwrap();
-        read
+        read.into()
     }
 
     fn control() -> Control {

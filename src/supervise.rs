@@ -14,6 +14,7 @@ use ipc::message::{Layout, ToWorker, VERSION};
 use ipc::shm::{self, Control};
 use rustix::process::{Pid, Signal};
 
+use crate::hands::Taking;
 use crate::keeper::Table;
 use crate::pipes::Pipes;
 use crate::privilege::Identity;
@@ -85,6 +86,8 @@ pub struct Worker {
     /// Its process's number.
     pub pid: Pid,
     process: Box<dyn Process>,
+    /// While it takes connections.
+    pub taking: Option<Taking>,
     /// Our end of its channel.
     pub channel: Channel,
     /// Its shared region.
@@ -197,6 +200,7 @@ impl Worker {
         Ok(Worker {
             pid: process.pid(),
             process,
+            taking: None,
             channel,
             region,
             layout: equipment.layout,

@@ -1,5 +1,6 @@
 //! Accepting in the place of a master that has died: a worker takes connections off the listening sockets that it keeps,
-//! and serves them itself, until another master takes over or the worker finishes.
+//! and serves them itself, until another master takes over or the worker finishes. And taking in those that the master
+//! had accepted and not passed on.
 //!
 //! All orphans of a master wait on the same sockets, and each is woken by each connection. So one takes a few at a
 //! time and looks at what else it has before it takes more, which leaves some to the others.
@@ -18,6 +19,7 @@ use log::{debug, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_cookie;
 
 use crate::room;
 use crate::worker::Worker;
@@ -165,6 +167,46 @@ impl Worker {
         }
         self.make_room();
         self.clients.len() < self.cx.control.records() && self.cx.descriptors_left() > 0
+    }
+
+    /// Takes in connections that the master had accepted before it died. Those that it may have sent are told by the
+    /// kernel's number of their socket from those that are here already.
+    pub(crate) fn inherit(&mut self, fds: Vec<OwnedFd>, perhaps_sent: bool) {
+        let cookies: Vec<u64> = if perhaps_sent {
+            self.clients.iter().filter_map(|(_, client)| socket_cookie(&client.socket).ok()).collect()
+        } else {
+            Vec::new()
+        };
+        for fd in fds {
+            if perhaps_sent && socket_cookie(&fd).is_ok_and(|cookie| cookies.contains(&cookie)) {
+                continue;
+            }
+            let Some(listener) = self.listener_of(&fd) else { continue };
+            if !self.has_place() {
+                self.accepting.pause(self.cx.clock.now_ms, &"this worker has all the connections that it can have");
+                continue;
+            }
+            let peer = rustix::net::getpeername(&fd).ok().flatten().and_then(|peer| SocketAddr::try_from(peer).ok());
+            self.take_in(fd, peer, listener);
+        }
+    }
+
+    /// The listener that a connection came to: the one bound where its own end is, before one bound to all addresses.
+    fn listener_of(&self, fd: &OwnedFd) -> Option<ListenerId> {
+        let local = rustix::net::getsockname(fd).ok()?;
+        let inet = SocketAddr::try_from(local.clone()).ok();
+        let is_bound = |socket: &OwnedFd, exactly: bool| {
+            let Ok(bound) = rustix::net::getsockname(socket) else { return false };
+            match (SocketAddr::try_from(bound.clone()), inet) {
+                (Ok(bound), Some(local)) => {
+                    let everywhere = bound.ip().is_unspecified() && !exactly;
+                    bound.port() == local.port() && (everywhere || bound.ip() == local.ip())
+                }
+                _ => bound == local,
+            }
+        };
+        let find = |exactly| self.succession.listeners.iter().find(|(_, socket)| is_bound(socket, exactly));
+        find(true).or_else(|| find(false)).map(|(kept, _)| kept.listener)
     }
 
     fn take_in(&mut self, fd: OwnedFd, peer: Option<SocketAddr>, listener: ListenerId) {

@@ -72,6 +72,7 @@ impl Worker {
                     self.take_up(passed, client, rest);
                 }
             }
+            ToWorker::Inherit { perhaps_sent } => self.inherit(std::mem::take(fds), perhaps_sent),
             ToWorker::OpenLog if fds.len() == 1 => {
                 if let (Some(fd), Some(log)) = (fds.pop(), &mut self.cx.log) {
                     log.replace(fd, self.cx.clock.now_ms);

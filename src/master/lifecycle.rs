@@ -120,6 +120,7 @@ impl Master {
         self.watch_workers(now);
         self.watch_resolver_files(now);
         self.renew(now);
+        self.follow_heir(now);
     }
 
     /// Does what a signal asks for.

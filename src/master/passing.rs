@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{GivenBack, Task, ToMaster, ToWorker};
+use ipc::message::{GivenBack, Relaying, Task, ToMaster, ToWorker};
 use ipc::origin::{Origin, OriginCell};
 use ipc::state::{Image, Phase, Record};
 use ipc::tcp_info;
@@ -17,6 +17,7 @@ use super::names::Resolved;
 use super::protection::Protection;
 use super::{Course, Master, SWEEP};
 use crate::dispatch::Candidate;
+use crate::hands::{Held, Taking};
 use crate::keeper::{Addresses, Connection, Relay};
 use crate::lending::Lender;
 use crate::pipes::{Contradiction, Leftovers};
@@ -37,6 +38,7 @@ impl Master {
         self.candidates.clear();
         self.candidates.extend(self.seats.iter_mut().map(|seat| match &mut seat.worker {
             Some(worker) if worker.is_ready() => {
+                worker.taking.get_or_insert_with(|| Taking::over(&worker.channel));
                 let (table, stats) = (&worker.table, worker.control.stats());
                 let taken = stats.taken.get();
                 let behind = worker.watch.is_behind(table.passed(), taken, now);
@@ -44,7 +46,11 @@ impl Master {
                 let room = if behind || worker.blocked { 0 } else { table.room() };
                 Candidate::new(table.passed(), table.queued(), room, taken, stats.finished.get())
             }
-            Some(_) | None => Candidate::default(),
+            Some(worker) => {
+                worker.taking = None;
+                Candidate::default()
+            }
+            None => Candidate::default(),
         }));
         self.prefer_fast();
         self.watch_closely(now);
@@ -59,6 +65,7 @@ impl Master {
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
         connection.release();
+        connection.fd.unsent();
         let (awaited, kept) = (connection.origin == Origin::Awaited, connection.keep);
         match worker.table.enqueue(connection) {
             Ok(id) => {
@@ -178,8 +185,10 @@ fn send_all(worker: &mut Worker, index: u16, batch: usize, now: Instant) -> bool
             while worker.table.queued() > 0 {
                 let (connections, fds) = worker.table.next_batch(batch);
                 let count = connections.len();
-                let fds: Vec<_> = fds.into_iter().map(std::os::fd::AsFd::as_fd).collect();
-                worker.channel.send(&ToWorker::Pass(connections), &fds)?;
+                let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+                fds.iter().for_each(|fd| fd.sending(&worker.channel));
+                worker.channel.send(&ToWorker::Pass(connections), &borrowed)?;
+                fds.iter().for_each(|fd| fd.sent());
                 worker.table.mark_passed(count);
             }
             Ok(())
@@ -223,7 +232,7 @@ fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mu
                 worker.table.get_passed(given.id).is_some_and(|kept| !kept.keep).then_some(())?;
                 worker.table.finish(given.id).ok().map(Connection::bare)
             })?;
-            let mut fds = own.into_iter();
+            let mut fds = own.into_iter().map(Held::from);
             let fd = fds.next()?;
             let relay = Relay::new(task, &mut fds);
             bare.with_copies(fd, relay)
@@ -326,28 +335,10 @@ impl Ear<'_> {
                         break;
                     }
                 }
-                Ok(ToMaster::Relaying(relays)) => {
-                    let mut unkept = Vec::new();
-                    for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
-                        if !self.protection.keeps_other(&fd) {
-                            if worker.table.unprotect(relaying.id) {
-                                self.protection.total += 1;
-                                unkept.push(relaying.id);
-                            }
-                        } else if let Some(connection) = worker.table.get_passed(relaying.id) {
-                            let tunnel = relaying.tunnel.filter(|tunnel| tunnel.is_sound());
-                            let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None], tunnel };
-                            connection.relay = Some(relay);
-                        }
-                    }
-                    if !unkept.is_empty() {
-                        let message = ToWorker::Unkept { ids: unkept };
-                        worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
-                    }
-                }
+                Ok(ToMaster::Relaying(relays)) => self.keep_relays(worker, relays, &mut fds),
                 Ok(ToMaster::Resolved(standing)) => self.resolved.push(standing),
                 Ok(ToMaster::Pipe { number }) => match fds.pop() {
-                    Some(end) if self.protection.keeps_other(&end) => worker.pipes.put(number, end),
+                    Some(end) if self.protection.keeps_other(&end) => worker.pipes.put(number, Held::from(end)),
                     Some(_) | None => worker.pipes.forget(number),
                 },
                 Err(lost @ RecvError::DescriptorsLost) => {
@@ -369,6 +360,27 @@ impl Ear<'_> {
                     break;
                 }
             }
+        }
+    }
+
+    /// Keeps what a successor would need of these relays, as far as there are descriptors for it.
+    fn keep_relays(&mut self, worker: &mut Worker, relays: Vec<Relaying>, fds: &mut Vec<OwnedFd>) {
+        let mut unkept = Vec::new();
+        for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
+            if !self.protection.keeps_other(&fd) {
+                if worker.table.unprotect(relaying.id) {
+                    self.protection.total += 1;
+                    unkept.push(relaying.id);
+                }
+            } else if let Some(connection) = worker.table.get_passed(relaying.id) {
+                let tunnel = relaying.tunnel.filter(|tunnel| tunnel.is_sound());
+                let server_fd = Held::from(fd);
+                connection.relay = Some(Relay { server_fd, server: relaying.server, pipes: [None, None], tunnel });
+            }
+        }
+        if !unkept.is_empty() {
+            let message = ToWorker::Unkept { ids: unkept };
+            worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{Before, Course, FORMERS, Master, SUCCESSOR, unwatch, watch};
 use crate::config::Loaded;
 use crate::control::{ClientId, beside};
 use crate::demo::Demo;
+use crate::hands::Held;
 use crate::keeper::{Connection, Relay};
 use crate::lending::Lender;
 use crate::listen::{self, Socket};
@@ -209,7 +210,7 @@ impl Master {
     /// Takes one connection in, to be passed to a worker; false when its listener is not configured.
     fn take_in(&mut self, handed: Handed, fds: Vec<OwnedFd>) -> bool {
         let Passed { peer, origin, task, .. } = handed.passed;
-        let mut fds = fds.into_iter();
+        let mut fds = fds.into_iter().map(Held::from);
         let Some(fd) = fds.next() else { return false };
         let Some(listener) = self.listener_of(&handed.listener, &fd) else { return false };
         let mut connection = Connection::new(fd, peer, listener);
@@ -239,7 +240,7 @@ impl Master {
 
     /// The listener with this address in the configuration. Of several on port 0 it is the one that the connection
     /// came to.
-    fn listener_of(&self, address: &Address, connection: &OwnedFd) -> Option<ListenerId> {
+    fn listener_of(&self, address: &Address, connection: &Held) -> Option<ListenerId> {
         let named = || {
             let listeners = (0..).zip(&self.config.snapshot.listeners);
             listeners.filter(|(_, listener)| listener.bind == *address).map(|(id, _)| id)

@@ -29,6 +29,7 @@ mod http_fields;
 mod http_semantics;
 mod http_strict;
 mod http_strict_responses;
+mod in_hand;
 mod kills;
 mod limits;
 mod log_facts;

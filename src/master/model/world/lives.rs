@@ -14,7 +14,7 @@ use super::{Life, MasterSlot, WorkerSlot, World};
 use crate::config::{Names, Options};
 use crate::control::beside::Sockets;
 use crate::master::model::processes::{Handle, KILLED, Role, Spawner};
-use crate::master::{Before, Course, Master};
+use crate::master::{Before, Course, Heritage, Master};
 use crate::process::End;
 use crate::reload::Recipe;
 use crate::takeover::{self, Former};
@@ -108,8 +108,14 @@ impl World {
                     },
                 )?,
             };
-            let mut before =
-                Before { program: Program::present(), formers, doors: Some(doors), lent: Vec::new(), spawn };
+            let mut before = Before {
+                program: Program::present(),
+                formers,
+                doors: Some(doors),
+                lent: Vec::new(),
+                spawn,
+                heritage: Heritage::default(),
+            };
             Master::start(loaded, recipe, names, None, None, &mut before)
         });
         turns.sort_by_key(|(at, _, end)| (end.is_some(), std::cmp::Reverse(*at)));

@@ -1,0 +1,220 @@
+//! A master that is killed while it has connections in hand: accepted, and not yet anybody else's. Its heir gives them to
+//! workers. To see it killed at the very instant, the test traces its system calls.
+
+use std::thread;
+
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpgid};
+
+use crate::common::backend::Backend;
+use crate::common::client::{Client, get};
+use crate::common::conf::Conf;
+use crate::common::load::Load;
+use crate::common::processes::{alive, wait_gone};
+use crate::common::proxy::{Addr, Proxy};
+use crate::common::{TempDir, wait_for};
+
+/// Where the master is with a new connection when it is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instant {
+    /// The kernel has given it the connection, and it has not seen it yet.
+    Accepted,
+    /// It is about to send it to a worker.
+    Sending,
+    /// The worker has been sent it, and the master does not know yet.
+    Sent,
+}
+
+/// What the process is stopped at: a system call that begins or, with its result, one that has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    Begins(i64),
+    Ended(i64, i64),
+}
+
+#[cfg(target_arch = "x86_64")]
+fn call(pid: Pid) -> Call {
+    let registers = ptrace::getregs(pid).unwrap();
+    let (number, result) = (registers.orig_rax.cast_signed(), registers.rax.cast_signed());
+    if result == missing() { Call::Begins(number) } else { Call::Ended(number, result) }
+}
+
+fn missing() -> i64 {
+    -i64::from(nix::errno::Errno::ENOSYS as i32)
+}
+
+/// Lets the process run to its next system call's beginning or end.
+fn step(pid: Pid) {
+    let mut signal = None;
+    loop {
+        ptrace::syscall(pid, signal).unwrap();
+        match waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap() {
+            WaitStatus::PtraceSyscall(_) => return,
+            WaitStatus::Stopped(_, other) => signal = Some(other),
+            WaitStatus::PtraceEvent(..) => signal = None,
+            other => panic!("the master: {other:?}"),
+        }
+    }
+}
+
+const ACCEPT4: i64 = 288;
+const SENDMSG: i64 = 46;
+
+/// Kills the master with the next connection in hand, at this instant.
+fn kill_at(instant: Instant, pid: Pid, connect: impl FnOnce()) {
+    ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
+    ptrace::interrupt(pid).unwrap();
+    waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
+    connect();
+    let mut accepted = false;
+    loop {
+        step(pid);
+        let call = call(pid);
+        accepted |= matches!(call, Call::Ended(ACCEPT4, fd) if fd >= 0);
+        let reached = match instant {
+            Instant::Accepted => accepted,
+            Instant::Sending => accepted && call == Call::Begins(SENDMSG),
+            Instant::Sent => accepted && matches!(call, Call::Ended(SENDMSG, bytes) if bytes > 0),
+        };
+        if reached {
+            return kill(pid, Signal::SIGKILL).unwrap();
+        }
+    }
+}
+
+fn killed_with_one_in_hand(mut proxy: Proxy, instant: Instant) -> Proxy {
+    let addr = proxy.addr().clone();
+    let mut others: Vec<Client> = (0..8).map(|_| Client::connect(&addr)).collect();
+    others.iter_mut().for_each(|other| assert_eq!(other.get("/before").fields.get("x-target"), Some("/before")));
+    let mut asked = None;
+    let orphans = proxy.workers();
+    kill_at(instant, proxy.pid, || {
+        let addr = addr.clone();
+        asked = Some(thread::spawn(move || {
+            let mut client = Client::connect(&addr);
+            for _ in 0..3 {
+                assert_eq!(client.get("/in-hand").fields.get("x-target"), Some("/in-hand"));
+            }
+            client
+        }));
+    });
+    let mut client = asked.unwrap().join().unwrap();
+    proxy.master_ends(&orphans);
+    proxy.wait_for_log(&["the master was killed with 1 connections in hand; workers have them now"]);
+    let next = proxy.again();
+    wait_gone(&orphans);
+    for client in others.iter_mut().chain([&mut client]) {
+        assert_eq!(client.get("/next").fields.get("x-target"), Some("/next"));
+    }
+    next
+}
+
+#[test]
+fn a_connection_just_accepted_goes_to_a_worker() {
+    let backend = Backend::echo();
+    let conf = Conf::http(&[backend.addr]);
+    killed_with_one_in_hand(conf.start(), Instant::Accepted);
+}
+
+#[test]
+fn a_connection_about_to_be_sent_goes_to_a_worker() {
+    let backend = Backend::echo();
+    killed_with_one_in_hand(Conf::http(&[backend.addr]).start(), Instant::Sending);
+}
+
+#[test]
+fn a_connection_already_sent_is_served_once() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    for _ in 0..3 {
+        proxy = killed_with_one_in_hand(proxy, Instant::Sent);
+    }
+}
+
+#[test]
+fn unix_listeners_and_listeners_on_all_addresses_are_known_by_their_connections() {
+    let backend = Backend::echo();
+    let dir = TempDir::new();
+    let path = dir.join("front");
+    let mut conf = Conf::http(&[backend.addr]);
+    conf = conf.tables(&format!("[[listen]]\nbind = \"unix:{}\"\n", path.display()));
+    let mut proxy = conf.start();
+    assert_eq!(proxy.addrs()[1], Addr::Unix(path.clone()));
+    let orphans = proxy.workers();
+    let mut asked = None;
+    kill_at(Instant::Accepted, proxy.pid, || {
+        asked = Some(thread::spawn(move || get(&Addr::Unix(path), "/unix").fields.get("x-target").map(str::to_owned)));
+    });
+    assert_eq!(asked.unwrap().join().unwrap().as_deref(), Some("/unix"));
+    proxy.master_ends(&orphans);
+    wait_gone_after_next(&proxy, &orphans);
+
+    let mut proxy = Conf::http(&[backend.addr]).launch().replace("127.0.0.1:0", "0.0.0.0:0").start();
+    let orphans = proxy.workers();
+    let addr = Addr::Inet(([127, 0, 0, 1], proxy.addr().inet().port()).into());
+    let mut asked = None;
+    kill_at(Instant::Accepted, proxy.pid, || {
+        asked = Some(thread::spawn(move || get(&addr, "/all").fields.get("x-target").map(str::to_owned)));
+    });
+    assert_eq!(asked.unwrap().join().unwrap().as_deref(), Some("/all"));
+    proxy.master_ends(&orphans);
+    wait_gone_after_next(&proxy, &orphans);
+}
+
+/// Another master takes over from those, so that none is left of the test.
+fn wait_gone_after_next(proxy: &Proxy, orphans: &[Pid]) {
+    let _next = proxy.again();
+    wait_gone(orphans);
+}
+
+/// The heir of this master, which leads its group of processes.
+fn heir(master: Pid) -> Option<Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid::from_raw));
+    pids.find(|&pid| {
+        let is_heir =
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"master heir\0"));
+        is_heir && alive(pid) && getpgid(Some(pid)) == Ok(master)
+    })
+}
+
+#[test]
+fn the_heir_is_followed_by_another_and_is_gone_when_the_master_is() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).launch().own_group().start();
+    let master = proxy.pid;
+    let first = wait_for("an heir", || heir(master));
+    kill(first, Signal::SIGKILL).unwrap();
+    let second = wait_for("another heir", || heir(master).filter(|&heir| heir != first));
+    // What is for the whole group is for the master to obey.
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGTERM] {
+        kill(second, signal).unwrap();
+    }
+    assert_eq!(get(proxy.addr(), "/").status, 200);
+    assert!(alive(second));
+    let orphans = proxy.kill_master();
+    wait_gone(&[second]);
+    let next = proxy.again();
+    wait_gone(&orphans);
+    let (master, third) = (next.pid, wait_for("the next master's heir", || heir(next.pid)));
+    next.stop();
+    wait_gone(&[third]);
+    assert_eq!(heir(master), None);
+}
+
+#[test]
+fn no_request_of_a_load_of_new_connections_is_lost_with_a_master() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).launch().workers(2).start();
+    let load = Load::start(proxy.addr(), 8, true);
+    for _ in 0..12 {
+        load.flow();
+        let orphans = proxy.kill_master();
+        load.flow();
+        proxy = proxy.again();
+        wait_gone(&orphans);
+    }
+    assert!(load.finish() > 24);
+}
