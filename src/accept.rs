@@ -13,8 +13,8 @@ use crate::dispatch::Wait;
 /// Connections accepted from one listener in one turn of the loop, before the others have theirs.
 pub const BURST: usize = 64;
 
-/// Connections accepted and not yet sent to a worker, at most: they are lost if the master is killed just then. With
-/// fewer, each message to a worker would carry so few that sending costs more than accepting.
+/// Connections accepted and not yet sent to a worker, at most: if the master is killed just then they wait for its heir.
+/// With fewer, each message to a worker would carry so few that sending costs more than accepting.
 pub const IN_HAND: usize = 8;
 
 /// The order in which `count` listeners have their bursts: each turn begins with another one.

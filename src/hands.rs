@@ -145,11 +145,9 @@ impl Held {
         note(self.0.as_fd(), Note::Kept);
     }
 
-    /// It could not be sent to the worker for which it was meant.
-    pub fn unsent(&self) {
-        if let Some(Note::Sending(_)) = NOTES.get().map(|notes| notes.read(self.0.as_raw_fd())) {
-            note(self.0.as_fd(), Note::InHand);
-        }
+    /// Nobody else has it any more, and whoever gets it serves it like a new one.
+    pub fn alone(&self) {
+        note(self.0.as_fd(), Note::InHand);
     }
 
     /// From one note to the next; one that others have had is never in our hands alone.

@@ -112,6 +112,11 @@ impl<F> Connection<F> {
         Connection { fd, peer, listener, origin, task: Task::Serve, base, strikes, relay, keep, lender }
     }
 
+    /// Whether it can be served by whoever knows only the listener: nothing is under way, and nothing has been said of it.
+    pub fn is_like_new(&self) -> bool {
+        self.task == Task::Serve && self.origin == Origin::Direct
+    }
+
     /// The client's address as far as it is known, for the log.
     pub fn client(&self) -> Option<SocketAddr> {
         match self.origin {

@@ -93,6 +93,9 @@ impl Master {
                 } else {
                     tally.passed_on += 1
                 }
+                if connection.is_like_new() {
+                    connection.fd.alone();
+                }
                 self.homeless.push_back(connection);
             }
             Verdict::Pass(connection) | Verdict::Cut(connection) => {

@@ -65,7 +65,9 @@ impl Master {
         let worker = self.chooser.choose(&mut self.candidates).and_then(|seat| self.seats[seat].worker.as_mut());
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
         connection.release();
-        connection.fd.unsent();
+        if connection.is_like_new() {
+            connection.fd.alone();
+        }
         let (awaited, kept) = (connection.origin == Origin::Awaited, connection.keep);
         match worker.table.enqueue(connection) {
             Ok(id) => {

@@ -50,12 +50,11 @@ fn step(pid: Pid) {
     let mut signal = None;
     loop {
         ptrace::syscall(pid, signal).unwrap();
-        match waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap() {
-            WaitStatus::PtraceSyscall(_) => return,
-            WaitStatus::Stopped(_, other) => signal = Some(other),
-            WaitStatus::PtraceEvent(..) => signal = None,
-            other => panic!("the master: {other:?}"),
+        let status = waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
+        if matches!(status, WaitStatus::PtraceSyscall(_)) {
+            return;
         }
+        signal = if let WaitStatus::Stopped(_, signal) = status { Some(signal) } else { None };
     }
 }
 
@@ -108,7 +107,20 @@ fn killed_with_one_in_hand(mut proxy: Proxy, instant: Instant) -> Proxy {
     for client in others.iter_mut().chain([&mut client]) {
         assert_eq!(client.get("/next").fields.get("x-target"), Some("/next"));
     }
+    // Each once: a worker that has a connection twice gives it to the next master twice.
+    assert_eq!(connections(&next), others.len() + 1);
     next
+}
+
+/// How many connections its workers have, by what it says itself.
+fn connections(proxy: &Proxy) -> usize {
+    let status = proxy.question("status");
+    let text = String::from_utf8_lossy(&status.stdout);
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let at = lines
+        .find_map(|words| words.iter().position(|word| *word == "connections"))
+        .unwrap_or_else(|| panic!("{text}"));
+    lines.filter_map(|words| words.get(at)?.parse::<usize>().ok()).sum()
 }
 
 #[test]
