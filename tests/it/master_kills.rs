@@ -1,5 +1,5 @@
-//! Masters are killed at random instants under a load of new connections: what a master has in its hands at that
-//! moment, accepted and not yet sent to a worker, is lost, and nothing else.
+//! Masters are killed at random instants under a load of new connections: nobody notices, not even those whom a master
+//! has accepted and not yet sent to a worker at that moment.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
@@ -23,14 +23,7 @@ use crate::common::{DEADLINE, wait_until};
 const KILLS: u64 = 40;
 const CLIENTS: u64 = 8;
 
-/// What became of the connections.
-#[derive(Debug, Default)]
-struct Tally {
-    served: AtomicU64,
-    lost: AtomicU64,
-}
-
-/// One connection with one request: whether it was answered. Ended without a byte of an answer is lost.
+/// One connection with one request: whether it was answered. Without a byte of an answer it is lost.
 ///
 /// # Panics
 /// When it is refused, answered in part, or not at all within the deadline.
@@ -91,33 +84,39 @@ fn in_hand(port: u16, master: Pid, workers: &[Pid]) -> u64 {
 }
 
 #[test]
-fn a_killed_master_loses_only_the_connections_in_its_hands() {
+fn a_killed_master_loses_no_connection() {
     let kills = std::env::var("KILLS").map_or(KILLS, |count| count.parse().expect("KILLS is a number"));
     let seed = Seed::new();
     let mut rng = Rng::new(seed.0);
     let backend = Backend::echo();
     let mut proxy = Conf::http(&[backend.addr]).start();
     let addr = proxy.addr().inet();
-    let (tally, stop) = (Arc::<Tally>::default(), Arc::<AtomicBool>::default());
+    let (answered, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
     let threads: Vec<_> = (0..CLIENTS)
         .map(|client| {
-            let (tally, stop) = (Arc::clone(&tally), Arc::clone(&stop));
+            let (answered, stop) = (Arc::clone(&answered), Arc::clone(&stop));
             thread::spawn(move || {
                 for number in 0.. {
                     if stop.load(Ordering::SeqCst) {
                         break;
                     }
-                    let outcome = if ask(addr, &format!("/{client}/{number}")) { &tally.served } else { &tally.lost };
-                    outcome.fetch_add(1, Ordering::SeqCst);
+                    let target = format!("/{client}/{number}");
+                    assert!(ask(addr, &target), "{target} was lost");
+                    answered.fetch_add(1, Ordering::SeqCst);
                 }
             })
         })
         .collect();
-    let served = || tally.served.load(Ordering::SeqCst);
-    let (mut held, mut with_any, mut most) = (0, 0, 0);
-    for round in 0..kills {
+    let served = || answered.load(Ordering::SeqCst);
+    // A client that has lost a connection ends, and the test does at its end.
+    let flow = || {
         let before = served();
-        wait_until("connections are served", || served() > before + 50);
+        let is_over = || threads.iter().any(thread::JoinHandle::is_finished);
+        wait_until("connections are served", || served() > before + 50 || is_over());
+    };
+    let (mut held, mut with_any, mut most) = (0, 0, 0);
+    for _ in 0..kills {
+        flow();
         thread::park_timeout(rng.pause(2000).max(Duration::from_micros(1)));
         kill(proxy.pid, Signal::SIGSTOP).unwrap();
         let now = in_hand(addr.port(), proxy.pid, &proxy.workers());
@@ -127,22 +126,17 @@ fn a_killed_master_loses_only_the_connections_in_its_hands() {
         wait_gone(&orphans);
         proxy.check_log();
         proxy = next;
-        let lost = || tally.lost.load(Ordering::SeqCst);
-        wait_until(&format!("{held} connections are lost after kill {round}, and not {}", lost()), || lost() == held);
     }
-    let before = served();
-    wait_until("connections are served", || served() > before + 50);
+    flow();
     stop.store(true, Ordering::SeqCst);
     for thread in threads {
         thread.join().unwrap();
     }
-    assert_eq!(tally.lost.load(Ordering::SeqCst), held);
     eprintln!(
         "{kills} masters killed, {} connections served: {with_any} masters had {held} connections in their hands, \
-         {most} at most, and no others were lost",
+         {most} at most, and none was lost",
         served()
     );
-    assert!(held <= 2 * kills, "{held} in hand in {kills} kills");
 }
 
 #[test]
