@@ -5,7 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use log::debug;
+use log::warn;
 
 /// What there is to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl State {
 
 /// Tells it, if there is somebody to be told. Never waits.
 pub fn tell(state: State) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
     let told = UnixDatagram::unbound().and_then(|socket| {
         socket.set_nonblocking(true)?;
         let address = match path.as_bytes() {
@@ -46,6 +46,9 @@ pub fn tell(state: State) {
         socket.send_to_addr(state.text().as_bytes(), &address)
     });
     if let Err(error) = told {
-        debug!("cannot tell the service manager {state:?}: {error}");
+        warn!(
+            "cannot tell the service manager {state:?} at NOTIFY_SOCKET={}: {error}; it may take this for a failed start",
+            path.display()
+        );
     }
 }

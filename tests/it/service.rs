@@ -65,7 +65,7 @@ fn the_service_manager_is_told_of_every_change() {
 }
 
 #[test]
-fn a_service_manager_that_is_not_there_or_does_not_listen_is_no_matter() {
+fn of_a_service_manager_that_is_not_there_or_does_not_listen_the_log_tells() {
     let backend = Backend::ok();
     let place = TempDir::new();
     let path = place.join("notify");
@@ -77,6 +77,9 @@ fn a_service_manager_that_is_not_there_or_does_not_listen_is_no_matter() {
         while sender.send_to(b"x", &path).is_ok() {}
         let proxy = Conf::http(&[backend.addr]).launch().env("NOTIFY_SOCKET", socket).start();
         assert_eq!(get(proxy.addr(), "/").status, 200);
+        if !socket.is_empty() {
+            proxy.wait_for_log(&["cannot tell the service manager Ready", &format!("NOTIFY_SOCKET={socket}: ")]);
+        }
     }
     drop(manager);
 }
