@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ipc::channel::{RecvError, SendError};
-use ipc::message::{GivenBack, Task, ToMaster, ToWorker};
+use ipc::message::{GivenBack, Relaying, Task, ToMaster, ToWorker};
 use ipc::origin::{Origin, OriginCell};
 use ipc::state::{Image, Phase, Record};
 use ipc::tcp_info;
@@ -241,8 +241,8 @@ fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mu
     }
     connection.strikes = 0;
     connection.task = match given.own {
-        Some(Task::Relay { server, to_server, to_client, tunnel }) => {
-            Task::Relay { server, to_server, to_client, tunnel: tunnel.filter(|tunnel| tunnel.is_sound()) }
+        Some(Task::Relay { server, reply, to_server, to_client, tunnel }) => {
+            Task::Relay { server, reply, to_server, to_client, tunnel: tunnel.filter(|tunnel| tunnel.is_sound()) }
         }
         None if relayed => match resume_relay(&mut connection, given.id, left) {
             Ok(task) => task,
@@ -268,6 +268,27 @@ pub(super) struct Ear<'a> {
 }
 
 impl Ear<'_> {
+    /// Keeps copies of what belongs to relays that begin, where there is room for all of it.
+    fn keep_relays(&mut self, worker: &mut Worker, relays: Vec<Relaying>, mut fds: impl Iterator<Item = OwnedFd>) {
+        let mut unkept = Vec::new();
+        for relaying in relays {
+            let id = relaying.id;
+            let Some(relay) = Relay::begun(relaying, &mut fds) else { break };
+            if !relay.descriptors().all(|fd| self.protection.keeps_other(fd)) {
+                if worker.table.unprotect(id) {
+                    self.protection.total += 1;
+                    unkept.push(id);
+                }
+            } else if let Some(connection) = worker.table.get_passed(id) {
+                connection.relay = Some(relay);
+            }
+        }
+        if !unkept.is_empty() {
+            let message = ToWorker::Unkept { ids: unkept };
+            worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
+        }
+    }
+
     /// Receives up to `most` messages. Connections given back are appended to `returned`.
     pub(super) fn hear(&mut self, worker: &mut Worker, index: u16, returned: &mut Vec<Connection>, most: usize) {
         let now = self.now;
@@ -326,25 +347,7 @@ impl Ear<'_> {
                         break;
                     }
                 }
-                Ok(ToMaster::Relaying(relays)) => {
-                    let mut unkept = Vec::new();
-                    for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
-                        if !self.protection.keeps_other(&fd) {
-                            if worker.table.unprotect(relaying.id) {
-                                self.protection.total += 1;
-                                unkept.push(relaying.id);
-                            }
-                        } else if let Some(connection) = worker.table.get_passed(relaying.id) {
-                            let tunnel = relaying.tunnel.filter(|tunnel| tunnel.is_sound());
-                            let relay = Relay { server_fd: fd, server: relaying.server, pipes: [None, None], tunnel };
-                            connection.relay = Some(relay);
-                        }
-                    }
-                    if !unkept.is_empty() {
-                        let message = ToWorker::Unkept { ids: unkept };
-                        worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
-                    }
-                }
+                Ok(ToMaster::Relaying(relays)) => self.keep_relays(worker, relays, fds.drain(..)),
                 Ok(ToMaster::Resolved(standing)) => self.resolved.push(standing),
                 Ok(ToMaster::Pipe { number }) => match fds.pop() {
                     Some(end) if self.protection.keeps_other(&end) => worker.pipes.put(number, end),
