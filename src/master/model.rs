@@ -110,6 +110,17 @@ fn deliveries_batch() {
 }
 
 #[test]
+fn a_part_of_an_answer_is_never_taken_for_all() {
+    run_batches("master::model::breaking");
+}
+
+#[test]
+#[ignore = "part of the test above, which runs it in processes of its own"]
+fn breaking() {
+    seeds().for_each(World::run_breaking);
+}
+
+#[test]
 fn any_memory_of_a_dead_worker_is_adopted_safely_or_refused() {
     run_batches("master::model::images");
 }

@@ -34,13 +34,19 @@ impl Delivery {
         self.stream.is_some() || self.whole
     }
 
-    /// Whether all of number `id` has come, with its end.
-    pub fn is_whole(&self, length: u64) -> bool {
-        self.whole && self.back == length
+    /// Whether all of it has come, with its end.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
-    /// Reads a little of what must be the first `sent` bytes of number `id`. `excused`: it may end at any time.
-    pub fn receive(&mut self, id: u64, sent: u64, most: usize, excused: bool) {
+    /// Whether nothing more comes.
+    pub fn is_over(&self) -> bool {
+        self.stream.is_none()
+    }
+
+    /// Reads a little of what must be the `length` bytes of number `id`, of which `sent` have been sent. `excused`: it may be
+    /// reset at any time. It never ends in order before all has come.
+    pub fn receive(&mut self, (id, length): (u64, u64), sent: u64, most: usize, excused: bool) {
         while let Ok((stream, _)) = self.listener.accept() {
             stream.set_nonblocking(true).unwrap();
             assert!(!self.has_begun() || excused, "a second connection for one answer");
@@ -56,7 +62,10 @@ impl Delivery {
         assert!(self.back <= sent, "more has come back than was sent");
         match read {
             Ok(_) => {}
-            Err(None) => (self.whole, self.stream) = (true, None),
+            Err(None) => {
+                assert_eq!(self.back, length, "a part of an answer can be taken for all");
+                (self.whole, self.stream) = (true, None);
+            }
             Err(Some(error)) => {
                 assert!(excused, "the connection for an answer was reset after {} bytes: {error}", self.back);
                 self.stream = None;

@@ -34,6 +34,8 @@ const STEPS: usize = 300;
 const KINDS: &[Kind] = &[Kind::Http, Kind::Http, Kind::Header, Kind::Relay, Kind::Tunnel];
 /// The same where it is mostly about exchanges with `reply_to`.
 const DELIVERIES: &[Kind] = &[Kind::Delivery, Kind::Delivery, Kind::Delivery, Kind::Tunnel, Kind::Http];
+/// The same where targets break.
+const BREAKING: &[Kind] = &[Kind::Delivery];
 /// Clients at once at most.
 const CLIENTS: usize = 14;
 
@@ -104,6 +106,19 @@ impl World {
                 world.step();
                 world.check();
             }
+            world.settle();
+        });
+    }
+
+    /// The same where targets break their connections: nobody may take a part of an answer for all.
+    pub fn run_breaking(seed: u64) {
+        World::run_kinds(seed, false, BREAKING, |world| {
+            world.servers.breaks = true;
+            for _ in 0..STEPS {
+                world.step();
+                world.check();
+            }
+            world.servers.breaks = false;
             world.settle();
         });
     }
@@ -414,6 +429,7 @@ impl World {
         let mut client = Client::connect(kind, addr, target, &mut self.numbers, &mut self.rng);
         client.gives_way = self.pressed;
         client.tolerant = self.hostile;
+        client.breaks = self.servers.breaks;
         self.note(format!("connected: {}", client.describe()));
         self.clients.push(client);
     }
