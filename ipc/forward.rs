@@ -4,6 +4,7 @@
 //! workers alone.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -217,6 +218,18 @@ pub struct Tunnel {
     pub connected_us: u64,
     /// How long it may last from then on; `None` = no bound.
     pub lifetime_ms: Option<u32>,
+    /// Of an exchange whose answer goes elsewhere: between which addresses.
+    pub delivery: Option<Delivery>,
+}
+
+/// The two ends of an exchange with `reply_to` besides the client. Everything else about it the kernel knows; of a
+/// connection that is over it has forgotten the address, and of one that has not begun it knows none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The address of the target that was connected to.
+    pub target: SocketAddr,
+    /// Where its answer goes.
+    pub reply_to: SocketAddr,
 }
 
 impl Tunnel {
@@ -227,7 +240,8 @@ impl Tunnel {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        48 + self.target.len() + text(&self.user) + text(&self.rule)
+        let delivery = self.delivery.map_or(0, |_| 48);
+        48 + delivery + self.target.len() + text(&self.user) + text(&self.rule)
     }
 
     /// Whether it is no longer than any that a worker makes. One that is longer comes from none that works as it should.
@@ -284,6 +298,10 @@ mod tests {
             began_us: u64::MAX,
             connected_us: u64::MAX,
             lifetime_ms: Some(u32::MAX),
+            delivery: Some(Delivery {
+                target: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(),
+                reply_to: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(),
+            }),
         };
         assert!(tunnel.is_sound());
         assert!(postcard::to_stdvec(&tunnel).unwrap().len() <= tunnel.bytes());

@@ -8,7 +8,7 @@ mod mutations;
 use serde::Serialize;
 
 use crate::control::{Answer, Greeting, NameStatus, Role, Status, Unprotected, Who, WorkerStatus};
-use crate::forward::{Spoken, Tunnel};
+use crate::forward::{Delivery, Spoken, Tunnel};
 use crate::handover::{Bound, Handed, ServerName, ToSuccessor};
 use crate::message::{GivenBack, Kept, Layout, Lost, Passed, Relaying, Standing, Task, ToMaster, ToWorker, VERSION};
 use crate::origin::{Ends, Origin};
@@ -29,6 +29,7 @@ fn tunnel() -> Tunnel {
         began_us: 1_000_000,
         connected_us: 1_020_000,
         lifetime_ms: Some(86_400_000),
+        delivery: None,
     }
 }
 
@@ -39,7 +40,11 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let address = "127.0.0.1:4711".parse().unwrap();
     let passed = |id, task, origin| Passed { id, listener: 1, peer: Some(address), origin, task, kept: id % 2 == 0 };
     let known = Some(Box::new(tunnel()));
-    let relay = Task::Relay { server: Some(3), to_server: true, to_client: false, tunnel: known };
+    let relay = Task::Relay { server: Some(3), reply: false, to_server: true, to_client: false, tunnel: known };
+    let elsewhere = Delivery { target: "[::1]:7".parse().unwrap(), reply_to: address };
+    let delivering = Some(Box::new(Tunnel { spoken: Spoken::Dynamic, delivery: Some(elsewhere), ..tunnel() }));
+    let delivery =
+        Task::Relay { server: None, reply: true, to_server: false, to_client: true, tunnel: delivering.clone() };
     let lost = Lost { beginning: b"POST /pay".to_vec(), server: Some(5) };
     let told = Origin::Told(Some(Ends { source: address, destination: "[::1]:80".parse().unwrap() }));
     let bound = || vec![Bound { address: Address::Inet(address), lent: true }];
@@ -91,6 +96,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
                 passed(8, relay.clone(), Origin::Awaited),
             ]),
         ),
+        sample("pass-delivery", &ToWorker::Pass(vec![passed(10, delivery, Origin::Direct)])),
         sample("pass-lost", &ToWorker::Pass(vec![passed(9, Task::Fail(lost), Origin::Direct)])),
         sample(
             "keep",
@@ -107,8 +113,9 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         sample(
             "relaying",
             &ToMaster::Relaying(vec![
-                Relaying { id: 9, server: Some(70_000), tunnel: None },
-                Relaying { id: 10, server: None, tunnel: Some(Box::new(tunnel())) },
+                Relaying { id: 9, server: Some(70_000), reply: false, tunnel: None },
+                Relaying { id: 10, server: None, reply: false, tunnel: Some(Box::new(tunnel())) },
+                Relaying { id: 11, server: None, reply: true, tunnel: delivering },
             ]),
         ),
         sample(

@@ -12,7 +12,7 @@ use crate::snapshot::Address;
 /// The version of [`ToSuccessor::Connections`], all in it, and what follows it. A former side that hears of another one from its
 /// successor has given its listening sockets by then, and finishes its connections itself. The form of everything else
 /// here must never change, and what is added comes last: it is how two versions find out that they differ.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Text in [`ToFormer::Failed`] at most, in bytes.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024;

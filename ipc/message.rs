@@ -139,8 +139,8 @@ pub enum ToMaster {
     /// records and the pipes' owners say what is under way, as after a death. Descriptors: those of the connections of
     /// which the master has no copy, in this order, each as [`GivenBack::own`] says.
     GaveBack(Vec<GivenBack>),
-    /// These connections are relayed, each to the server's connection whose descriptor comes with it, in this
-    /// order. With copies of both the master can have the relay gone on with elsewhere.
+    /// These connections are relayed, each with as many descriptors as [`Relaying::descriptors`] says, in this order.
+    /// With copies of them the master can have the relay gone on with elsewhere.
     Relaying(Vec<Relaying>),
     /// A name of servers has been looked up. Workers that are started from now on begin with what it stands for.
     Resolved(Standing),
@@ -163,7 +163,8 @@ pub struct GivenBack {
     pub own: Option<Task>,
 }
 
-/// One relay in use, as the worker reports it.
+/// One relay in use, as the worker reports it. Descriptors: the server's connection, then, if there is one, the
+/// connection that takes the answer, which need not be connected yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relaying {
     /// The client's connection.
@@ -171,8 +172,18 @@ pub struct Relaying {
     /// The server it is relayed to, by its [`crate::snapshot::Server::number`]: that holds whichever configuration
     /// either side works by at the moment.
     pub server: Option<u64>,
+    /// What comes from the server does not go to the client, but to a connection of its own.
+    pub reply: bool,
     /// Of a forward listener: what whoever goes on with it must know.
     pub tunnel: Option<Box<Tunnel>>,
+}
+
+impl Relaying {
+    /// Descriptors that travel with it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        1 + usize::from(self.reply)
+    }
 }
 
 /// How the shared region of one worker is laid out; both sides derive every offset from it.
@@ -223,14 +234,17 @@ pub enum Task {
     Fail(Lost),
     /// Its client has too many connections: answer 503 and close (TCP: close).
     Refuse,
-    /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, and
-    /// the reading end of a pipe for each direction in which bytes were under way, to the server first.
+    /// Go on with the relay that its former worker left. Descriptors: the client's connection, the server's, the one
+    /// that takes the answer if there is one, and the reading end of a pipe for each direction in which bytes were under
+    /// way, to the server first.
     Relay {
         /// The server's number, if it is known.
         server: Option<u64>,
+        /// As [`Relaying::reply`].
+        reply: bool,
         /// A pipe with bytes for the server comes with it.
         to_server: bool,
-        /// A pipe with bytes for the client comes with it.
+        /// A pipe with bytes for the client, or for the connection that takes the answer, comes with it.
         to_client: bool,
         /// Of a forward listener: what is known of it.
         tunnel: Option<Box<Tunnel>>,
@@ -253,7 +267,9 @@ impl Task {
     pub fn descriptors(&self) -> usize {
         match self {
             Task::Serve | Task::Resume(_) | Task::Fail(_) | Task::Refuse => 1,
-            Task::Relay { to_server, to_client, .. } => 2 + usize::from(*to_server) + usize::from(*to_client),
+            Task::Relay { reply, to_server, to_client, .. } => {
+                2 + [reply, to_server, to_client].into_iter().map(|&there| usize::from(there)).sum::<usize>()
+            }
         }
     }
 }

@@ -11,8 +11,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 /// States of `tcpi_state` (include/net/tcp_states.h), as far as the counters depend on them.
 mod state {
     pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
     pub const FIN_WAIT1: u8 = 4;
     pub const FIN_WAIT2: u8 = 5;
+    pub const CLOSE: u8 = 7;
     pub const CLOSE_WAIT: u8 = 8;
     pub const LAST_ACK: u8 = 9;
     pub const CLOSING: u8 = 11;
@@ -34,6 +37,84 @@ pub struct Counters {
     pub shut_down: bool,
 }
 
+/// How far the connection of a socket that was made to be connected has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It never stood: connecting has not begun, or has failed.
+    Unconnected,
+    /// The peer has not answered.
+    Connecting,
+    /// It stands.
+    Connected,
+    /// It stood, and both directions have ended since, in order or not.
+    Over,
+}
+
+/// What has passed through a socket that this machine has connected. Each end of stream counts as one byte more. Unlike
+/// [`Counters`], these hold also when the connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// How far it is.
+    pub stage: Stage,
+    /// Bytes that have come from the peer, read or not.
+    pub received: u64,
+    /// Bytes that processes have written to it, whether or not they have reached the peer.
+    pub written: u64,
+    /// Our direction has been shut down; `None` = the kernel does not tell, since the connection is over.
+    pub shut_down: Option<bool>,
+}
+
+impl Opened {
+    /// Whether all that came from this connection, with an end in order, has been written to `other`. That the end has
+    /// been read is known to the caller. A connection that broke looks like one that ended to whoever reads from it
+    /// after the error has been told once: but it lacks the end's place among the bytes.
+    #[must_use]
+    pub fn has_gone_to(&self, other: &Opened) -> bool {
+        let (without_end, with_end) =
+            (other.written.checked_add(1) == Some(self.received), other.written == self.received);
+        match other.shut_down {
+            Some(false) => without_end,
+            Some(true) => with_end,
+            None => without_end || with_end,
+        }
+    }
+}
+
+/// The same as [`counters`] for a TCP socket that was made to be connected. No other process may be using it.
+///
+/// # Errors
+/// When `fd` is no TCP socket, or data kept arriving between the questions.
+pub fn opened(fd: impl AsFd) -> io::Result<Opened> {
+    let fd = fd.as_fd();
+    let mut before = info(fd)?;
+    for _ in 0..ATTEMPTS {
+        let unacknowledged = queue_bytes(fd, libc::TIOCOUTQ)?;
+        let after = info(fd)?;
+        if !is_same(&before, &after) {
+            before = after;
+            continue;
+        }
+        // The first acknowledgement is of our SYN, which takes a number of the sequence space like an end of stream.
+        let stood = after.tcpi_bytes_acked > 0;
+        let (stage, shut_down) = match after.tcpi_state {
+            state::SYN_SENT | state::SYN_RECV => (Stage::Connecting, Some(false)),
+            state::CLOSE if stood => (Stage::Over, None),
+            state::CLOSE => (Stage::Unconnected, Some(false)),
+            state::ESTABLISHED | state::CLOSE_WAIT => (Stage::Connected, Some(false)),
+            _ => (Stage::Connected, Some(true)),
+        };
+        let written = (after.tcpi_bytes_acked + unacknowledged).saturating_sub(1);
+        return Ok(Opened { stage, received: after.tcpi_bytes_received, written, shut_down });
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+fn is_same(before: &libc::tcp_info, after: &libc::tcp_info) -> bool {
+    before.tcpi_bytes_received == after.tcpi_bytes_received
+        && before.tcpi_bytes_acked == after.tcpi_bytes_acked
+        && before.tcpi_state == after.tcpi_state
+}
+
 /// The counters of the accepted TCP socket `fd`. No other process may be reading or writing it.
 ///
 /// `SO_OOBINLINE` must be set: otherwise urgent bytes are counted by the kernel and not seen by readers.
@@ -47,10 +128,7 @@ pub fn counters(fd: impl AsFd) -> io::Result<Counters> {
         let unread = queue_bytes(fd, libc::FIONREAD)?;
         let unsent = queue_bytes(fd, libc::TIOCOUTQ)?;
         let after = info(fd)?;
-        let same = before.tcpi_bytes_received == after.tcpi_bytes_received
-            && before.tcpi_bytes_acked == after.tcpi_bytes_acked
-            && before.tcpi_state == after.tcpi_state;
-        if !same {
+        if !is_same(&before, &after) {
             before = after;
             continue;
         }
@@ -199,6 +277,105 @@ mod tests {
         server.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"!cd");
         assert_soon(&server, 5, 0, false, false);
+    }
+
+    /// As `assert_soon`, of a socket that was connected here.
+    fn assert_opened(socket: &TcpStream, stage: Stage, received: u64, written: u64, shut_down: Option<bool>) {
+        let wanted = Opened { stage, received, written, shut_down };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let now = opened(socket).unwrap();
+            if now == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{now:?} is not {wanted:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_was_connected_here_counts_ends_and_not_the_beginning() {
+        let (mut client, mut server) = pair();
+        assert_opened(&client, Stage::Connected, 0, 0, Some(false));
+        client.write_all(b"hello").unwrap();
+        server.write_all(b"abc").unwrap();
+        assert_opened(&client, Stage::Connected, 3, 5, Some(false));
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_opened(&client, Stage::Connected, 3, 6, Some(true));
+        server.read_to_end(&mut Vec::new()).unwrap();
+        server.write_all(b"de").unwrap();
+        assert_opened(&client, Stage::Connected, 5, 6, Some(true));
+        drop(server);
+        assert_opened(&client, Stage::Over, 6, 6, None);
+        // What is read, and told again to be shut down, changes nothing.
+        client.read_to_end(&mut Vec::new()).unwrap();
+        let _ = client.shutdown(Shutdown::Both);
+        assert_opened(&client, Stage::Over, 6, 6, None);
+    }
+
+    #[test]
+    fn the_peers_end_counts_before_and_after_ours() {
+        let (mut client, mut server) = pair();
+        server.write_all(b"abc").unwrap();
+        server.shutdown(Shutdown::Write).unwrap();
+        assert_opened(&client, Stage::Connected, 4, 0, Some(false));
+        client.write_all(b"12345").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        server.read_to_end(&mut Vec::new()).unwrap();
+        assert_opened(&client, Stage::Over, 4, 6, None);
+    }
+
+    #[test]
+    fn a_connection_that_breaks_lacks_an_end() {
+        let (mut client, server) = pair();
+        let (mut other, _receiver) = pair();
+        (&server).write_all(b"abc").unwrap();
+        assert_opened(&client, Stage::Connected, 3, 0, Some(false));
+        rustix::net::connect_unspec(&server).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        // Whoever reads after that is told of an end.
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+        other.write_all(b"abc").unwrap();
+        let (broken, other) = (opened(&client).unwrap(), opened(&other).unwrap());
+        assert_eq!((broken.stage, broken.received, other.written), (Stage::Over, 3, 3));
+        assert!(!broken.has_gone_to(&other));
+        assert!(Opened { received: 4, ..broken }.has_gone_to(&other));
+    }
+
+    #[test]
+    fn a_socket_says_whether_it_was_ever_connected() {
+        let flags = rustix::net::SocketFlags::NONBLOCK;
+        let (family, kind) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM);
+        let fresh = rustix::net::socket_with(family, kind, flags, None).unwrap();
+        assert_eq!(opened(&fresh).unwrap().stage, Stage::Unconnected);
+        // Bound and never listening: nobody else gets the port, and nobody answers there.
+        let refusing = rustix::net::socket_with(family, kind, flags, None).unwrap();
+        rustix::net::bind(&refusing, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
+        let address = std::net::SocketAddr::try_from(rustix::net::getsockname(&refusing).unwrap()).unwrap();
+        let _ = rustix::net::connect(&fresh, &address);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while opened(&fresh).unwrap().stage == Stage::Connecting {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert_eq!(opened(&fresh).unwrap().stage, Stage::Unconnected);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_answer_is_whole_with_all_its_bytes_and_its_end_and_else_never(bytes in 0_u64..1 << 40, lost in 0_u64..3) {
+            let target = Opened { stage: Stage::Connected, received: bytes + 1, written: 0, shut_down: None };
+            for (written, shut_down, whole) in [
+                (bytes.wrapping_sub(lost), Some(false), lost == 0),
+                ((bytes + 1).wrapping_sub(lost), Some(true), lost == 0),
+                (bytes + 2 + lost, None, false),
+            ] {
+                let reply = Opened { written, shut_down, received: 0, ..target };
+                proptest::prop_assert_eq!(target.has_gone_to(&reply), whole);
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use ipc::forward::Tunnel;
-use ipc::message::{MAX_CARRIED_BYTES, Passed, Task};
+use ipc::message::{MAX_CARRIED_BYTES, Passed, Relaying, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::ListenerId;
 
@@ -60,6 +60,8 @@ pub struct Relay<F = Held> {
     pub server_fd: F,
     /// Which server that is.
     pub server: Option<u64>,
+    /// The connection that takes what comes from the server, where that is not the client's.
+    pub reply_fd: Option<F>,
     /// Reading ends of the pipes that a dead worker left bytes in, by direction: to the server, to the client.
     pub pipes: [Option<F>; 2],
     /// Of a forward listener: what a worker that goes on with it must know. Ours to keep, not to believe.
@@ -69,11 +71,31 @@ pub struct Relay<F = Held> {
 impl<F> Relay<F> {
     /// From what comes along with `task`, behind the client's socket; `None` when that is no relay.
     pub fn new(task: &Task, fds: &mut impl Iterator<Item = F>) -> Option<Relay<F>> {
-        let Task::Relay { server, to_server, to_client, tunnel } = task else { return None };
+        let Task::Relay { server, reply, to_server, to_client, tunnel } = task else { return None };
         let server_fd = fds.next()?;
-        let pipes = [*to_server, *to_client].map(|there| if there { fds.next() } else { None });
+        let [reply_fd, up, down] = [reply, to_server, to_client].map(|there| if *there { fds.next() } else { None });
         let tunnel = tunnel.clone().filter(|tunnel| tunnel.is_sound());
-        Some(Relay { server_fd, server: *server, pipes, tunnel })
+        Some(Relay { server_fd, server: *server, reply_fd, pipes: [up, down], tunnel })
+    }
+
+    /// From what a worker says of a relay that begins, and the descriptors that come with it; `None` when they do not.
+    pub fn begun(relaying: Relaying, fds: &mut impl Iterator<Item = F>) -> Option<Relay<F>> {
+        let server_fd = fds.next()?;
+        let reply_fd = if relaying.reply { Some(fds.next()?) } else { None };
+        let tunnel = relaying.tunnel.filter(|tunnel| tunnel.is_sound());
+        Some(Relay { server_fd, server: relaying.server, reply_fd, pipes: [None, None], tunnel })
+    }
+
+    /// All copies, in the order in which messages have them.
+    pub fn descriptors(&self) -> impl Iterator<Item = &F> {
+        std::iter::once(&self.server_fd).chain(&self.reply_fd).chain(self.pipes.iter().flatten())
+    }
+
+    /// What whoever goes on with it is told.
+    pub fn task(&self) -> Task {
+        let [to_server, to_client] = self.pipes.each_ref().map(Option::is_some);
+        let (server, tunnel) = (self.server, self.tunnel.clone());
+        Task::Relay { server, reply: self.reply_fd.is_some(), to_server, to_client, tunnel }
     }
 }
 
@@ -149,9 +171,7 @@ impl<F> Connection<F> {
     /// The descriptors that go with its task, in the order the message wants.
     pub fn descriptors(&self) -> impl Iterator<Item = &F> {
         let relay = self.relay.as_ref().filter(|_| matches!(self.task, Task::Relay { .. }));
-        let rest =
-            relay.into_iter().flat_map(|relay| std::iter::once(&relay.server_fd).chain(relay.pipes.iter().flatten()));
-        std::iter::once(&self.fd).chain(rest)
+        std::iter::once(&self.fd).chain(relay.into_iter().flat_map(Relay::descriptors))
     }
 }
 
@@ -510,6 +530,7 @@ mod tests {
     fn what_is_known_of_tunnels_counts_in_a_batch_and_what_is_too_long_is_not_kept() {
         let relay = |length| Task::Relay {
             server: None,
+            reply: false,
             to_server: false,
             to_client: false,
             tunnel: Some(Box::new(Tunnel {
@@ -520,6 +541,7 @@ mod tests {
                 began_us: 0,
                 connected_us: 0,
                 lifetime_ms: None,
+                delivery: None,
             })),
         };
         let mut table = Table::new(100);
@@ -532,6 +554,32 @@ mod tests {
         assert!((60..80).contains(&count), "{count}");
         let kept = |length| Relay::new(&relay(length), &mut std::iter::once(1)).unwrap().tunnel.is_some();
         assert_eq!((kept(900), kept(5000)), (true, false));
+    }
+
+    #[test]
+    fn a_relay_has_its_descriptors_in_the_order_of_its_task_whatever_there_is_of_it() {
+        let there = [false, true];
+        for (reply, up, down) in
+            there.into_iter().flat_map(|a| there.map(|b| (a, b))).flat_map(|(a, b)| there.map(|c| (a, b, c)))
+        {
+            let task = Task::Relay { server: Some(7), reply, to_server: up, to_client: down, tunnel: None };
+            let mut one = connection(0);
+            one.relay = Relay::new(&task, &mut (1..));
+            let relay = one.relay.as_ref().unwrap();
+            assert_eq!((relay.task(), relay.reply_fd.is_some()), (task.clone(), reply));
+            assert_eq!((relay.pipes[0].is_some(), relay.pipes[1].is_some()), (up, down));
+            one.task = task;
+            assert_eq!(
+                one.descriptors().copied().collect::<Vec<_>>(),
+                (0..).take(one.task.descriptors()).collect::<Vec<_>>()
+            );
+        }
+        for reply in there {
+            let relaying = || Relaying { id: 0, server: None, reply, tunnel: None };
+            let begun = Relay::begun(relaying(), &mut (1..)).unwrap();
+            assert_eq!(begun.descriptors().count(), relaying().descriptors());
+            assert!(Relay::begun(relaying(), &mut (1..relaying().descriptors())).is_none(), "one is missing");
+        }
     }
 
     #[test]

@@ -12,7 +12,6 @@ use ipc::state::{Image, Phase};
 use crate::backend::Upstream;
 use crate::ctx::Ctx;
 use crate::exchange::Exchange;
-use crate::forward::delivery::Delivery;
 use crate::forward::opening::Opening;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
@@ -27,8 +26,6 @@ pub enum ClientState {
     Idle,
     /// It says, in another protocol than HTTP, where it wants to go.
     Opening(Key<Opening>),
-    /// The answer to what it sends goes elsewhere.
-    Delivering(Key<Delivery>),
     /// A request is being served.
     Exchange(Key<Exchange>),
     /// Bytes are being relayed.

@@ -27,7 +27,6 @@ use crate::drain::Returned;
 use crate::exchange::Exchange;
 use crate::exchange::rewrite::VIA_NAME;
 use crate::forward::auth::users::Users;
-use crate::forward::delivery::Delivery;
 use crate::forward::origins::Origins;
 use crate::forward::special::Own;
 use crate::forward::uses::Share;
@@ -106,8 +105,6 @@ pub enum Work {
     Exchange(Key<Exchange>),
     /// It used up its share of a turn.
     Relay(Key<Relay>),
-    /// It used up its share of a turn.
-    Delivery(Key<Delivery>),
 }
 
 /// The worker's clock, read once per turn of the loop.

@@ -65,10 +65,7 @@ impl Worker {
                 // A request that is already here is served; without one this closes the connection.
                 ClientState::Idle => self.serve_client(key),
                 ClientState::Relay(relay) if give_back => self.cx.work.push_back(Work::Relay(relay)),
-                ClientState::Opening(_)
-                | ClientState::Delivering(_)
-                | ClientState::Relay(_)
-                | ClientState::Lingering(_) => {}
+                ClientState::Opening(_) | ClientState::Relay(_) | ClientState::Lingering(_) => {}
                 ClientState::Exchange(exchange) => {
                     if let Some(exchange) = self.exchanges.get_mut(exchange)
                         && !give_back

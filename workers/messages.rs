@@ -13,6 +13,7 @@ use log::{debug, error};
 use crate::client::{Client, ClientState};
 use crate::exchange::Problem;
 use crate::io::socket::Socket;
+use crate::relay::Left;
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -138,8 +139,9 @@ impl Worker {
                 self.close_client(key);
             }
             (Task::Serve, _, _) if client.state == ClientState::Header => self.await_header(key),
-            (Task::Relay { server, to_server, tunnel, .. }, _, _) => {
-                self.adopt_relay(key, server, to_server, tunnel, rest);
+            (Task::Relay { server, reply, to_server, to_client, tunnel }, _, _) => {
+                let left = Left { server, reply, pipes: [to_server, to_client], tunnel };
+                self.adopt_relay(key, left, rest);
             }
             (Task::Serve, Mode::Tcp, Some(group)) => self.begin_relay(key, group),
             (_, Mode::Tcp, _) => {

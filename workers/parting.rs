@@ -19,6 +19,12 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.release_input(&mut self.cx);
         client.publish(Phase::Done, &self.cx);
+        self.linger_on(key);
+    }
+
+    /// The same for a client whose record says by itself that everything has been said.
+    pub(crate) fn linger_on(&mut self, key: Key<Client>) {
+        let Some(client) = self.clients.get_mut(key) else { return };
         client.socket.shutdown_write();
         client.state = ClientState::Lingering(LINGER_BYTES);
         self.drop_input(key);

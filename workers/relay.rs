@@ -7,6 +7,7 @@
 //! The master gets a copy of the server's connection before the first byte moves. From then on everything a
 //! successor needs lies in the kernel: both sockets, and the pipes with the bytes under way.
 
+mod delivery;
 pub(crate) mod flow;
 pub(crate) mod line;
 mod start;
@@ -26,12 +27,14 @@ use crate::exchange::Reason;
 use crate::forward::Pass;
 use crate::forward::uses::Lease;
 use crate::io::socket::Socket;
+use crate::proto::dynamic::ErrorCode;
 use crate::slab::Key;
 use crate::worker::Worker;
 
+use delivery::{Delivery, Outcome};
 use flow::{Flow, Moved, TURN_BYTES};
 use line::Opened;
-pub(crate) use start::NewTunnel;
+pub(crate) use start::{Left, NewTunnel};
 
 /// After how long a relay that was taken for drained is looked at again.
 const LOOK_AGAIN_MS: u64 = 50;
@@ -47,6 +50,8 @@ pub struct Relay {
     upstream: Option<Key<Upstream>>,
     /// The group whose server it goes to, while that is configured.
     pool: Option<PoolId>,
+    /// The connection that takes what comes from the server, where that is not the client's.
+    delivery: Option<Delivery>,
     /// The server it goes to, while that is configured.
     place: Option<Place>,
     /// That server's name, when it is not configured any more.
@@ -86,6 +91,14 @@ pub struct Relay {
     adopted: bool,
 }
 
+/// The connections of a relay.
+struct Ends<'a> {
+    client: &'a mut Client,
+    upstream: &'a mut Upstream,
+    /// Takes what comes from the server, if the client does not.
+    reply: Option<&'a mut Upstream>,
+}
+
 impl Relay {
     /// The client's connection.
     pub(crate) fn client(&self) -> Key<Client> {
@@ -118,6 +131,10 @@ impl Relay {
     fn begin(&mut self, handed_over: bool, client: &mut Client, cx: &mut Ctx) {
         self.begun = true;
         self.handed_over = handed_over;
+        if handed_over {
+            // What came behind the request.
+            self.to_server.stash((client.id, Direction::ToServer), cx);
+        }
         if handed_over && self.to_client.is_captive() && !self.to_server.is_captive() {
             // Where nobody can tell how much has been written, this is published when all has.
             if !client.uncounted {
@@ -139,30 +156,34 @@ impl Relay {
     fn flow<'a>(
         &'a mut self,
         direction: Direction,
-        client: &'a mut Client,
-        upstream: &'a mut Upstream,
+        ends: &'a mut Ends,
     ) -> (&'a mut Flow, &'a mut Socket, &'a mut Socket) {
-        match direction {
-            Direction::ToServer => (&mut self.to_server, &mut client.socket, &mut upstream.socket),
-            Direction::ToClient => (&mut self.to_client, &mut upstream.socket, &mut client.socket),
+        let Ends { client, upstream, reply } = ends;
+        match (direction, reply) {
+            (Direction::ToServer, _) => (&mut self.to_server, &mut client.socket, &mut upstream.socket),
+            (Direction::ToClient, None) => (&mut self.to_client, &mut upstream.socket, &mut client.socket),
+            (Direction::ToClient, Some(reply)) => (&mut self.to_client, &mut upstream.socket, &mut reply.socket),
         }
     }
 
     /// Moves bytes both ways, up to `most` each; what came of it, to the server and to the client.
-    fn pump(&mut self, client: &mut Client, upstream: &mut Upstream, most: usize, cx: &mut Ctx) -> (Moved, Moved) {
-        let id = client.id;
+    fn pump(&mut self, ends: &mut Ends, most: usize, cx: &mut Ctx) -> (Moved, Moved) {
+        let id = ends.client.id;
         let mut moved = [Moved::Blocked, Moved::Blocked];
         for direction in [Direction::ToServer, Direction::ToClient] {
             let mut copied = 0;
+            if direction == Direction::ToClient && ends.reply.as_ref().is_some_and(|reply| reply.connecting) {
+                break;
+            }
             moved[direction as usize] = loop {
-                let (flow, from, to) = self.flow(direction, client, upstream);
+                let (flow, from, to) = self.flow(direction, ends);
                 let result = flow.pump(from, to, (id, direction), most, cx);
                 if result != Moved::NoPipe {
                     break result;
                 }
                 // Bytes pass through this process's memory: the record must say so before the first does.
-                self.publish(client, true, cx);
-                let (flow, from, to) = self.flow(direction, client, upstream);
+                self.publish(ends.client, true, cx);
+                let (flow, from, to) = self.flow(direction, ends);
                 let result = flow.copy(from, to, cx);
                 copied += SCRATCH_BYTES;
                 if result != Moved::Again || copied >= TURN_BYTES.min(most) {
@@ -170,9 +191,35 @@ impl Relay {
                 }
             };
         }
-        self.publish(client, self.is_captive(), cx);
+        self.publish(ends.client, self.is_captive(), cx);
         let [up, down] = moved;
         (up, down)
+    }
+
+    /// What becomes of it when bytes have moved as far as they go; `None` = it goes on.
+    fn end(&mut self, moved: (Moved, Moved), ends: &mut Ends) -> Option<Outcome> {
+        let Ends { client, upstream, reply } = ends;
+        if let Some(reply) = reply {
+            return self.settle(moved, client, upstream, reply);
+        }
+        match moved {
+            (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
+                Some(Err((ErrorCode::Broken, Reason::Text("the client's connection broke"))))
+            }
+            (Moved::ToBroken, _) | (_, Moved::FromBroken) => {
+                Some(Err((ErrorCode::Broken, Reason::Text("the server's connection broke"))))
+            }
+            (Moved::Again, _) | (_, Moved::Again) => None,
+            (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {
+                let (up, down) = (&self.to_server, &self.to_client);
+                // A peer that has sent its end and is gone since can take nothing more, and no read will tell.
+                let nobody_left =
+                    client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
+                let done = up.is_passed_on() && down.is_passed_on()
+                    || nobody_left && (up.is_passed_on() || down.is_passed_on());
+                done.then_some(Ok(()))
+            }
+        }
     }
 }
 
@@ -186,7 +233,11 @@ impl Worker {
         // Without a copy here nothing is gained by one of the other side.
         let (keys, alone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.cx.to_hand_over).into_iter().partition(|&key| {
             let relay = self.relays.get(key);
-            relay.and_then(|relay| self.clients.get(relay.client)).is_some_and(|client| client.protected)
+            let can_be_told = |relay: &&Relay| {
+                relay.delivery.is_none() || relay.pass.as_ref().is_some_and(|pass| pass.tunnel().is_some())
+            };
+            let client = relay.filter(can_be_told).and_then(|relay| self.clients.get(relay.client));
+            client.is_some_and(|client| client.protected)
         });
         self.begin_relays(alone, false);
         let mut keys = keys.into_iter();
@@ -203,8 +254,10 @@ impl Worker {
                 if let (Some(client), Some(upstream)) = (self.clients.get(relay.client), upstream) {
                     let server = relay.place.map(|place| self.cx.pools.server(place).number);
                     let tunnel = relay.pass.as_ref().and_then(|pass| pass.tunnel());
-                    relaying.push(Relaying { id: client.id, server, tunnel });
+                    let reply = relay.delivery.as_ref().and_then(Delivery::unwatched);
+                    relaying.push(Relaying { id: client.id, server, reply: reply.is_some(), tunnel });
                     fds.push(upstream.socket.as_fd());
+                    fds.extend(reply.map(AsFd::as_fd));
                 }
             }
             match self.cx.channel.send(&ToMaster::Relaying(relaying), &fds) {
@@ -231,6 +284,7 @@ impl Worker {
                 // From here on there is no request to run again.
                 client.release_input(&mut self.cx);
             }
+            self.connect_reply(key);
             self.drive_relay(key);
         }
     }
@@ -252,7 +306,13 @@ impl Worker {
     pub(crate) fn drive_relay(&mut self, key: Key<Relay>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let Some(client) = self.clients.get_mut(relay.client) else { return };
-        let Some(upstream) = relay.upstream.and_then(|key| self.upstreams.get_mut(key)) else { return };
+        let Some(upstream) = relay.upstream else { return };
+        let reply = relay.delivery.as_ref().and_then(Delivery::connection);
+        let (upstream, reply) = match reply {
+            None => (self.upstreams.get_mut(upstream), None),
+            Some(reply) => self.upstreams.get_two_mut(upstream, reply).unzip(),
+        };
+        let Some(upstream) = upstream else { return };
         if !relay.begun {
             if client.socket.is_gone() {
                 self.end_relay(key, Some(CLIENT_GONE));
@@ -262,20 +322,24 @@ impl Worker {
         // Should all processes die, neither side may take what it has for all there was.
         client.socket.reset_on_close(true);
         upstream.socket.reset_on_close(true);
+        let mut ends = Ends { client, upstream, reply };
+        if let Some(reply) = &mut ends.reply {
+            reply.socket.reset_on_close(true);
+        }
         if std::mem::take(&mut relay.look_again) {
-            client.socket.look_again();
-            upstream.socket.look_again();
+            ends.client.socket.look_again();
+            ends.upstream.socket.look_again();
         }
         let lease = relay.pass.as_ref().map_or(Lease::default(), |pass| pass.lease);
         let most = self.forward.allowance(lease, Work::Relay(key), self.cx.clock.now_ms);
         let before = relay.to_server.moved + relay.to_client.moved;
-        let moved = relay.pump(client, upstream, most, &mut self.cx);
+        let moved = relay.pump(&mut ends, most, &mut self.cx);
         let after = relay.to_server.moved + relay.to_client.moved;
         self.forward.uses.moved(lease, after - before);
-        if after != before || client.socket.deadline.due_ms == u64::MAX {
+        if after != before || ends.client.socket.deadline.due_ms == u64::MAX {
             let ends_ms = relay.pass.as_ref().map_or(u64::MAX, |pass| pass.ends_ms());
             let due_ms = (self.cx.clock.now_ms + u64::from(relay.tunnel_ms)).min(ends_ms);
-            self.cx.arm(&mut client.socket, Owner::Client(relay.client), due_ms);
+            self.cx.arm(&mut ends.client.socket, Owner::Client(relay.client), due_ms);
         }
         if std::mem::take(&mut relay.to_server.presumed) | std::mem::take(&mut relay.to_client.presumed)
             && !relay.queued
@@ -283,25 +347,17 @@ impl Worker {
             relay.queued = true;
             self.presumed.push(key);
         }
-        let (up, down) = (&relay.to_server, &relay.to_client);
-        // A peer that has sent its end and is gone since can take nothing more, and no read will tell.
-        let nobody_left = client.socket.is_gone() && up.is_ended() || upstream.socket.is_gone() && down.is_ended();
-        let done =
-            up.is_passed_on() && down.is_passed_on() || nobody_left && (up.is_passed_on() || down.is_passed_on());
-        let movable = self.relays.get(key).is_some_and(|relay| self.can_be_given(relay));
+        if let Some(outcome) = relay.end(moved, &mut ends) {
+            return self.end_with(key, outcome);
+        }
+        if self.relays.get(key).is_some_and(|relay| self.can_be_given(relay)) {
+            return self.give_back_relay(key);
+        }
         match moved {
-            (Moved::FromBroken, _) | (_, Moved::ToBroken) => {
-                self.end_relay(key, Some(Reason::Text("the client's connection broke")));
-            }
-            (Moved::ToBroken, _) | (_, Moved::FromBroken) => {
-                self.end_relay(key, Some(Reason::Text("the server's connection broke")));
-            }
-            _ if movable && !done => self.give_back_relay(key),
             // It is among those who wait for their allowance to grow.
-            (Moved::Again, _) | (_, Moved::Again) if most == 0 => {}
+            _ if most == 0 => {}
             (Moved::Again, _) | (_, Moved::Again) => self.cx.work.push_back(Work::Relay(key)),
-            (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) if done => self.end_relay(key, None),
-            (Moved::Blocked | Moved::NoPipe, Moved::Blocked | Moved::NoPipe) => {}
+            (_, _) => {}
         }
     }
 
@@ -311,7 +367,7 @@ impl Worker {
         let pass = self.relays.get(key).and_then(|relay| relay.pass.as_ref());
         let reason =
             pass.map_or("nothing moved for longer than the tunnel timeout", |pass| pass.timeout_reason(now_ms));
-        self.end_relay(key, Some(Reason::Text(reason)));
+        self.end_with(key, Err((ErrorCode::Timeout, Reason::Text(reason))));
     }
 
     /// When relays that were taken for drained are to be looked at again; `None` = there are none.
@@ -349,6 +405,13 @@ impl Worker {
         }
         let server = relay.place.map(|place| self.cx.pools.server(place).number);
         let mut fds = vec![OwnedFd::from(upstream.socket)];
+        let reply = relay.delivery.as_ref().and_then(Delivery::connection).and_then(|key| self.upstreams.remove(key));
+        let replies = reply.is_some();
+        fds.extend(reply.map(|mut reply| {
+            self.cx.forget(&mut reply.socket);
+            OwnedFd::from(reply.socket)
+        }));
+        let before = fds.len();
         // Their owners stand in the region; their numbers are not used again.
         let [to_server, to_client] = [&mut relay.to_server, &mut relay.to_client].map(|flow| {
             let pipe = flow.pipe.take();
@@ -356,7 +419,8 @@ impl Worker {
             fds.len()
         });
         let tunnel = relay.pass.as_ref().and_then(|pass| pass.tunnel());
-        let task = Task::Relay { server, to_server: to_server > 1, to_client: to_client > to_server, tunnel };
+        let (to_server, to_client) = (to_server > before, to_client > to_server);
+        let task = Task::Relay { server, reply: replies, to_server, to_client, tunnel };
         let Some(mut client) = self.clients.remove(relay.client) else { return };
         if let Some(kept) = client.kept {
             self.close_upstream(kept);
@@ -378,7 +442,15 @@ impl Worker {
 
     /// Ends a relay. With a `reason` both connections are reset, so that neither side takes what it has for all.
     pub(crate) fn end_relay(&mut self, key: Key<Relay>, reason: Option<Reason>) {
+        self.end_with(key, reason.map_or(Ok(()), |reason| Err((ErrorCode::Broken, reason))));
+    }
+
+    fn end_with(&mut self, key: Key<Relay>, outcome: Outcome) {
+        if self.relays.get(key).is_some_and(|relay| relay.delivery.is_some()) {
+            return self.end_delivery(key, outcome);
+        }
         let Some(mut relay) = self.relays.remove(key) else { return };
+        let reason = outcome.err().map(|(_, reason)| reason);
         if reason.is_some() {
             if let Some(client) = self.clients.get_mut(relay.client) {
                 // Before bytes under way are dropped: nobody must go on without them.

@@ -261,7 +261,6 @@ impl Worker {
                 Some(Work::Client(key)) => self.serve_client(key),
                 Some(Work::Exchange(key)) => self.drive(key),
                 Some(Work::Relay(key)) => self.drive_relay(key),
-                Some(Work::Delivery(key)) => self.drive_delivery(key),
                 None => {}
             }
         }
@@ -331,7 +330,6 @@ impl Worker {
             ClientState::Header => self.read_header(key),
             ClientState::Idle => self.serve_client(key),
             ClientState::Opening(opening) => self.drive_opening(opening),
-            ClientState::Delivering(delivery) => self.drive_delivery(delivery),
             ClientState::Exchange(exchange) => self.drive(exchange),
             ClientState::Relay(relay) => self.drive_relay(relay),
             ClientState::Lingering(_) => self.drop_input(key),
@@ -350,7 +348,6 @@ impl Worker {
             UpstreamState::Exchange(exchange) => self.drive(exchange),
             UpstreamState::Relay(relay) => self.on_relay_upstream(relay, key),
             UpstreamState::Racing(dial) => self.on_racing(dial, key),
-            UpstreamState::Delivering(delivery) => self.on_delivery_upstream(delivery, key),
         }
     }
 
@@ -385,7 +382,6 @@ impl Worker {
             }
             ClientState::Idle | ClientState::Lingering(_) => self.close_client(key),
             ClientState::Opening(opening) => self.on_opening_timeout(opening),
-            ClientState::Delivering(delivery) => self.on_delivery_timeout(delivery),
             ClientState::Exchange(exchange_key) => {
                 if let Some(dial) = self.dial_of(exchange_key) {
                     return self.on_dial_timeout(dial);
@@ -408,11 +404,8 @@ impl Worker {
                 let step = exchange.on_server_timeout();
                 self.carry_out(exchange_key, step);
             }
-            UpstreamState::Relay(relay) => {
-                self.relay_connect_failed(relay, Reason::Text("timed out connecting to the server"));
-            }
+            UpstreamState::Relay(relay) => self.on_relay_connect_timeout(relay),
             UpstreamState::Racing(dial) => self.on_racing_timeout(dial, key),
-            UpstreamState::Delivering(delivery) => self.on_delivery_connect_timeout(delivery),
         }
     }
 

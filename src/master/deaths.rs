@@ -114,7 +114,9 @@ impl Master {
             let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, Some(std::time::Duration::ZERO));
         }
         if let Some(relay) = &connection.relay {
-            let _ = rustix::net::sockopt::set_socket_linger(&relay.server_fd, Some(std::time::Duration::ZERO));
+            for fd in std::iter::once(&relay.server_fd).chain(&relay.reply_fd) {
+                let _ = rustix::net::sockopt::set_socket_linger(fd, Some(std::time::Duration::ZERO));
+            }
         }
     }
 }
@@ -301,6 +303,5 @@ pub(super) fn resume_relay(connection: &mut Connection, id: u32, left: &mut Left
     for (direction, pipe) in [Direction::ToServer, Direction::ToClient].into_iter().zip(&mut relay.pipes) {
         *pipe = left.take(id, direction, pipe.take())?;
     }
-    let [to_server, to_client] = relay.pipes.each_ref().map(Option::is_some);
-    Ok(Task::Relay { server: relay.server, to_server, to_client, tunnel: relay.tunnel.clone() })
+    Ok(relay.task())
 }

@@ -7,6 +7,7 @@
 //! for so long.
 
 mod clients;
+mod deliveries;
 mod images;
 mod processes;
 mod rng;
@@ -95,6 +96,28 @@ fn schedules_that_once_went_wrong_go_well() {
 #[ignore = "part of the tests above, which run it in processes of their own"]
 fn batch() {
     seeds().for_each(World::run);
+}
+
+#[test]
+fn answers_that_go_elsewhere_come_whole_whatever_happens() {
+    run_batches("master::model::deliveries_batch");
+}
+
+#[test]
+#[ignore = "part of the test above, which runs it in processes of its own"]
+fn deliveries_batch() {
+    seeds().for_each(World::run_deliveries);
+}
+
+#[test]
+fn a_part_of_an_answer_is_never_taken_for_all() {
+    run_batches("master::model::breaking");
+}
+
+#[test]
+#[ignore = "part of the test above, which runs it in processes of its own"]
+fn breaking() {
+    seeds().for_each(World::run_breaking);
 }
 
 #[test]

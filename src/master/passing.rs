@@ -252,8 +252,8 @@ fn take_back(worker: &mut Worker, given: GivenBack, own: Vec<OwnedFd>, left: &mu
     }
     connection.strikes = 0;
     connection.task = match given.own {
-        Some(Task::Relay { server, to_server, to_client, tunnel }) => {
-            Task::Relay { server, to_server, to_client, tunnel: tunnel.filter(|tunnel| tunnel.is_sound()) }
+        Some(Task::Relay { server, reply, to_server, to_client, tunnel }) => {
+            Task::Relay { server, reply, to_server, to_client, tunnel: tunnel.filter(|tunnel| tunnel.is_sound()) }
         }
         None if relayed => match resume_relay(&mut connection, given.id, left) {
             Ok(task) => task,
@@ -279,6 +279,27 @@ pub(super) struct Ear<'a> {
 }
 
 impl Ear<'_> {
+    /// Keeps copies of what belongs to relays that begin, where there is room for all of it.
+    fn keep_relays(&mut self, worker: &mut Worker, relays: Vec<Relaying>, mut fds: impl Iterator<Item = Held>) {
+        let mut unkept = Vec::new();
+        for relaying in relays {
+            let id = relaying.id;
+            let Some(relay) = Relay::begun(relaying, &mut fds) else { break };
+            if !relay.descriptors().all(|fd| self.protection.keeps_other(fd)) {
+                if worker.table.unprotect(id) {
+                    self.protection.total += 1;
+                    unkept.push(id);
+                }
+            } else if let Some(connection) = worker.table.get_passed(id) {
+                connection.relay = Some(relay);
+            }
+        }
+        if !unkept.is_empty() {
+            let message = ToWorker::Unkept { ids: unkept };
+            worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
+        }
+    }
+
     /// Receives up to `most` messages. Connections given back are appended to `returned`.
     pub(super) fn hear(&mut self, worker: &mut Worker, index: u16, returned: &mut Vec<Connection>, most: usize) {
         let now = self.now;
@@ -337,7 +358,7 @@ impl Ear<'_> {
                         break;
                     }
                 }
-                Ok(ToMaster::Relaying(relays)) => self.keep_relays(worker, relays, &mut fds),
+                Ok(ToMaster::Relaying(relays)) => self.keep_relays(worker, relays, fds.drain(..).map(Held::from)),
                 Ok(ToMaster::Resolved(standing)) => self.resolved.push(standing),
                 Ok(ToMaster::Pipe { number }) => match fds.pop() {
                     Some(end) if self.protection.keeps_other(&end) => worker.pipes.put(number, Held::from(end)),
@@ -362,27 +383,6 @@ impl Ear<'_> {
                     break;
                 }
             }
-        }
-    }
-
-    /// Keeps what a successor would need of these relays, as far as there are descriptors for it.
-    fn keep_relays(&mut self, worker: &mut Worker, relays: Vec<Relaying>, fds: &mut Vec<OwnedFd>) {
-        let mut unkept = Vec::new();
-        for (relaying, fd) in relays.into_iter().zip(fds.drain(..)) {
-            if !self.protection.keeps_other(&fd) {
-                if worker.table.unprotect(relaying.id) {
-                    self.protection.total += 1;
-                    unkept.push(relaying.id);
-                }
-            } else if let Some(connection) = worker.table.get_passed(relaying.id) {
-                let tunnel = relaying.tunnel.filter(|tunnel| tunnel.is_sound());
-                let server_fd = Held::from(fd);
-                connection.relay = Some(Relay { server_fd, server: relaying.server, pipes: [None, None], tunnel });
-            }
-        }
-        if !unkept.is_empty() {
-            let message = ToWorker::Unkept { ids: unkept };
-            worker.errands.push(Errand { message, fds: Vec::new(), after_connections: false });
         }
     }
 }

@@ -11,7 +11,7 @@ use ipc::control::Unprotected;
 use log::{info, warn};
 
 use super::Master;
-use crate::keeper::Connection;
+use crate::keeper::{Connection, Relay};
 use crate::privilege::{self, Kept};
 use crate::supervise::Worker;
 
@@ -46,11 +46,8 @@ impl Protection {
 
     /// Whether the copies of a connection about to be sent are kept.
     pub(super) fn keeps(&self, connection: &Connection) -> bool {
-        let others = connection
-            .relay
-            .iter()
-            .flat_map(|relay| std::iter::once(&relay.server_fd).chain(relay.pipes.iter().flatten()));
-        connection.fd.as_raw_fd() < self.kept.clients && others.into_iter().all(|fd| self.keeps_other(fd))
+        let mut others = connection.relay.iter().flat_map(Relay::descriptors);
+        connection.fd.as_raw_fd() < self.kept.clients && others.all(|fd| self.keeps_other(fd))
     }
 
     /// Whether a copy of something else that a worker has sent is kept.

@@ -226,9 +226,9 @@ impl Master {
             relay.server = server;
         }
         connection.task = match task {
-            Task::Relay { to_server, to_client, tunnel, .. } => {
+            Task::Relay { reply, to_server, to_client, tunnel, .. } => {
                 let tunnel = tunnel.filter(|tunnel| tunnel.is_sound());
-                Task::Relay { server, to_server, to_client, tunnel }
+                Task::Relay { server, reply, to_server, to_client, tunnel }
             }
             Task::Fail(lost) => Task::Fail(Lost { server: None, ..lost }),
             other @ (Task::Serve | Task::Resume(_) | Task::Refuse) => other,

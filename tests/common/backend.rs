@@ -421,7 +421,7 @@ impl Refusing {
 #[derive(Debug)]
 pub struct Unanswering {
     pub addr: SocketAddr,
-    _queue: (TcpListener, Vec<TcpStream>),
+    queue: (TcpListener, Vec<TcpStream>),
 }
 
 impl Unanswering {
@@ -432,7 +432,18 @@ impl Unanswering {
         while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(300)) {
             fillers.push(stream);
         }
-        Unanswering { addr, _queue: (TcpListener::from(refusing.socket), fillers) }
+        Unanswering { addr, queue: (TcpListener::from(refusing.socket), fillers) }
+    }
+
+    /// Answers from now on: a listener that does not wait for those who come to it.
+    pub fn answer(self) -> TcpListener {
+        let (listener, fillers) = self.queue;
+        let count = fillers.len();
+        drop(fillers);
+        (0..count).for_each(|_| drop(listener.accept().unwrap()));
+        listen(&listener, Backlog::new(128).unwrap()).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        listener
     }
 
     /// Whether somebody is trying to connect: has sent the first packet and waits (`SYN_SENT` in proc(5)).

@@ -1,6 +1,7 @@
 //! Traffic of every kind that continuity is promised for, with clients and a server that know every byte that must
 //! come. Each client says of each turn what it saw; what it may have seen is for the test to say.
 
+pub mod delivery;
 pub mod http;
 pub mod server;
 pub mod stream;

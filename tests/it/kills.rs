@@ -13,6 +13,7 @@ use crate::common::dawdle;
 use crate::common::killer::Killer;
 use crate::common::proxy::{Addr, Proxy};
 use crate::common::rng::{Rng, Seed};
+use crate::common::traffic::delivery::Delivery;
 use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
 use crate::common::traffic::server::{self, Ledger, What};
 use crate::common::traffic::stream::{Named, Relay, Tunnel};
@@ -27,8 +28,8 @@ const KILLING: Duration = Duration::from_secs(5);
 /// Kills in that time at least, also on a busy machine.
 const MIN_KILLS: usize = 8;
 
-/// In the log when a request is not run a third time.
-const QUARANTINE: &str = "workers died over its request";
+/// In the log when a request is not run a third time: what it was, or that it is none of HTTP.
+const QUARANTINE: [&str; 2] = ["workers died over its request", "workers died over it; cut"];
 
 /// What came of a test's traffic.
 struct Outcome {
@@ -89,7 +90,8 @@ impl Bed {
         self.proxy.wait_for_workers(WORKERS);
         // Two connections to a server are kept in each worker that has been used, and pipes.
         self.proxy.assert_no_leaks(&before, 16 * kinds[0].clients);
-        let quarantined = self.proxy.log.all().iter().filter(|line| line.contains(QUARANTINE)).count();
+        let quarantined =
+            self.proxy.log.all().iter().filter(|line| QUARANTINE.iter().any(|what| line.contains(what))).count();
         let score = scores.into_iter().next().unwrap();
         Outcome { score, ledger: self.ledger, quarantined }
     }
@@ -196,13 +198,29 @@ fn tunnels_lose_no_byte_in_any_state() {
     score.check(quarantined, 0);
 }
 
+/// With a forward listener behind the others.
+fn forward_bed() -> Bed {
+    let rules = "[rules.t]\nlist = [{ action = \"allow\", networks = [\"127.0.0.0/8\"], ports = [\"1-65535\"] }]";
+    Bed::with(&format!("[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"\n{rules}"))
+}
+
 #[test]
 fn tunnels_to_named_targets_lose_no_byte_in_any_state() {
-    let rules = "[rules.t]\nlist = [{ action = \"allow\", networks = [\"127.0.0.0/8\"], ports = [\"1-65535\"] }]";
-    let bed = Bed::with(&format!("[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"\n{rules}"));
+    let bed = forward_bed();
     let (addr, target, ledger) = (bed.proxy.addrs()[2].clone(), bed.servers[1].addr, Arc::clone(&bed.ledger));
     let make = move || -> Box<dyn Peer> { Box::new(Named { addr: addr.clone(), target, ledger: Arc::clone(&ledger) }) };
     let kind = Kind { name: "tunnels to named targets", clients: 6, paced: false, make: Box::new(make) };
+    let Outcome { score, quarantined, .. } = bed.run(kind);
+    score.check(quarantined, 0);
+}
+
+#[test]
+fn answers_delivered_elsewhere_lose_no_byte_in_any_state() {
+    let bed = forward_bed();
+    let (addr, target, ledger) = (bed.proxy.addrs()[2].clone(), bed.servers[1].addr, Arc::clone(&bed.ledger));
+    let make =
+        move || -> Box<dyn Peer> { Box::new(Delivery { addr: addr.clone(), target, ledger: Arc::clone(&ledger) }) };
+    let kind = Kind { name: "answers delivered elsewhere", clients: 6, paced: false, make: Box::new(make) };
     let Outcome { score, quarantined, .. } = bed.run(kind);
     score.check(quarantined, 0);
 }

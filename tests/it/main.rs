@@ -12,6 +12,7 @@ mod balance;
 mod chosen_ports;
 mod cli;
 mod continuity;
+mod deliveries;
 mod dns;
 mod forward;
 mod forward_auth;

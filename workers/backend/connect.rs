@@ -1,6 +1,7 @@
 //! Opening a connection to a server.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use ipc::snapshot::Address;
@@ -37,12 +38,7 @@ pub fn open(address: &Address) -> Result<Connecting, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (fd, result): (OwnedFd, _) = match address {
         Address::Inet(addr) => {
-            let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-            // Heads and bodies are written as they come; waiting for more would only delay them.
-            rustix::net::sockopt::set_tcp_nodelay(&fd, true)?;
-            // Urgent bytes are bytes of the stream like any other.
-            rustix::net::sockopt::set_socket_oobinline(&fd, true)?;
+            let fd = tcp_socket(addr)?;
             let result = rustix::net::connect(&fd, addr);
             (fd, result)
         }
@@ -59,6 +55,32 @@ pub fn open(address: &Address) -> Result<Connecting, Errno> {
     match result {
         Ok(()) => Ok(Connecting { socket: socket.connecting(), done: true }),
         Err(Errno::INPROGRESS) => Ok(Connecting { socket: socket.connecting(), done: false }),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A socket that may be connected to `address`.
+///
+/// # Errors
+/// What the kernel answers: no descriptor, no such family.
+pub fn tcp_socket(address: &SocketAddr) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Heads and bodies are written as they come; waiting for more would only delay them.
+    rustix::net::sockopt::set_tcp_nodelay(&fd, true)?;
+    // Urgent bytes are bytes of the stream like any other.
+    rustix::net::sockopt::set_socket_oobinline(&fd, true)?;
+    Ok(fd)
+}
+
+/// Begins to connect such a socket.
+///
+/// # Errors
+/// What the kernel answers at once: no route, no port.
+pub fn begin(socket: &Socket, address: &SocketAddr) -> Result<(), Errno> {
+    match rustix::net::connect(socket, address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(()),
         Err(errno) => Err(errno),
     }
 }

@@ -5,7 +5,6 @@ use log::warn;
 use crate::backend::pool::Place;
 use crate::ctx::{Ctx, Owner};
 use crate::exchange::Exchange;
-use crate::forward::delivery::Delivery;
 use crate::forward::dial::Dial;
 use crate::io::socket::Socket;
 use crate::relay::Relay;
@@ -22,8 +21,6 @@ pub enum UpstreamState {
     Relay(Key<Relay>),
     /// Races with others to a target that a client has named.
     Racing(Key<Dial>),
-    /// Has a part in a delivery.
-    Delivering(Key<Delivery>),
 }
 
 /// See the module's description.
@@ -97,7 +94,7 @@ pub fn close(upstreams: &mut Slab<Upstream>, key: Key<Upstream>, cx: &mut Ctx) {
     cx.buffers.put(std::mem::take(&mut upstream.partial));
     match upstream.state {
         UpstreamState::Relay(_) => cx.forget(&mut upstream.socket),
-        UpstreamState::Idle | UpstreamState::Exchange(_) | UpstreamState::Racing(_) | UpstreamState::Delivering(_) => {
+        UpstreamState::Idle | UpstreamState::Exchange(_) | UpstreamState::Racing(_) => {
             cx.forget_own(&mut upstream.socket)
         }
     }

@@ -360,6 +360,7 @@ impl Worker {
             user: dial.want.user.take(),
             rule: dial.rule(by),
             address: Some(address),
+            reply_to: dial.want.reply_to,
             aliases: dial.aliases.take(),
             lease: std::mem::take(&mut dial.lease),
             began_us: dial.began_us,

@@ -4,10 +4,9 @@
 //! the beginnings of the other protocols; both have [`dial`] find the way to the target: [`auth`] proves who asks,
 //! [`rules`] decides about each address, with [`special`] for those that nobody reaches by chance, [`race`] says which
 //! is tried when, and [`uses`] what everybody may use. What has been connected becomes a relay like any other.
-//! [`delivery`] sends answers elsewhere, and [`origins`] keeps connections for further requests.
+//! [`origins`] keeps connections for further requests.
 
 pub mod auth;
-pub mod delivery;
 pub mod dial;
 pub mod http;
 pub mod opening;
@@ -20,14 +19,13 @@ pub mod uses;
 
 use std::net::SocketAddr;
 
-use ipc::forward::{Forward, Protocols, Spoken, Tunnel};
+use ipc::forward::{Delivery, Forward, Protocols, Spoken, Tunnel};
 use ipc::snapshot::Mode;
 
 use crate::client::ClientState;
 use crate::ctx::Work;
 use crate::dns::Aliases;
 use crate::forward::auth::Auth;
-use crate::forward::delivery::Delivery;
 use crate::forward::dial::{Dial, Waiter};
 use crate::forward::opening::{Opening, Protocol};
 use crate::forward::uses::{Lease, Share, Uses};
@@ -50,6 +48,8 @@ pub struct Pass {
     pub rule: Option<Box<str>>,
     /// Where it goes.
     pub address: Option<SocketAddr>,
+    /// Where the answer goes, if not back.
+    pub reply_to: Option<SocketAddr>,
     /// What its name is an alias for.
     pub aliases: Aliases,
     /// What it counts against.
@@ -74,12 +74,14 @@ impl Pass {
             began_us: self.began_us,
             connected_us: self.connected_us,
             lifetime_ms: self.lifetime_ms,
+            delivery: self.address.zip(self.reply_to).map(|(target, reply_to)| Delivery { target, reply_to }),
         };
         Some(Box::new(tunnel)).filter(|tunnel| tunnel.is_sound())
     }
 
     /// What is known of one that a former worker has begun. It may have been anybody who said so: what it says is shown
-    /// and counted, and never asked whether something is allowed.
+    /// and counted, and nothing is allowed because of it. Where an answer goes is a question to the rules again, unless
+    /// it is on its way there.
     #[must_use]
     pub fn taken_over(tunnel: Option<Box<Tunnel>>, forward: &Forward, now_us: u64) -> Pass {
         let Some(tunnel) = tunnel.filter(|tunnel| tunnel.is_sound()) else {
@@ -92,7 +94,8 @@ impl Pass {
             target: tunnel.target.into(),
             user: tunnel.user.map(Into::into),
             rule: tunnel.rule.map(Into::into),
-            address: None,
+            address: tunnel.delivery.map(|delivery| delivery.target),
+            reply_to: tunnel.delivery.map(|delivery| delivery.reply_to),
             aliases: Aliases::default(),
             lease: Lease::default(),
             began_us: tunnel.began_us.min(connected_us),
@@ -136,8 +139,6 @@ pub struct Forwarder {
     pub dials: Slab<Dial>,
     /// Connections whose target is not known yet.
     pub openings: Slab<Opening>,
-    /// Exchanges whose answers go elsewhere.
-    pub deliveries: Slab<Delivery>,
     /// Those who have used up their allowance, and those to be looked at again soon.
     throttled: Vec<Work>,
     throttled_since_ms: u64,
@@ -244,7 +245,19 @@ mod tests {
             began_us: 5,
             connected_us: 7,
             lifetime_ms: Some(1000),
+            delivery: None,
         }))
+    }
+
+    #[test]
+    fn where_an_answer_goes_is_told_with_where_it_comes_from() {
+        let forward = Forward { protocols: Protocols::ALL, rules: None };
+        let (target, reply_to) = ("192.0.2.7:80".parse().unwrap(), "[2001:db8::1]:4000".parse().unwrap());
+        let told = tunnel("a.test:80")
+            .map(|tunnel| Box::new(Tunnel { delivery: Some(Delivery { target, reply_to }), ..*tunnel }));
+        let pass = Pass::taken_over(told.clone(), &forward, 1_000_000);
+        assert_eq!((pass.address, pass.reply_to), (Some(target), Some(reply_to)));
+        assert_eq!(pass.tunnel(), told);
     }
 
     #[test]

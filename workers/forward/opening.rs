@@ -86,8 +86,6 @@ pub struct Opening {
     /// The name that is being proved.
     claimed: Option<Box<str>>,
     target: Option<Endpoint>,
-    /// Where the answer is to go, if not back.
-    reply_to: Option<SocketAddr>,
     dial: Option<Key<Dial>>,
 }
 
@@ -187,6 +185,8 @@ impl Opening {
     fn welcome(&self, pass: &Pass, bound: Option<SocketAddr>) -> Vec<u8> {
         let mut out = Vec::new();
         match (&self.protocol, pass.address) {
+            // It is told in the end.
+            _ if pass.reply_to.is_some() => {}
             (Protocol::Socks5(_), _) => socks::reply5(Outcome::Succeeded, bound, &mut out),
             (Protocol::Socks4, _) => socks::reply4(Outcome::Succeeded, &mut out),
             (Protocol::Dynamic, Some(address)) => Answer::Connected { ok: true, address }.write(&mut out),
@@ -234,7 +234,6 @@ impl Worker {
             proof: None,
             claimed: None,
             target: None,
-            reply_to: None,
             dial: None,
         };
         let Ok(key) = self.forward.openings.insert(opening) else { return self.close_client(client) };
@@ -292,7 +291,6 @@ impl Worker {
                 Found::Target { .. } if opening.is_outdated(client, &self.cx) => opening.begin_anew(),
                 Found::Target { used, target, credentials, reply_to } => {
                     opening.used += used;
-                    opening.reply_to = reply_to;
                     opening.target = Some(target.clone());
                     let user = opening.user.clone();
                     let (spoken, client) = (opening.protocol.spoken(), opening.client);
@@ -392,9 +390,6 @@ impl Worker {
         let Some(opening) = self.forward.openings.remove(key) else { return };
         let Some(client) = self.clients.get_mut(opening.client) else { return };
         let end = client.input.as_ref().map_or(0, |input| input.start) + opening.used;
-        if let Some(reply_to) = opening.reply_to {
-            return self.begin_delivery(opening.client, upstream, reply_to, end, pass);
-        }
         let tunnel_ms = self.cx.site.snapshot.listeners[usize::from(client.listener)].timeouts.tunnel_ms;
         let mut to_client = Pending::default();
         to_client.push(&welcome, &mut self.cx.buffers);

@@ -59,6 +59,15 @@ impl Pipe {
         self.read
     }
 
+    /// Puts `bytes` in; gives how many.
+    ///
+    /// # Errors
+    /// When there is no room, or it is a former worker's.
+    pub fn store(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        let Some(write) = &self.write else { return Err(Errno::BADF) };
+        rustix::io::write(write, bytes)
+    }
+
     pub(super) fn fill(&self, from: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
         let Some(write) = &self.write else { return Err(Errno::BADF) };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;

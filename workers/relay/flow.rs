@@ -1,5 +1,6 @@
 //! One direction of a relay.
 
+use ipc::fault;
 use ipc::state::Direction;
 
 use crate::buffer::Pending;
@@ -27,6 +28,8 @@ pub struct Flow {
     ended: bool,
     /// The receiver has been told so.
     passed_on: bool,
+    /// The end is not passed on before somebody says so with [`Flow::pass_on`].
+    pub holds_end: bool,
 }
 
 /// A splice that brought fewer bytes has most probably drained the socket. It has not when the pipe ran out of
@@ -65,6 +68,36 @@ impl Flow {
         self.passed_on
     }
 
+    /// Whether everything has been moved but the end.
+    pub fn is_at_end(&self) -> bool {
+        self.ended && !self.passed_on && self.early.is_empty() && self.pipe.is_none()
+    }
+
+    /// Tells the receiver that this was all.
+    pub fn pass_on(&mut self, to: &mut Socket) {
+        self.passed_on = true;
+        to.shutdown_write();
+    }
+
+    /// Puts what is in this process's memory into a pipe, where it outlives the process. It stays where it is if there is
+    /// no pipe that takes all of it.
+    pub fn stash(&mut self, owner: (u32, Direction), cx: &mut Ctx) {
+        if self.early.is_empty() || self.pipe.is_some() {
+            return;
+        }
+        let Some(pipe) = cx.take_pipe() else { return };
+        claim(&pipe, Some(owner), cx);
+        let stored = pipe.store(self.early.rest());
+        fault::instant();
+        if stored == Ok(self.early.rest().len()) {
+            self.pipe = Some((pipe, self.early.rest().len()));
+            self.early.clear(&mut cx.buffers);
+        } else {
+            claim(&pipe, None, cx);
+            cx.pipes.empty(pipe, &mut cx.scratch);
+        }
+    }
+
     /// Moves bytes as far as they go now, those of `owner`, and takes up to `most` new ones.
     pub fn pump(
         &mut self,
@@ -81,9 +114,8 @@ impl Flow {
                 return flushed;
             }
             if self.ended {
-                if !self.passed_on {
-                    self.passed_on = true;
-                    to.shutdown_write();
+                if !self.passed_on && !self.holds_end {
+                    self.pass_on(to);
                 }
                 return Moved::Blocked;
             }

@@ -148,6 +148,7 @@ impl Worker {
         let since_when = !relay.adopted || relay.pass.as_ref().is_some_and(|pass| pass.spoken.is_some());
         let reason = reason.map(|reason| reason.to_string());
         let entry = Entry {
+            status: if relay.delivery.is_some() && reason.is_some() { Some(502) } else { entry.status },
             unix_ms: clock.unix_ms,
             worker: self.cx.index,
             client: self.clients.get(relay.client).and_then(|client| client.peer),
@@ -161,11 +162,11 @@ impl Worker {
         log.record(&entry, clock.now_ms);
     }
 
-    /// The line of a relay that another worker is to go on with. Where the kernel counts its bytes the other logs them
-    /// all, and there is none here.
+    /// The line of a relay that another worker is to go on with. Where the kernel counts its bytes, as it does of a
+    /// connection of TCP and of an answer that goes elsewhere, the other logs them all, and there is none here.
     pub(super) fn log_given(&mut self, relay: &Relay) {
         let uncounted = self.clients.get(relay.client).is_some_and(|client| client.uncounted);
-        if !relay.tcp || uncounted {
+        if relay.delivery.is_none() && (!relay.tcp || uncounted) {
             self.log_relay(relay, Some(GIVEN));
         }
     }

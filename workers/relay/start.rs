@@ -16,6 +16,7 @@ use crate::exchange::{MAX_TRIES, Reason};
 use crate::forward::Pass;
 use crate::io::socket::{Io, Socket};
 use crate::relay::Relay;
+use crate::relay::delivery::Delivery;
 use crate::relay::flow::Flow;
 use crate::relay::line::Opened;
 use crate::room::{self, is_shortage};
@@ -30,6 +31,7 @@ impl Relay {
         Relay {
             client,
             upstream: None,
+            delivery: None,
             pool: None,
             place: None,
             gone_server: None,
@@ -74,6 +76,19 @@ pub(crate) struct NewTunnel {
     pub(crate) opened: Option<Box<Opened>>,
 }
 
+/// What is known of a relay that a former worker left.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// The number of its server.
+    pub(crate) server: Option<u64>,
+    /// Whether its answer goes elsewhere.
+    pub(crate) reply: bool,
+    /// Whether there is a pipe, by direction.
+    pub(crate) pipes: [bool; 2],
+    /// Of a forward listener: what its former worker knew.
+    pub(crate) tunnel: Option<Box<Tunnel>>,
+}
+
 impl Worker {
     /// Begins to relay a connection of a TCP listener.
     pub(crate) fn begin_relay(&mut self, client: Key<Client>, group: ipc::snapshot::GroupId) {
@@ -108,6 +123,11 @@ impl Worker {
         relay.pool = server.place.map(Place::group);
         relay.to_server.early = early;
         relay.to_client.early = tunnel.to_client;
+        if let Some(reply_to) = relay.pass.as_ref().and_then(|pass| pass.reply_to) {
+            relay.to_client.holds_end = true;
+            relay.delivery =
+                Some(connect::tcp_socket(&reply_to).map_or(Delivery::Nowhere, |fd| Delivery::new(Socket::new(fd))));
+        }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
         self.cx.watch(&mut connection.socket, Owner::Client(client));
@@ -117,15 +137,17 @@ impl Worker {
         self.cx.to_hand_over.push(key);
     }
 
-    /// Goes on with a relay that a former worker left: `rest` is the server's connection, then the pipes.
-    pub(crate) fn adopt_relay(
-        &mut self,
-        client: Key<Client>,
-        server: Option<u64>,
-        to_server: bool,
-        tunnel: Option<Box<Tunnel>>,
-        rest: Vec<OwnedFd>,
-    ) {
+    /// Goes on with a relay that a former worker left: `rest` is the server's connection, the one that takes the answer if
+    /// there is one, then the pipes.
+    pub(crate) fn adopt_relay(&mut self, client: Key<Client>, left: Left, rest: Vec<OwnedFd>) {
+        let Left { server, reply, pipes: [to_server, _], tunnel } = left;
+        let mut fds = rest.into_iter();
+        let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
+        let reply = if reply { fds.next().map(Socket::new) } else { None };
+        let (socket, reply) = match reply {
+            Some(reply) if self.has_been_told(client) => return self.end_told(client, socket, reply),
+            reply => (socket, reply),
+        };
         let Some(connection) = self.clients.get_mut(client) else { return };
         let place = server.and_then(|number| self.cx.pools.find(number));
         let pool = place.map(Place::group);
@@ -137,11 +159,11 @@ impl Worker {
         (relay.place, relay.pool, relay.tcp, relay.adopted) = (place, pool, tcp, true);
         let forward = listener.forward.as_ref();
         (relay.begun, relay.handed_over) = (true, connection.protected);
-        let mut fds = rest.into_iter();
-        let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
+        relay.to_client.holds_end = reply.is_some();
+        relay.delivery = reply.map(Delivery::new);
         if let Some(forward) = forward {
             let mut pass = Pass::taken_over(tunnel, forward, self.cx.clock.now_us);
-            pass.address = socket.peer_addr();
+            pass.address = socket.peer_addr().or(pass.address);
             if let Some(rules) = forward.rules.as_ref().filter(|rules| pass.is_under(&rules.name)) {
                 let peer = connection.peer.map(|peer| peer.ip());
                 pass.lease = self.forward.uses.take_over(rules, pass.user.as_deref(), peer, self.cx.clock.now_ms);
@@ -183,6 +205,7 @@ impl Worker {
             relay.upstream = Some(upstream);
             relay.publish(connection, false, &self.cx);
         }
+        self.connect_reply(key);
         self.drive_relay(key);
     }
 
@@ -307,8 +330,20 @@ impl Worker {
         self.connect_relay(key);
     }
 
-    /// An event on the server's connection of a relay.
+    /// A connection of a relay does not stand in time.
+    pub(crate) fn on_relay_connect_timeout(&mut self, key: Key<Relay>) {
+        if self.relays.get(key).is_some_and(|relay| relay.delivery.is_some()) {
+            return self.on_reply_timeout(key);
+        }
+        self.relay_connect_failed(key, Reason::Text("timed out connecting to the server"));
+    }
+
+    /// An event on a connection of a relay that is not the client's.
     pub(crate) fn on_relay_upstream(&mut self, key: Key<Relay>, upstream: Key<Upstream>) {
+        let delivery = self.relays.get(key).and_then(|relay| relay.delivery.as_ref());
+        if delivery.is_some_and(|delivery| delivery.connection() == Some(upstream)) {
+            return self.on_reply(key, upstream);
+        }
         let Some(connection) = self.upstreams.get_mut(upstream) else { return };
         if !connection.connecting {
             return self.drive_relay(key);

@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use super::deliveries::Delivery;
 use super::rng::Rng;
 use super::servers::{Servers, byte, read, write};
 
@@ -20,6 +21,8 @@ pub enum Kind {
     Relay,
     /// The same after an upgrade.
     Tunnel,
+    /// The same over a connection of its own, and a line in the end that says so.
+    Delivery,
 }
 
 /// One request not yet answered in full.
@@ -63,6 +66,10 @@ pub struct Client {
     streams: bool,
     /// The source in its PROXY header.
     source: String,
+    /// Where the answer comes, and the line that must come in the end.
+    delivery: Option<(Delivery, String)>,
+    /// Servers break connections: then it must be told so, and not take a part of an answer for all.
+    pub breaks: bool,
 }
 
 /// Numbers that no two requests share, and ports that no two clients of one run share: by them they are known.
@@ -95,7 +102,7 @@ impl Numbers {
 
 impl Client {
     /// Connects; nothing has been sent.
-    pub fn connect(kind: Kind, addr: SocketAddr, numbers: &mut Numbers, rng: &mut Rng) -> Client {
+    pub fn connect(kind: Kind, addr: SocketAddr, target: SocketAddr, numbers: &mut Numbers, rng: &mut Rng) -> Client {
         let stream = numbers.connect(addr);
         stream.set_nonblocking(true).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -119,7 +126,21 @@ impl Client {
             ended: false,
             streams: kind == Kind::Relay,
             source: String::new(),
+            delivery: None,
+            breaks: false,
         };
+        if kind == Kind::Delivery {
+            let delivery = Delivery::new();
+            client.unsent = delivery.line(target).into_bytes();
+            let (id, length) = (client.stream_id, client.length);
+            let wanted = format!("{{\"ok\":true,\"address\":\"{target}\",\"sent\":{length},\"delivered\":{length}}}\n");
+            client.delivery = Some((delivery, wanted));
+            client.requests.push_back(Request { id, size: 0, safe: true, deaths: 0, begin: 0 });
+            client.streams = true;
+            // Some of what it has to say comes along with the line.
+            client.sent = if rng.once_in(2) { u64::try_from(rng.below(3000)).unwrap() } else { 0 };
+            client.unsent.extend((0..client.sent).map(|at| byte(id, at)));
+        }
         if kind == Kind::Header {
             client.source = format!("192.0.2.{}", 1 + rng.below(250));
             client.unsent = format!("PROXY TCP4 {} 192.0.2.254 7 80\r\n", client.source).into_bytes();
@@ -135,7 +156,12 @@ impl Client {
 
     /// Whether its connection has come to its end, rightly.
     pub fn is_over(&self) -> bool {
+        let told = |wanted: &str| !self.breaks || self.input == wanted.as_bytes();
+        let delivered = |(delivery, wanted): &(Delivery, String)| {
+            if told(wanted) { delivery.is_whole() } else { delivery.is_over() }
+        };
         self.stream.is_none()
+            && (self.excused.is_some() || self.tolerant || self.delivery.as_ref().is_none_or(delivered))
     }
 
     /// A worker died that had it.
@@ -189,7 +215,7 @@ impl Client {
             Kind::Http | Kind::Header if self.requests.len() < 3 && !self.closing && rng.once_in(2) => {
                 self.begin_request(numbers, rng);
             }
-            Kind::Http | Kind::Header | Kind::Relay | Kind::Tunnel => {}
+            Kind::Http | Kind::Header | Kind::Relay | Kind::Tunnel | Kind::Delivery => {}
         }
         if self.streams && !self.ended && self.sent == self.length && rng.once_in(4) {
             self.end_stream();
@@ -200,6 +226,7 @@ impl Client {
     /// Goes away, in the middle of whatever it is about.
     pub fn abandon(&mut self) {
         self.stream = None;
+        self.delivery = None;
     }
 
     /// Does all that is left to do, and begins nothing.
@@ -241,6 +268,15 @@ impl Client {
     }
 
     fn receive(&mut self, servers: &Servers, most: usize) {
+        if let Some((delivery, _)) = &mut self.delivery {
+            let begun = delivery.has_begun();
+            let excused = self.excused.is_some() || self.tolerant || self.breaks;
+            delivery.receive((self.stream_id, self.length), self.sent, most, excused);
+            if delivery.has_begun() && !begun {
+                // From here on it goes on, however many workers die.
+                self.requests.clear();
+            }
+        }
         let Some(stream) = &mut self.stream else { return };
         let ended = match read(stream, &mut self.input, most) {
             Ok(_) => None,
@@ -255,7 +291,12 @@ impl Client {
             return;
         }
         while !self.streams && self.take_answer(servers) {}
-        if self.streams {
+        if let Some((_, wanted)) = &self.delivery {
+            let so_far = String::from_utf8_lossy(&self.input);
+            let failed = |line: &str| line.starts_with(so_far.as_ref()) || so_far.starts_with(line);
+            let failed = self.breaks && failed("{\"ok\":false,");
+            assert!(failed || wanted.starts_with(so_far.as_ref()), "{so_far:?}: {}", self.describe());
+        } else if self.streams {
             for &b in &self.input {
                 assert_eq!(b, byte(self.stream_id, self.back), "byte {} of {self:?}", self.back);
                 self.back += 1;
@@ -317,6 +358,17 @@ impl Client {
             assert!(request.safe || servers.seen(request.id).runs <= 1, "{request:?} was run more than once");
         }
         if self.excused.is_some() || self.closing {
+            return;
+        }
+        if let Some((_, wanted)) = &self.delivery {
+            let told = self.input == wanted.as_bytes() && how == "ended";
+            // Nothing of it had begun.
+            let may = |request: &Request| request.deaths >= 2 || self.gives_way && self.told == 0;
+            let may = self.input.is_empty() && self.requests.front().is_some_and(may);
+            assert!(told || may || self.breaks, "an exchange {how} after {:?}: {}", self.input, self.describe());
+            if !told && !self.breaks {
+                self.delivery = None;
+            }
             return;
         }
         if self.streams {

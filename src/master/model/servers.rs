@@ -42,6 +42,8 @@ pub struct Servers {
     seen: HashMap<u64, Seen>,
     /// Requests may be anything; those that make no sense end their connection.
     pub tolerant: bool,
+    /// Streams are reset now and then.
+    pub breaks: bool,
 }
 
 fn listener() -> TcpListener {
@@ -75,7 +77,14 @@ pub fn write(stream: &mut TcpStream, bytes: &[u8], most: usize) -> Option<usize>
 
 impl Servers {
     pub fn new() -> Servers {
-        Servers { http: listener(), tcp: listener(), conns: Vec::new(), seen: HashMap::new(), tolerant: false }
+        Servers {
+            http: listener(),
+            tcp: listener(),
+            conns: Vec::new(),
+            seen: HashMap::new(),
+            tolerant: false,
+            breaks: false,
+        }
     }
 
     pub fn addrs(&self) -> (SocketAddr, SocketAddr) {
@@ -116,6 +125,10 @@ impl Servers {
             return;
         }
         let at = rng.below(self.conns.len());
+        if self.breaks && rng.once_in(6) && matches!(self.conns[at].state, State::Echo { .. }) {
+            let conn = self.conns.swap_remove(at);
+            return rustix::net::connect_unspec(&conn.stream).unwrap();
+        }
         let most = if rng.once_in(3) { 1 + rng.below(200) } else { 64 * 1024 };
         let reads = rng.once_in(2);
         if !step(&mut self.conns[at], &mut self.seen, reads, most, self.tolerant) {

@@ -30,6 +30,12 @@ use open::{descriptors, kinds};
 
 /// Things that happen in one run.
 const STEPS: usize = 300;
+/// What clients speak.
+const KINDS: &[Kind] = &[Kind::Http, Kind::Http, Kind::Header, Kind::Relay, Kind::Tunnel];
+/// The same where it is mostly about exchanges with `reply_to`.
+const DELIVERIES: &[Kind] = &[Kind::Delivery, Kind::Delivery, Kind::Delivery, Kind::Tunnel, Kind::Http];
+/// The same where targets break.
+const BREAKING: &[Kind] = &[Kind::Delivery];
 /// Clients at once at most.
 const CLIENTS: usize = 14;
 
@@ -71,6 +77,8 @@ pub struct World {
     pressed: bool,
     /// Memory is not what workers wrote: clients and servers may see anything, but not wait for ever.
     pub hostile: bool,
+    /// What clients speak.
+    spoken: &'static [Kind],
     /// Descriptors by kind, with one master and its workers and nothing else.
     at_rest: BTreeMap<String, usize>,
     spoilt: Vec<(OwnedFd, Layout)>,
@@ -91,9 +99,37 @@ impl World {
         });
     }
 
+    /// The same with exchanges whose answers go elsewhere.
+    pub fn run_deliveries(seed: u64) {
+        World::run_kinds(seed, false, DELIVERIES, |world| {
+            for _ in 0..STEPS {
+                world.step();
+                world.check();
+            }
+            world.settle();
+        });
+    }
+
+    /// The same where targets break their connections: nobody may take a part of an answer for all.
+    pub fn run_breaking(seed: u64) {
+        World::run_kinds(seed, false, BREAKING, |world| {
+            world.servers.breaks = true;
+            for _ in 0..STEPS {
+                world.step();
+                world.check();
+            }
+            world.servers.breaks = false;
+            world.settle();
+        });
+    }
+
     pub(super) fn run_by(seed: u64, hostile: bool, schedule: impl FnOnce(&mut World)) {
+        World::run_kinds(seed, hostile, KINDS, schedule);
+    }
+
+    fn run_kinds(seed: u64, hostile: bool, spoken: &'static [Kind], schedule: impl FnOnce(&mut World)) {
         let before = descriptors().len();
-        let mut world = World::new(seed, hostile);
+        let mut world = World::new(seed, hostile, spoken);
         let result = catch_unwind(AssertUnwindSafe(|| schedule(&mut world)));
         if let Err(panic) = result {
             for line in &world.trace[world.trace.len().saturating_sub(150)..] {
@@ -108,7 +144,7 @@ impl World {
         assert_eq!(descriptors().len(), before, "descriptors leaked; MODEL_SEED={seed}");
     }
 
-    fn new(seed: u64, hostile: bool) -> World {
+    fn new(seed: u64, hostile: bool, spoken: &'static [Kind]) -> World {
         log::forget();
         let dir = std::env::temp_dir().join(format!("pointsman-model-{}-{seed}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -117,6 +153,7 @@ impl World {
         let mut world = World {
             pressed: !hostile && rng.once_in(3),
             hostile,
+            spoken,
             rng,
             dir,
             ahead: Duration::ZERO,
@@ -159,6 +196,10 @@ impl World {
              [backends.streams]\nservers = [\"{tcp}\"]\n",
             self.control().display()
         );
+        let forward = "[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"\n\
+             timeouts = { header = \"1h\", connect = \"1h\", tunnel = \"1h\" }\n\
+             [rules.t]\nlist = [{ action = \"allow\", networks = [\"127.0.0.0/8\"], ports = [\"1-65535\"] }]\n";
+        let text = if self.spoken.contains(&Kind::Delivery) { text + forward } else { text };
         std::fs::write(self.dir.join("new"), text).unwrap();
         std::fs::rename(self.dir.join("new"), self.dir.join("pointsman.toml")).unwrap();
     }
@@ -282,7 +323,9 @@ impl World {
             let client = self.add_client(kind);
             match kind {
                 Kind::Http | Kind::Header => self.request(client, true),
-                Kind::Relay | Kind::Tunnel => self.clients[client].act(&self.servers, &mut self.numbers, &mut self.rng),
+                Kind::Relay | Kind::Tunnel | Kind::Delivery => {
+                    self.clients[client].act(&self.servers, &mut self.numbers, &mut self.rng)
+                }
             }
         }
         for _ in 0..50 {
@@ -370,20 +413,23 @@ impl World {
     /// A client connects, if anybody listens.
     fn connect(&mut self) {
         let Some(at) = self.running() else { return };
-        let kind = [Kind::Http, Kind::Http, Kind::Header, Kind::Relay, Kind::Tunnel][self.rng.below(5)];
+        let kind = self.spoken[self.rng.below(self.spoken.len())];
         let listener = match kind {
             Kind::Http | Kind::Tunnel => 0,
             Kind::Relay => 1,
             Kind::Header => 2,
+            Kind::Delivery => 3,
         };
         let sockets = &self.masters[at].master.sockets;
         let Some(socket) = sockets.iter().find(|socket| socket.id == listener && socket.leaving.is_none()) else {
             return;
         };
         let ipc::snapshot::Address::Inet(addr) = socket.address else { return };
-        let mut client = Client::connect(kind, addr, &mut self.numbers, &mut self.rng);
+        let target = self.servers.addrs().1;
+        let mut client = Client::connect(kind, addr, target, &mut self.numbers, &mut self.rng);
         client.gives_way = self.pressed;
         client.tolerant = self.hostile;
+        client.breaks = self.servers.breaks;
         self.note(format!("connected: {}", client.describe()));
         self.clients.push(client);
     }

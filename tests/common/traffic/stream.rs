@@ -18,10 +18,10 @@ use crate::common::proxy::Addr;
 use crate::common::rng::Rng;
 use crate::common::{DEADLINE, PIECE, dawdle, wait_for};
 
-const HEADER: usize = 32;
+pub(super) const HEADER: usize = 32;
 
 /// What goes up belongs to the stream's number, what comes down to this one.
-fn down_id(id: u64) -> u64 {
+pub(super) fn down_id(id: u64) -> u64 {
     id.wrapping_add(500_000_009)
 }
 
@@ -29,7 +29,7 @@ fn down_id(id: u64) -> u64 {
 const LONG: u64 = 6_000_000;
 
 /// Sends `length` bytes of number `id`, with pauses unless they are many, and ends this direction.
-fn write(mut stream: &TcpStream, id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
+pub(super) fn write(mut stream: &TcpStream, id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
     let bytes = data(id, length as usize);
     let mut rest = &bytes[..];
     while !rest.is_empty() {
@@ -47,7 +47,7 @@ fn write(mut stream: &TcpStream, id: u64, length: u64, rng: &mut Rng) -> Result<
 /// Reads to the end, which must come after exactly `length` bytes of number `id`, of which `early` have been read.
 ///
 /// It may stop reading for a while, so that with a long stream the sockets fill up, and the pipe between them.
-fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
+pub(super) fn read(mut stream: &TcpStream, early: &[u8], id: u64, length: u64, rng: &mut Rng) -> Result<(), String> {
     let mut buffer = vec![0; PIECE];
     let mut stall = rng.once_in(2).then(|| rng.below(length / 8 + 1));
     let mut at = 0;

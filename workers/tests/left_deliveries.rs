@@ -1,0 +1,236 @@
+//! What a worker does with exchanges with `reply_to` that another one is said to have left: with this test in the master's
+//! place, which passes on whatever a dead worker may have told it. Nobody is connected to whom the rules do not allow, and
+//! no descriptor is taken for something that it is not.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ipc::channel::{Channel, RecvError};
+use ipc::forward::{Delivery, Forward, Protocols, RuleSet, Spoken, Tunnel, UseLimits};
+use ipc::message::{Layout, Passed, Task, ToMaster, ToWorker, VERSION};
+use ipc::origin::Origin;
+use ipc::snapshot::{
+    AccessLog, Address, Dispatch, Dns, Limits, Listener, LogFormat, LogTarget, Mode, OnRemoval, ProxyProtocol,
+    Snapshot, Timeouts,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn snapshot() -> Snapshot {
+    let timeouts = Timeouts {
+        header_ms: 60_000,
+        idle_ms: 60_000,
+        body_ms: 60_000,
+        write_ms: 60_000,
+        connect_ms: 60_000,
+        response_ms: 60_000,
+        server_ms: 60_000,
+        tunnel_ms: 60_000,
+    };
+    let none = UseLimits::default();
+    let rules = RuleSet {
+        name: "t".to_owned(),
+        auth: false,
+        lifetime_ms: None,
+        rules: Vec::new(),
+        per_user: none,
+        per_address: none,
+    };
+    let listener = Listener {
+        bind: Address::Inet("127.0.0.1:1".parse().unwrap()),
+        mode: Mode::Forward,
+        to: None,
+        backlog: 16,
+        timeouts,
+        removed: false,
+        proxy_protocol: ProxyProtocol::default(),
+        abort_on_close: false,
+        forward: Some(Box::new(Forward { protocols: Protocols::ALL, rules: Some(rules) })),
+    };
+    Snapshot {
+        generation: 1,
+        workers: 1,
+        dispatch: Dispatch::RoundRobin,
+        listeners: vec![listener],
+        listening: Vec::new(),
+        routes: Vec::new(),
+        groups: Vec::new(),
+        limits: Limits {
+            head_bytes: 16 * 1024,
+            head_fields: 100,
+            body_bytes: None,
+            connections: None,
+            connections_per_address: None,
+            min_rate_bytes: 0,
+        },
+        access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Combined },
+        users: Vec::new(),
+        failures: ipc::forward::FailureLimits::default(),
+        trusted_proxies: Vec::new(),
+        shutdown_timeout_ms: 1000,
+        on_removal: OnRemoval::Keep,
+        worker_timeout_ms: 60_000,
+        orphan_timeout_ms: 60_000,
+        dns: Dns::default(),
+    }
+}
+
+/// A worker in a thread of its own, and a listener through which its clients come.
+struct Bed {
+    channel: Channel,
+    worker: JoinHandle<ExitCode>,
+    front: TcpListener,
+    passed: u32,
+}
+
+/// One exchange that is passed to it: the ends of the client and of the target.
+struct Left {
+    client: TcpStream,
+    target: TcpStream,
+    address: SocketAddr,
+}
+
+impl Bed {
+    fn new() -> Bed {
+        let layout = Layout { records: 64, slots: 64, slot_bytes: 32 * 1024 };
+        let region = ipc::shm::create(&layout).unwrap();
+        let sealed = ipc::sealed::write(&snapshot()).unwrap();
+        let (mut channel, theirs) = Channel::pair().unwrap();
+        let ledger = ipc::ledger::Rows::new().unwrap();
+        let hello = ToWorker::Hello { version: VERSION, index: 0, row: Some(0), layout };
+        channel.send(&hello, &[sealed.as_fd(), region.as_fd(), ledger.file()]).unwrap();
+        let worker = std::thread::spawn(move || workers::run(theirs, 0));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match channel.recv::<ToMaster>(&mut Vec::new()) {
+                Ok(ToMaster::Ready) => break,
+                Err(RecvError::Empty) => std::thread::yield_now(),
+                other => panic!("{other:?}"),
+            }
+            assert!(Instant::now() < deadline, "the worker is not ready");
+        }
+        Bed { channel, worker, front: TcpListener::bind("127.0.0.1:0").unwrap(), passed: 0 }
+    }
+
+    /// Passes an exchange: `reply` is to take the answer, and `reply_to` is what is said of it.
+    fn pass(&mut self, reply: &OwnedFd, reply_to: Option<SocketAddr>) -> Left {
+        let client = TcpStream::connect(self.front.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (socket, peer) = self.front.accept().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let upstream = TcpStream::connect(address).unwrap();
+        let (target, _) = listener.accept().unwrap();
+        for stream in [&socket, &upstream] {
+            stream.set_nonblocking(true).unwrap();
+        }
+        let tunnel = Tunnel {
+            spoken: Spoken::Dynamic,
+            target: "a.test:80".to_owned(),
+            user: Some("ann".to_owned()),
+            rule: Some("t:1".to_owned()),
+            began_us: 1,
+            connected_us: 2,
+            lifetime_ms: None,
+            delivery: reply_to.map(|reply_to| Delivery { target: address, reply_to }),
+        };
+        let tunnel = Some(Box::new(tunnel));
+        let task = Task::Relay { server: None, reply: true, to_server: false, to_client: false, tunnel };
+        let passed =
+            Passed { id: self.passed, listener: 0, peer: Some(peer), origin: Origin::Direct, task, kept: true };
+        self.passed += 1;
+        self.channel.send(&ToWorker::Pass(vec![passed]), &[socket.as_fd(), upstream.as_fd(), reply.as_fd()]).unwrap();
+        Left { client, target, address }
+    }
+
+    fn end(mut self) {
+        self.channel.send(&ToWorker::Stop, &[]).unwrap();
+        assert_eq!(format!("{:?}", self.worker.join().unwrap()), format!("{:?}", ExitCode::SUCCESS));
+    }
+}
+
+impl Left {
+    /// What the client is told, to its end.
+    fn told(&mut self) -> String {
+        let mut told = String::new();
+        self.client.read_to_string(&mut told).unwrap();
+        told
+    }
+
+    fn is_told(&mut self, error: &str) {
+        let told = self.told();
+        assert!(told.starts_with(&format!("{{\"ok\":false,\"error\":\"{error}\",")), "{told:?}");
+        // The target is not left with something that looks like an end.
+        assert_eq!(self.target.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    fn goes_on(mut self, reply_to: &TcpListener) {
+        self.client.write_all(b"question").unwrap();
+        self.client.shutdown(Shutdown::Write).unwrap();
+        let mut question = String::new();
+        self.target.read_to_string(&mut question).unwrap();
+        assert_eq!(question, "question");
+        self.target.write_all(b"answer").unwrap();
+        drop(self.target.shutdown(Shutdown::Write));
+        let mut answer = String::new();
+        reply_to.accept().unwrap().0.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "answer");
+        let address = self.address;
+        assert_eq!(self.told(), format!("{{\"ok\":true,\"address\":\"{address}\",\"sent\":8,\"delivered\":6}}\n"));
+    }
+}
+
+fn socket() -> OwnedFd {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap()
+}
+
+#[test]
+fn nobody_is_connected_to_because_a_former_worker_said_so() {
+    let mut bed = Bed::new();
+    for (bind, allowed) in [("127.0.0.2:0", false), ("127.0.0.1:0", true)] {
+        let reply_to = TcpListener::bind(bind).unwrap();
+        let address = reply_to.local_addr().unwrap();
+        let mut left = bed.pass(&socket(), Some(address));
+        if allowed {
+            left.goes_on(&reply_to);
+            continue;
+        }
+        left.is_told("reply-denied");
+        reply_to.set_nonblocking(true).unwrap();
+        assert_eq!(reply_to.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+    // Nobody says where.
+    bed.pass(&socket(), None).is_told("reply-failed");
+    bed.end();
+}
+
+#[test]
+fn what_is_no_connection_for_an_answer_is_not_taken_for_one() {
+    let mut bed = Bed::new();
+    let reply_to = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = reply_to.local_addr().unwrap();
+    let (unix, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    for reply in [
+        OwnedFd::from(unix),
+        rustix::pipe::pipe().unwrap().0,
+        OwnedFd::from(std::fs::File::open("/dev/null").unwrap()),
+        OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap()),
+    ] {
+        let mut left = bed.pass(&reply, Some(address));
+        left.target.write_all(b"for somebody else").unwrap();
+        left.target.shutdown(Shutdown::Write).unwrap();
+        let told = left.told();
+        assert!(told.starts_with("{\"ok\":false,\"error\":\"reply-failed\""), "{told:?}");
+    }
+    drop(other);
+    bed.pass(&socket(), Some(address)).goes_on(&reply_to);
+    bed.end();
+}
