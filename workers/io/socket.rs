@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipc::fault;
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::io::splice::Pipe;
 use crate::timers::Armed;
@@ -116,6 +116,13 @@ impl Socket {
     #[must_use]
     pub fn unix(fd: OwnedFd) -> Socket {
         Socket { unix: true, ..Socket::new(fd) }
+    }
+
+    /// The same for a socket of which it is not known whether it is a Unix socket: the kernel knows.
+    #[must_use]
+    pub fn of_either_kind(fd: OwnedFd) -> Socket {
+        let unix = rustix::net::sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
+        Socket { unix, ..Socket::new(fd) }
     }
 
     /// The same for a socket on its way to its peer. It is about to be registered, so that whatever comes brings an

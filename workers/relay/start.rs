@@ -138,7 +138,7 @@ impl Worker {
         let forward = listener.forward.as_ref();
         (relay.begun, relay.handed_over) = (true, connection.protected);
         let mut fds = rest.into_iter();
-        let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
+        let Some(socket) = fds.next().map(Socket::of_either_kind) else { return self.close_client(client) };
         if let Some(forward) = forward {
             let mut pass = Pass::taken_over(tunnel, forward, self.cx.clock.now_us);
             pass.address = socket.peer_addr();
