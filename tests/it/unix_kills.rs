@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End};
 use crate::common::conf::Conf;
-use crate::common::processes::{alive, replace_all};
+use crate::common::processes::{alive, is_in_state, replace_all, stop};
 use crate::common::proxy::{Addr, Proxy};
 use crate::common::rng::{Rng, Seed};
 use crate::common::streams::upgrading;
@@ -31,12 +31,6 @@ fn path(proxy: &Proxy) -> PathBuf {
         Addr::Unix(path) => path.clone(),
         Addr::Inet(addr) => panic!("{addr}"),
     }
-}
-
-/// Whether a process is in this state of proc_pid_stat(5).
-fn is_in_state(pid: Pid, state: char) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(state))
 }
 
 /// Whether a process waits for something.
@@ -160,8 +154,7 @@ fn what_comes_with_descriptors_is_read_to_its_end_by_every_worker() {
     for _ in 0..2 {
         stream.read_exact(&mut [0]).unwrap();
         let worker = proxy.workers()[0];
-        kill(worker, Signal::SIGSTOP).unwrap();
-        wait_until("it is stopped", || is_in_state(worker, 'T'));
+        stop(worker);
         // Both are there before it looks.
         send_with_descriptor(&stream, b"a");
         send_with_descriptor(&stream, b"b");

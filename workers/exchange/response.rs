@@ -278,7 +278,8 @@ impl Exchange {
     /// Reads and sends a stretch of the body; 0 when none is there.
     fn read_body(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Result<usize, Step> {
         let held = matches!(self.spliced, Some((_, 1..)));
-        if let Some(remaining) = self.response_body.spliceable().filter(|&n| held || n >= SPLICE_BYTES)
+        let fit = |n: u64| held || n >= SPLICE_BYTES && !upstream.socket.is_urgent();
+        if let Some(remaining) = self.response_body.spliceable().filter(|&n| fit(n))
             && let Some(moved) = self.splice_body(remaining, client, upstream, cx)?
         {
             return Ok(moved);

@@ -372,12 +372,19 @@ impl Socket {
         io
     }
 
-    /// Moves at most `most` bytes from the socket into an empty pipe.
+    /// Moves at most `most` bytes from the socket into an empty pipe. Where urgent data block it, [`Socket::is_urgent`]
+    /// says so, or an event will.
     pub fn splice_in(&mut self, pipe: &Pipe, most: usize) -> Io {
         if !self.readable {
             return Io::Blocked;
         }
         let io = attempt(|| pipe.fill(self.fd.as_fd(), most));
+        // In front of urgent data behind which the end has come, splice(2) says end of file. The event that tells of the
+        // end tells of such data, too: so they are looked for only where it has not come.
+        if io == Io::Eof && !self.read_closed && !self.unix && self.has_bytes() {
+            self.urgent = true;
+            return Io::Blocked;
+        }
         // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each holds at least
         // one byte, so fewer bytes than segments have surely drained the socket.
         self.took(io, |n, _| n >= Pipe::MIN_SEGMENTS || n == most)
