@@ -30,6 +30,7 @@ mod http_semantics;
 mod http_strict;
 mod http_strict_responses;
 mod kills;
+mod kills_interim;
 mod limits;
 mod log_facts;
 mod log_lost;
