@@ -605,6 +605,24 @@ mod tests {
     }
 
     #[test]
+    fn urgent_data_in_front_of_the_end_are_not_taken_for_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::sockopt::set_socket_oobinline(&listener, true).unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut socket = Socket::new(listener.accept().unwrap().0.into());
+        rustix::net::send(&peer, b"u", SendFlags::OOB).unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !ipc::tcp_info::counters(&socket).unwrap().peer_closed {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        let pipe = crate::io::splice::Pipes::default().make().unwrap();
+        assert_eq!((socket.splice_in(&pipe, 8), socket.is_urgent()), (Io::Blocked, true));
+        assert_eq!((socket.recv(&mut [0; 8]), socket.bytes_in), (Io::Moved(1), 1));
+        assert_eq!(socket.splice_in(&pipe, 8), Io::Eof);
+    }
+
+    #[test]
     fn both_ends_of_stream_are_to_be_exchanged_before_a_socket_is_over() {
         let (mut a, mut b) = pair();
         a.shutdown_write();
