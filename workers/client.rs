@@ -77,6 +77,8 @@ pub struct Client {
     pub protected: bool,
     /// The socket's count of bytes sent when the present request began.
     written_before: u64,
+    /// Bytes of interim responses to it, sent or about to be.
+    interim: u64,
     /// Whether it came on a Unix socket, whatever a PROXY header says.
     unix: bool,
 }
@@ -100,6 +102,7 @@ impl Client {
             uncounted: peer.is_none(),
             protected: true,
             written_before: 0,
+            interim: 0,
             unix: peer.is_none(),
         }
     }
@@ -150,8 +153,16 @@ impl Client {
             slot,
             offset: u32::try_from(start).unwrap_or(0),
             consumed: self.socket.bytes_in - (end - start) as u64,
-            written: self.written_before,
+            written: self.written_before + self.interim,
         });
+    }
+
+    /// Publishes, as [`Client::publish`], that `length` bytes of an interim response are written. Comes before they are,
+    /// as with [`Client::publish_answer`]. Nothing is answered with them: what may be run again still may be, and what may
+    /// not be can still be answered.
+    pub fn publish_interim(&mut self, length: u64, phase: Phase, cx: &Ctx) {
+        self.interim += length;
+        self.publish(phase, cx);
     }
 
     /// Publishes which server the present request is about to be sent to.
@@ -261,7 +272,7 @@ impl Client {
     /// Everything before slot position `upto` has been answered. Gives the slot back when nothing is left.
     pub fn answered(&mut self, upto: usize, cx: &mut Ctx) {
         self.head_since_ms = 0;
-        self.written_before = self.socket.bytes_out;
+        (self.written_before, self.interim) = (self.socket.bytes_out, 0);
         let Some(mut input) = self.input.take() else {
             self.publish(Phase::Open, cx);
             return;

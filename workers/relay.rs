@@ -428,7 +428,7 @@ impl Worker {
         client.socket.release();
         self.cx.deregister(&mut client.socket);
         self.cx.forget(&mut client.socket);
-        client.regain_protection();
+        // Both sockets stay such that the kernel resets them: whoever loses them on their way loses bytes.
         let own = (!client.protected).then(|| task.clone());
         self.let_go(client, Vec::new(), own, Some((task, fds)));
     }

@@ -346,29 +346,41 @@ impl Master {
         }
     }
 
-    /// Hears what the successor has to say.
+    /// Hears what the successor has to say, to the last: of what is left no event would tell. One that has ended by the
+    /// time it is heard to be ready is not handed over to.
     pub(super) fn hear_successor(&mut self, now: Instant) {
-        let Some(successor) = &mut self.successor else { return };
-        match successor.hear() {
-            News::None => {}
-            News::Ready(version) if successor.deadline.take().is_some() => {
-                let (asker, pid) = (successor.asker, successor.pid);
-                let gives = version == handover::VERSION;
-                self.hand_over(pid, gives, now);
-                self.answer(asker, &Answer::Upgraded { pid: pid.cast_signed() });
-                // Where its workers give nothing nobody needs to find them.
-                self.control.take_if(|_| !gives);
-            }
-            News::Ready(_) => {}
-            News::Gone(why) if successor.deadline.is_some() => self.give_up_successor(&why),
-            News::Gone(why) => {
-                error!(
-                    "the successor is gone: {why}; connections on their way to it are lost, and the workers wait for \
-                     another master"
-                );
-                self.lose_successor();
+        let mut ready = None;
+        loop {
+            let Some(successor) = &mut self.successor else { return };
+            match successor.hear() {
+                News::None => break,
+                News::Ready(version) if ready.is_none() => ready = Some(version),
+                News::Ready(_) => return self.miss_successor("it says more than once that it is ready"),
+                News::Gone(why) => return self.miss_successor(&why),
             }
         }
+        if let (Some(version), Some(successor)) = (ready, &mut self.successor)
+            && successor.deadline.take().is_some()
+        {
+            let (asker, pid) = (successor.asker, successor.pid);
+            let gives = version == handover::VERSION;
+            self.hand_over(pid, gives, now);
+            self.answer(asker, &Answer::Upgraded { pid: pid.cast_signed() });
+            // Where its workers give nothing nobody needs to find them.
+            self.control.take_if(|_| !gives);
+        }
+    }
+
+    /// The successor is gone. What that means depends on whether it has been handed over to.
+    fn miss_successor(&mut self, why: &str) {
+        if self.successor.as_ref().is_some_and(|successor| successor.deadline.is_some()) {
+            return self.give_up_successor(why);
+        }
+        error!(
+            "the successor is gone: {why}; connections on their way to it are lost, and the workers wait for another \
+             master"
+        );
+        self.lose_successor();
     }
 
     /// The successor takes nothing more: this master ends, and its workers wait for the next one, like those of a master

@@ -11,6 +11,19 @@ pub fn is_worker(pid: Pid) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"master\0worker\0"))
 }
 
+/// Stops a process, and waits until it is.
+#[track_caller]
+pub fn stop(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).unwrap();
+    super::wait_until("it is stopped", || is_in_state(pid, 'T'));
+}
+
+/// Whether a process is in this state of proc_pid_stat(5).
+pub fn is_in_state(pid: Pid, state: char) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(state))
+}
+
 /// Waits until none of these processes is left.
 #[track_caller]
 pub fn wait_gone(pids: &[Pid]) {

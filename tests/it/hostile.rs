@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End, get};
 use crate::common::conf::Conf;
-use crate::common::processes::wait_gone;
+use crate::common::processes::{stop, wait_gone};
 use crate::common::proxy::{Launch, Proxy};
 use crate::common::{dawdle, wait_until};
 
@@ -218,6 +219,36 @@ fn urgent_byte_within_a_request_does_not_delay_it() {
     send_urgent(&client.wire.stream, b"t");
     client.send(": a\r\n\r\n");
     assert_eq!(client.response().status, 200);
+}
+
+#[test]
+fn urgent_byte_within_a_long_answer_does_not_stop_it() {
+    let backend = Backend::serve(|conn| {
+        while conn.request().is_some() {
+            conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 400001\r\n\r\n");
+            conn.send(&[b'a'; 200_000]);
+            send_urgent(&conn.wire.stream, b"b");
+            conn.send(&[b'c'; 200_000]);
+        }
+    });
+    let proxy = Launch::http(&[backend.addr]).start();
+    let body = get(proxy.addr(), "/").body;
+    assert_eq!((body.len(), body.get(200_000)), (400_001, Some(&b'b')));
+}
+
+#[test]
+fn urgent_bytes_in_front_of_the_end_are_not_taken_for_it_by_a_successor() {
+    let backend = Backend::tcp_echo();
+    let proxy = Launch::tcp(&[backend.addr]).workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    client.echo(1);
+    let worker = proxy.workers()[0];
+    stop(worker);
+    send_urgent(&client.wire.stream, b"u");
+    client.send("rgent");
+    client.shutdown_write();
+    kill(worker, Signal::SIGKILL).unwrap();
+    assert_eq!(client.read_to_end(), (b"urgent".to_vec(), End::Clean));
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod http_strict;
 mod http_strict_responses;
 mod in_hand;
 mod kills;
+mod kills_interim;
 mod limits;
 mod log_facts;
 mod log_lost;

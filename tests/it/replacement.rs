@@ -309,6 +309,32 @@ fn a_broken_program_changes_nothing() {
     assert_eq!(client.get("/").status, 200);
 }
 
+#[test]
+fn a_successor_that_is_gone_when_it_is_heard_to_be_ready_changes_nothing() {
+    let backend = Backend::ok();
+    let place = TempDir::new();
+    let program = place.join("master");
+    install(&program);
+    let mut proxy = Conf::http(&[backend.addr]).launch().binary(program.clone()).start();
+    proxy.forgive(MARK);
+    let workers = proxy.workers();
+    // The master hears its only word and its end at once.
+    let script = format!(
+        "#!/bin/sh\nkill -STOP $PPID\nuntil grep -q '^State:.T' /proc/$PPID/status; do :; done\n\
+         printf '\\000\\000\\{:03o}' >&0\n",
+        ipc::handover::VERSION
+    );
+    install_script(&program, &script);
+    proxy.signal(Signal::SIGUSR2);
+    let successor =
+        wait_for("the successor runs", || children(proxy.pid).into_iter().find(|pid| !workers.contains(pid)));
+    wait_until("it has ended", || !alive(successor));
+    proxy.signal(Signal::SIGCONT);
+    proxy.wait_for_log(&["not upgraded", "nothing has changed"]);
+    assert_eq!(get(proxy.addr(), "/").status, 200);
+    assert_eq!(proxy.workers(), workers);
+}
+
 /// The same configuration, with as much time for an upgrade as a busy machine may need.
 fn write_patient(proxy: &Proxy, conf: &Conf) {
     proxy.write_config(2, &conf.text().replace("upgrade_timeout = \"700ms\"", "upgrade_timeout = \"30s\""));

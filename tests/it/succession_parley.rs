@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
-use crate::common::client::{Client, get};
+use crate::common::client::{Client, End, get};
 use crate::common::conf::Conf;
 use crate::common::processes::{alive, wait_gone};
 use crate::common::proxy::{Launch, Proxy};
@@ -284,6 +284,30 @@ fn what_a_successor_has_said_to_have_is_given_to_nobody_else() {
     wait_gone(&orphans);
     drop(fds);
     client.end();
+}
+
+#[test]
+fn a_relay_that_is_lost_on_its_way_to_a_successor_does_not_look_whole() {
+    let backend = Backend::tcp_echo();
+    let conf = Conf::tcp(&[backend.addr]).top("control = \"unix:{dir}/control.sock\"");
+    let mut proxy = conf.launch().workers(1).start();
+    let relay = |proxy: &Proxy| {
+        let mut client = Client::connect(proxy.addr());
+        client.echo(1);
+        client
+    };
+    let before = relay(&proxy);
+    let orphans = proxy.kill_master();
+    proxy.wait_for_log(&["the master has died"]);
+    let after = relay(&proxy);
+    let (mut channel, count, fds) = take_over_from_one(&proxy.dir.join("control.sock"));
+    assert_eq!((count, fds.len()), (2, 4));
+    channel.send(&ToFormer::Taken, &[]).unwrap();
+    wait_gone(&orphans);
+    drop(fds);
+    for mut client in [before, after] {
+        assert_eq!(client.read_to_end(), (Vec::new(), End::Reset));
+    }
 }
 
 #[test]

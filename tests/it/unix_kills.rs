@@ -1,24 +1,26 @@
 //! Clients of a Unix socket whose worker is killed. The kernel counts no bytes there: what is between two requests goes
 //! on, what is not certain is cut, and nothing is answered wrongly or twice.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
 use crate::common::backend::{Act, Backend, response};
 use crate::common::client::{Client, End};
 use crate::common::conf::Conf;
-use crate::common::processes::{alive, replace_all};
+use crate::common::processes::{alive, is_in_state, replace_all, stop};
 use crate::common::proxy::{Addr, Proxy};
 use crate::common::rng::{Rng, Seed};
 use crate::common::streams::upgrading;
-use crate::common::{DEADLINE, wait_for, wait_until};
+use crate::common::{DEADLINE, TempDir, wait_for, wait_until};
 
 fn conf(backend: &Backend) -> Conf {
     Conf::http(&[backend.addr]).listen("bind = \"unix:{dir}/web.sock\"")
@@ -31,10 +33,9 @@ fn path(proxy: &Proxy) -> PathBuf {
     }
 }
 
-/// Whether a process waits for something, by proc_pid_stat(5).
+/// Whether a process waits for something.
 fn sleeps(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+    is_in_state(pid, 'S')
 }
 
 #[test]
@@ -130,6 +131,39 @@ fn tunnels_and_relays_go_on() {
         replace_all(&mut proxy, 2);
     }
     assert_eq!((upgraded.connections(), echoing.connections()), (5, 5));
+}
+
+/// Sends `bytes` and a descriptor with them: one read brings no more than that.
+fn send_with_descriptor(stream: &UnixStream, bytes: &[u8]) {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let rights = [ControlMessage::ScmRights(&[file.as_raw_fd()])];
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::empty(), None);
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+#[test]
+fn what_comes_with_descriptors_is_read_to_its_end_by_every_worker() {
+    let place = TempDir::new();
+    let server = UnixListener::bind(place.join("server.sock")).unwrap();
+    let conf = Conf::tcp(&[]).server(format!("\"unix:{}\"", place.join("server.sock").display()));
+    let mut proxy = conf.launch().workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    client.send("x");
+    let mut stream = server.accept().unwrap().0;
+    // The second time by a worker that has taken over from another.
+    for _ in 0..2 {
+        stream.read_exact(&mut [0]).unwrap();
+        let worker = proxy.workers()[0];
+        stop(worker);
+        // Both are there before it looks.
+        send_with_descriptor(&stream, b"a");
+        send_with_descriptor(&stream, b"b");
+        kill(worker, Signal::SIGCONT).unwrap();
+        client.wire.begin();
+        assert_eq!(client.wire.take(2).unwrap(), b"ab");
+        replace_all(&mut proxy, 1);
+        client.send("x");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The response's way to the client: interim heads, the final head, the body.
 
+use ipc::state::Phase;
+
 use crate::backend::Upstream;
 use crate::client::Client;
 use crate::ctx::Ctx;
@@ -140,6 +142,9 @@ impl Exchange {
         cx.out.clear();
         rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
         self.head_bytes_out += cx.out.len() as u64;
+        let repeatable = self.replayable && self.method.is_idempotent();
+        let phase = if repeatable { Phase::Open } else { Phase::Committed };
+        client.publish_interim(cx.out.len() as u64, phase, cx);
         if self.to_client.is_empty() {
             send_or_keep(&mut client.socket, &mut self.to_client, &cx.out, &[], &mut cx.buffers)
                 .map_err(|_| Step::Cut(CLIENT_GONE))
@@ -278,7 +283,8 @@ impl Exchange {
     /// Reads and sends a stretch of the body; 0 when none is there.
     fn read_body(&mut self, client: &mut Client, upstream: &mut Upstream, cx: &mut Ctx) -> Result<usize, Step> {
         let held = matches!(self.spliced, Some((_, 1..)));
-        if let Some(remaining) = self.response_body.spliceable().filter(|&n| held || n >= SPLICE_BYTES)
+        let fit = |n: u64| held || n >= SPLICE_BYTES && !upstream.socket.is_urgent();
+        if let Some(remaining) = self.response_body.spliceable().filter(|&n| fit(n))
             && let Some(moved) = self.splice_body(remaining, client, upstream, cx)?
         {
             return Ok(moved);

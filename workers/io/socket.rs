@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipc::fault;
 use mio::event::Event;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::io::splice::Pipe;
 use crate::timers::Armed;
@@ -116,6 +116,13 @@ impl Socket {
     #[must_use]
     pub fn unix(fd: OwnedFd) -> Socket {
         Socket { unix: true, ..Socket::new(fd) }
+    }
+
+    /// The same for a socket of which it is not known whether it is a Unix socket: the kernel knows.
+    #[must_use]
+    pub fn of_either_kind(fd: OwnedFd) -> Socket {
+        let unix = rustix::net::sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
+        Socket { unix, ..Socket::new(fd) }
     }
 
     /// The same for a socket on its way to its peer. It is about to be registered, so that whatever comes brings an
@@ -365,12 +372,19 @@ impl Socket {
         io
     }
 
-    /// Moves at most `most` bytes from the socket into an empty pipe.
+    /// Moves at most `most` bytes from the socket into an empty pipe. Where urgent data block it, [`Socket::is_urgent`]
+    /// says so, or an event will.
     pub fn splice_in(&mut self, pipe: &Pipe, most: usize) -> Io {
         if !self.readable {
             return Io::Blocked;
         }
         let io = attempt(|| pipe.fill(self.fd.as_fd(), most));
+        // In front of urgent data behind which the end has come, splice(2) says end of file. The event that tells of the
+        // end tells of such data, too: so they are looked for only where it has not come.
+        if io == Io::Eof && !self.read_closed && !self.unix && self.has_bytes() {
+            self.urgent = true;
+            return Io::Blocked;
+        }
         // Unlike a short read, a short splice may only mean that the pipe ran out of segments. Each holds at least
         // one byte, so fewer bytes than segments have surely drained the socket.
         self.took(io, |n, _| n >= Pipe::MIN_SEGMENTS || n == most)
@@ -588,6 +602,24 @@ mod tests {
         assert_eq!(socket.send_ahead(b"a", b"b"), Io::Moved(2));
         assert_eq!(socket.send(b"c", b""), Io::Moved(1));
         assert_eq!(arrived(), 8);
+    }
+
+    #[test]
+    fn urgent_data_in_front_of_the_end_are_not_taken_for_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::sockopt::set_socket_oobinline(&listener, true).unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut socket = Socket::new(listener.accept().unwrap().0.into());
+        rustix::net::send(&peer, b"u", SendFlags::OOB).unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !ipc::tcp_info::counters(&socket).unwrap().peer_closed {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        let pipe = crate::io::splice::Pipes::default().make().unwrap();
+        assert_eq!((socket.splice_in(&pipe, 8), socket.is_urgent()), (Io::Blocked, true));
+        assert_eq!((socket.recv(&mut [0; 8]), socket.bytes_in), (Io::Moved(1), 1));
+        assert_eq!(socket.splice_in(&pipe, 8), Io::Eof);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Flow {
                 }
                 Io::Blocked => {
                     put_back(pipe, cx);
-                    return Moved::Blocked;
+                    return if from.is_urgent() { Moved::NoPipe } else { Moved::Blocked };
                 }
                 Io::Eof => {
                     put_back(pipe, cx);

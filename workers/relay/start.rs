@@ -142,7 +142,7 @@ impl Worker {
     pub(crate) fn adopt_relay(&mut self, client: Key<Client>, left: Left, rest: Vec<OwnedFd>) {
         let Left { server, reply, pipes: [to_server, _], tunnel } = left;
         let mut fds = rest.into_iter();
-        let Some(socket) = fds.next().map(Socket::new) else { return self.close_client(client) };
+        let Some(socket) = fds.next().map(Socket::of_either_kind) else { return self.close_client(client) };
         let reply = if reply { fds.next().map(Socket::new) } else { None };
         let (socket, reply) = match reply {
             Some(reply) if self.has_been_told(client) => return self.end_told(client, socket, reply),
