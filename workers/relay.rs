@@ -125,7 +125,7 @@ impl Relay {
                 client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
             }
             // What came of it shows again when the relay is driven.
-            let _ = self.to_client.flush(&mut client.socket, cx);
+            let _ = self.to_client.flush(&mut client.socket, false, cx);
         }
         self.publish(client, self.is_captive(), cx);
     }
@@ -170,6 +170,9 @@ impl Relay {
                 }
             };
         }
+        // What was held back for an end that has not been passed on yet.
+        client.socket.push();
+        upstream.socket.push();
         self.publish(client, self.is_captive(), cx);
         let [up, down] = moved;
         (up, down)
