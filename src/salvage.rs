@@ -58,6 +58,7 @@ impl Remains<'_> {
         let Some(image) = self.standing() else { return Salvage::Cut };
         match image.phase {
             Phase::Passed => self.not_taken_up(),
+            Phase::Done if self.is_ahead(&image) => Salvage::Cut,
             Phase::Done => Salvage::Done,
             Phase::Captive => Salvage::Cut,
             Phase::Resting => self.at_rest(&image),
@@ -94,8 +95,8 @@ impl Remains<'_> {
         let last = self.image?;
         let unwritten = match last.phase {
             Phase::Open | Phase::Committed => self.unanswered(&last).is_none(),
-            Phase::Relay => self.is_ahead(&last),
-            Phase::Passed | Phase::Done | Phase::Captive | Phase::Resting => false,
+            Phase::Relay | Phase::Done => self.is_ahead(&last),
+            Phase::Passed | Phase::Captive | Phase::Resting => false,
         };
         let holds = |former: &Image| {
             matches!(former.phase, Phase::Open | Phase::Committed)
@@ -440,6 +441,31 @@ mod tests {
         assert_eq!(with(28, 128), Salvage::Serve);
         assert_eq!(with(28, 131), Salvage::Resume(vec![b'x'; 3]));
         assert_eq!(with(40, 140), Salvage::Serve);
+    }
+
+    #[test]
+    fn a_last_answer_announced_is_over_once_written_and_its_request_stands_until_then() {
+        for (phase, unwritten) in [(Phase::Open, Salvage::Resume(vec![b'x'; 4])), (Phase::Committed, Salvage::Fail)] {
+            let with = |former: Option<Image>, written: Option<(u64, bool)>| {
+                let remains = Remains {
+                    image: Some(Image { slot: None, ..image(Phase::Done, 24, 40) }),
+                    former,
+                    task: &Task::Serve,
+                    base: BASE,
+                    header: 0,
+                    counters: written.map(|(written, shut_down)| Counters { shut_down, ..counters(124, written) }),
+                };
+                remains.salvage(|_, _, len| Ok(vec![b'x'; len]))
+            };
+            let former = Some(image(phase, 20, 30));
+            assert_eq!(with(former, Some((90, false))), Salvage::Done);
+            assert_eq!(with(former, Some((90, true))), Salvage::Done);
+            assert_eq!(with(former, None), Salvage::Done, "the connection is gone");
+            assert_eq!(with(former, Some((80, false))), unwritten);
+            assert_eq!(with(former, Some((81, false))), Salvage::Cut);
+            assert_eq!(with(former, Some((89, false))), Salvage::Cut);
+            assert_eq!(with(None, Some((80, false))), Salvage::Cut);
+        }
     }
 
     #[test]

@@ -194,6 +194,22 @@ impl Client {
         });
     }
 
+    /// Publishes that the connection is over once the last `left` bytes of its last answer are written. A death right
+    /// after that finds nothing left to do but to end it, and the bytes on their way however far they have come.
+    pub fn publish_last_answer(&self, left: u64, cx: &Ctx) {
+        if self.uncounted {
+            return;
+        }
+        let Some(record) = cx.control.record(self.id) else { return };
+        record.publish(&Image {
+            phase: Phase::Done,
+            slot: None,
+            offset: 0,
+            consumed: self.socket.bytes_in,
+            written: self.socket.bytes_out + left,
+        });
+    }
+
     /// Sends `answer` within a negotiation whose bytes all stay in the slot. Once it is written a successor finds their
     /// first byte changed to `mark`, and until then as it was. In another slot, so that both are true at their time.
     /// False when no slot is free, or the client does not take the answer.

@@ -142,7 +142,7 @@ impl Relay {
                 client.publish_tunnel(self.to_client.early.rest().len() as u64, cx);
             }
             // What came of it shows again when the relay is driven.
-            let _ = self.to_client.flush(&mut client.socket, cx);
+            let _ = self.to_client.flush(&mut client.socket, false, cx);
         }
         self.publish(client, self.is_captive(), cx);
     }
@@ -190,6 +190,12 @@ impl Relay {
                     break result;
                 }
             };
+        }
+        // What was held back for an end that has not been passed on yet.
+        ends.client.socket.push();
+        ends.upstream.socket.push();
+        if let Some(reply) = &mut ends.reply {
+            reply.socket.push();
         }
         self.publish(ends.client, self.is_captive(), cx);
         let [up, down] = moved;

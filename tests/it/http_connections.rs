@@ -1,9 +1,12 @@
 //! HTTP/1 connections as they should be: kept and shared on both sides, pipelined, closed when either side says so, in both
 //! versions.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::common::backend::{Act, Backend, response, response_with};
 use crate::common::client::{Client, End, get};
@@ -291,4 +294,26 @@ fn what_comes_behind_a_last_request_does_not_cost_its_answer() {
         assert_eq!(client.response().body.len(), 300_000);
         assert_eq!(client.end(), End::Clean);
     }
+}
+
+/// Two segments would cost each such connection another way through the network.
+#[test]
+fn the_end_of_a_connection_comes_with_the_last_bytes() {
+    const TRIES: usize = 40;
+    let backend = Backend::ok();
+    let proxy = Launch::http(&[backend.addr]).workers(1).start();
+    let mut together = 0;
+    for _ in 0..TRIES {
+        let mut stream = TcpStream::connect(proxy.addr().inet()).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut fds = [PollFd::new(&stream, PollFlags::IN | PollFlags::RDHUP)];
+        poll(&mut fds, None).unwrap();
+        together += usize::from(fds[0].revents().contains(PollFlags::IN | PollFlags::RDHUP));
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    }
+    // Sent apart they come together, too, where this thread is late, and sent together they come apart where the worker
+    // is held up in between for longer than the kernel keeps bytes back.
+    assert!(together >= TRIES * 9 / 10, "the end came with the last bytes in {together} of {TRIES} answers");
 }

@@ -257,9 +257,11 @@ impl Exchange {
             self.announce(cx.out.len() + bytes[fed.direct.clone()].len(), client, cx);
         }
         if self.to_client.is_empty() {
-            // Where the rest is spliced it follows at once, or the socket is pushed.
+            // Where the rest is spliced it follows at once, or the socket is pushed. So does the end of a connection that
+            // ends with this: the last bytes and it share a segment.
             let send = match self.response_body.spliceable() {
                 Some(SPLICE_BYTES..) => Socket::send_ahead,
+                Some(_) | None if self.response_body.is_done() && !self.client_goes_on() => Socket::send_ahead,
                 Some(_) | None => Socket::send,
             };
             let io = send(&mut client.socket, &cx.out, &bytes[fed.direct.clone()]);
@@ -272,11 +274,13 @@ impl Exchange {
         }
     }
 
-    /// Publishes what will hold once all of the answer is written, of which `last` bytes are not even queued. Not
-    /// where the connection ends with the answer: nothing goes on there.
+    /// Publishes what will hold once all of the answer is written, of which `last` bytes are not even queued.
     pub(super) fn announce(&self, last: usize, client: &Client, cx: &Ctx) {
+        let left = (self.to_client.rest().len() + last) as u64;
         if self.client_goes_on() {
-            client.publish_answer(self.request_end(), (self.to_client.rest().len() + last) as u64, cx);
+            client.publish_answer(self.request_end(), left, cx);
+        } else {
+            client.publish_last_answer(left, cx);
         }
     }
 
@@ -347,7 +351,7 @@ impl Exchange {
         if held as u64 == remaining {
             self.announce(held, client, cx);
         }
-        let moved = match client.socket.splice_out(&pipe, held) {
+        let moved = match client.socket.splice_out(&pipe, held, false) {
             Io::Moved(n) => n,
             Io::Blocked | Io::Eof => 0,
             Io::Broken(_) => {

@@ -337,8 +337,8 @@ impl Socket {
         })
     }
 
-    /// The same where more follows at once: what is too little for a segment waits for that. If it does not follow,
-    /// [`Socket::push`] sends it on its way.
+    /// The same where more follows at once, or the end: what is too little for a segment waits for that. If it does not
+    /// follow, [`Socket::push`] sends it on its way.
     pub fn send_ahead(&mut self, first: &[u8], second: &[u8]) -> Io {
         self.held_back = true;
         self.write(first, second, |fd| {
@@ -401,15 +401,15 @@ impl Socket {
         self.readable = true;
     }
 
-    /// Moves at most `most` bytes, all of which the pipe holds, into the socket.
-    pub fn splice_out(&mut self, pipe: &Pipe, most: usize) -> Io {
+    /// Moves at most `most` bytes, all of which the pipe holds, into the socket. With `ahead` as [`Socket::send_ahead`].
+    pub fn splice_out(&mut self, pipe: &Pipe, most: usize, ahead: bool) -> Io {
         if !self.writable {
             return Io::Blocked;
         }
-        let io = attempt(|| pipe.drain(self.fd.as_fd(), most));
+        let io = attempt(|| pipe.drain(self.fd.as_fd(), most, ahead));
         match io {
             Io::Moved(n) => {
-                self.held_back = false;
+                self.held_back = ahead;
                 self.bytes_out += n as u64;
                 io
             }
@@ -434,6 +434,7 @@ impl Socket {
     /// Tells the peer that nothing more will be sent.
     pub fn shutdown_write(&mut self) {
         self.sent_end = true;
+        self.held_back = false;
         // A peer that is gone already answers with an error that changes nothing.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
         fault::instant();
@@ -590,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_ahead_waits_for_more_or_for_the_push() {
+    fn what_was_sent_ahead_waits_for_more_or_for_the_push_or_for_the_end() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut socket = Socket::new(listener.accept().unwrap().0.into());
@@ -602,6 +603,11 @@ mod tests {
         assert_eq!(socket.send_ahead(b"a", b"b"), Io::Moved(2));
         assert_eq!(socket.send(b"c", b""), Io::Moved(1));
         assert_eq!(arrived(), 8);
+        // The end takes it along.
+        assert_eq!(socket.send_ahead(b"d", b"e"), Io::Moved(2));
+        socket.shutdown_write();
+        assert!(!socket.held_back);
+        assert_eq!(arrived(), 10);
     }
 
     #[test]

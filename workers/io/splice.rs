@@ -74,8 +74,9 @@ impl Pipe {
         rustix::pipe::splice(from, None, write, None, most.min(PIPE_BYTES), flags)
     }
 
-    pub(super) fn drain(&self, to: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
-        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    pub(super) fn drain(&self, to: BorrowedFd<'_>, most: usize, more_follows: bool) -> Result<usize, Errno> {
+        let more = if more_follows { SpliceFlags::MORE } else { SpliceFlags::empty() };
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK | more;
         rustix::pipe::splice(&self.read, None, to, None, most, flags)
     }
 }

@@ -109,7 +109,7 @@ impl Flow {
     ) -> Moved {
         let mut budget = TURN_BYTES.min(most);
         loop {
-            let flushed = self.flush(to, cx);
+            let flushed = self.flush(to, from.is_read_closed(), cx);
             if flushed != Moved::Again {
                 return flushed;
             }
@@ -155,8 +155,8 @@ impl Flow {
         }
     }
 
-    /// Sends what is under way; `Again` when nothing is any more.
-    pub(super) fn flush(&mut self, to: &mut Socket, cx: &mut Ctx) -> Moved {
+    /// Sends what is under way; `Again` when nothing is any more. `ahead`: the end follows at once, or more does.
+    pub(super) fn flush(&mut self, to: &mut Socket, ahead: bool, cx: &mut Ctx) -> Moved {
         while !self.early.is_empty() {
             match to.send(self.early.rest(), &[]) {
                 Io::Moved(n) => {
@@ -168,7 +168,7 @@ impl Flow {
             }
         }
         while let Some((pipe, held)) = &mut self.pipe {
-            match to.splice_out(pipe, *held) {
+            match to.splice_out(pipe, *held, ahead) {
                 Io::Moved(n) => {
                     self.moved += n as u64;
                     *held -= n;
@@ -190,7 +190,7 @@ impl Flow {
         match from.recv(&mut cx.scratch) {
             Io::Moved(n) => {
                 self.early.push(&cx.scratch[..n], &mut cx.buffers);
-                self.flush(to, cx)
+                self.flush(to, false, cx)
             }
             Io::Blocked => Moved::Blocked,
             Io::Eof => {

@@ -45,7 +45,9 @@ impl Peer for Fresh {
             dawdle(rng.pause(4000));
         }
         let order = small(&self.ledger, rng, 100);
-        client.send(get(&order));
+        // Its last request, too, and whether it says so or not.
+        let last = if rng.once_in(2) { "Connection: close\r\n" } else { "" };
+        client.send(format!("GET {} HTTP/1.1\r\nHost: a\r\n{last}\r\n", order.target()));
         judge(&order, client.try_response())
     }
 }
