@@ -319,6 +319,10 @@ impl Worker {
             Some(reply) => self.upstreams.get_two_mut(upstream, reply).unzip(),
         };
         let Some(upstream) = upstream else { return };
+        if relay.begun && relay.delivery.is_some() && reply.is_none() {
+            // What comes from the server is for nobody else.
+            return;
+        }
         if !relay.begun {
             if client.socket.is_gone() {
                 self.end_relay(key, Some(CLIENT_GONE));

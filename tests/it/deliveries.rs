@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
 use nix::sys::signal::{Signal, kill};
@@ -11,10 +12,11 @@ use nix::sys::signal::{Signal, kill};
 use crate::common::backend::Unanswering;
 use crate::common::client::reset;
 use crate::common::processes::{alive, kill_all};
-use crate::common::proxy::{Launch, Proxy};
+use crate::common::proxy::{Addr, Launch, Proxy};
 use crate::common::succession::replace;
 use crate::common::{DEADLINE, pattern_bytes, wait_for, wait_until};
 use crate::forward::{LOOPBACK, launch, log, read_exactly, read_line, stream};
+use crate::protection::unprotected;
 
 /// What the client sends along with its line.
 const EARLY: usize = 5_000;
@@ -346,4 +348,85 @@ fn what_broke_while_nobody_looked_is_told_as_broken() {
     assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(reply.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     drop(proxy);
+}
+
+#[test]
+fn what_has_no_copy_is_given_back_with_its_descriptors() {
+    const MANY: usize = 60;
+    let mut proxy = launch(&format!("list = [{LOOPBACK}]"), "").workers(4).descriptors(256, 256).start();
+    let begin = |proxy: &Proxy| {
+        let listeners = [listener(), listener()];
+        let [target, reply_to] = listeners.each_ref().map(|one| one.local_addr().unwrap());
+        let client = ask(proxy, target, reply_to, b"early");
+        (client, accept(&listeners[0]), accept(&listeners[1]), target)
+    };
+    let exchanges: Vec<_> = (0..MANY).map(|_| begin(&proxy)).collect();
+    // The first have copies, the last have not.
+    let [now, ..] = unprotected(&proxy);
+    assert!((10..MANY).contains(&now), "{now}");
+    for _ in 0..2 {
+        let leaves = proxy.workers().last().copied().unwrap();
+        proxy.signal(Signal::SIGTTOU);
+        wait_until("a worker has left", || !alive(leaves));
+    }
+    for (client, target, reply, address) in exchanges {
+        finish(client, target, reply, address, b"early");
+    }
+    assert_eq!(unprotected(&proxy)[2], 0);
+    // What has no copy is reset everywhere when its worker dies, and everything else goes on.
+    let exchanges: Vec<_> = (0..MANY).map(|_| begin(&proxy)).collect();
+    let old = proxy.workers();
+    kill_all(&proxy);
+    wait_until("they are dead", || old.iter().all(|&pid| !alive(pid)));
+    proxy.wait_for_workers(2);
+    let [_, _, lost] = unprotected(&proxy);
+    let mut reset = 0;
+    for (client, target, mut reply, address) in exchanges {
+        client.set_nonblocking(true).unwrap();
+        let seen = client.peek(&mut [0]).unwrap_err().kind();
+        client.set_nonblocking(false).unwrap();
+        if seen == ErrorKind::WouldBlock {
+            finish(client, target, reply, address, b"early");
+            continue;
+        }
+        reset += 1;
+        assert_eq!(seen, ErrorKind::ConnectionReset);
+        assert_eq!(reply.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    assert!(reset == lost && (1..MANY).contains(&lost), "{reset} reset, {lost} lost");
+}
+
+#[test]
+fn exchanges_of_clients_on_unix_sockets_go_on_too() {
+    let replies = "{ action = \"allow\", about = \"replies\", networks = [\"127.0.0.1/32\"] }";
+    let text = format!(
+        "[[listen]]\nbind = \"unix:{{dir}}/forward.sock\"\nmode = \"forward\"\nrules = \"t\"\n\
+         [rules.t]\nlist = [{LOOPBACK}, {replies}]\n"
+    );
+    let mut proxy = Launch::config(&text).start();
+    for _ in 0..3 {
+        let Addr::Unix(path) = proxy.addr().clone() else { panic!("{:?}", proxy.addr()) };
+        let (targets, replies) = (listener(), listener());
+        let address = targets.local_addr().unwrap();
+        let reply_to = replies.local_addr().unwrap();
+        let mut client = UnixStream::connect(path).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        write!(client, "{{\"target\":\"{address}\",\"reply_to\":\"{reply_to}\"}}\nearly").unwrap();
+        let (mut target, mut reply) = (accept(&targets), accept(&replies));
+        assert_eq!(read_exactly(&mut target, 5), b"early");
+        proxy = Blow::Death.strike(proxy);
+        client.write_all(b", and late").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut got = String::new();
+        target.read_to_string(&mut got).unwrap();
+        assert_eq!(got, ", and late");
+        target.write_all(b"answer").unwrap();
+        drop(target);
+        let mut replied = String::new();
+        reply.read_to_string(&mut replied).unwrap();
+        assert_eq!(replied, "answer");
+        let mut told = String::new();
+        client.read_to_string(&mut told).unwrap();
+        assert_eq!(told, outcome(address, 15, 6));
+    }
 }

@@ -20,7 +20,7 @@ const MANY: usize = 240;
 
 /// What `master status` says of unprotected connections: now, in all, lost.
 #[track_caller]
-fn unprotected(proxy: &Proxy) -> [usize; 3] {
+pub fn unprotected(proxy: &Proxy) -> [usize; 3] {
     let output = proxy.question("status");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.starts_with("unprotected ")).unwrap_or_else(|| panic!("{output:?}"));

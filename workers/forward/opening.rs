@@ -239,6 +239,8 @@ impl Worker {
         let Ok(key) = self.forward.openings.insert(opening) else { return self.close_client(client) };
         let Some(connection) = self.clients.get_mut(client) else { return };
         connection.state = ClientState::Opening(key);
+        // What has been read is not to be read again with what follows.
+        connection.socket.release();
         let listener = &self.cx.site.snapshot.listeners[usize::from(connection.listener)];
         // All of it has the time that a request's head has.
         let due_ms = self.cx.clock.now_ms + u64::from(listener.timeouts.header_ms);
@@ -388,6 +390,9 @@ impl Worker {
         let bound = self.upstreams.get(upstream).and_then(|one| one.socket.local_addr());
         let welcome = opening.welcome(&pass, bound);
         let Some(opening) = self.forward.openings.remove(key) else { return };
+        if pass.reply_to.is_some() {
+            self.make_room();
+        }
         let Some(client) = self.clients.get_mut(opening.client) else { return };
         let end = client.input.as_ref().map_or(0, |input| input.start) + opening.used;
         let tunnel_ms = self.cx.site.snapshot.listeners[usize::from(client.listener)].timeouts.tunnel_ms;

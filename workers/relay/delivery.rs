@@ -7,6 +7,8 @@
 //! and whether the client has been told are asked of the sockets, so that it does not matter how many processes had a part
 //! in it.
 
+use std::net::SocketAddr;
+
 use ipc::forward::RuleSet;
 use ipc::state::Phase;
 use ipc::tcp_info::{self, Stage};
@@ -21,14 +23,15 @@ use crate::io::socket::Socket;
 use crate::proto::dynamic::{Answer, ErrorCode};
 use crate::relay::Relay;
 use crate::relay::flow::{Flow, Moved};
+use crate::room::is_shortage;
 use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
 /// The connection that takes the answer.
 #[derive(Debug)]
 pub(super) enum Delivery {
-    /// There is none to be had.
-    Nowhere,
+    /// There is none to be had, and why.
+    Nowhere(Failure),
     /// The master is to have a copy of it before it is connected, so that nobody connects a second time.
     Unwatched(Socket),
     /// It is on its way, or stands.
@@ -51,6 +54,8 @@ const REPLY_DENIED: Failure =
 const REPLY_TIMED_OUT: Failure =
     (ErrorCode::ReplyFailed, Reason::Text("timed out connecting to the address for the reply"));
 
+const NO_ROOM: Failure = (ErrorCode::Busy, Reason::Text("the worker has no room for a connection"));
+
 /// Ends a connection in order, for every process that has it.
 fn end_in_order(socket: &mut Socket) {
     socket.reset_when_closed(false);
@@ -58,18 +63,33 @@ fn end_in_order(socket: &mut Socket) {
 }
 
 impl Delivery {
-    /// With a socket that may not be connected yet. Should nobody be left to go on with it, it is to be reset: nobody may
-    /// take a part for all.
-    pub(super) fn new(mut socket: Socket) -> Delivery {
+    /// To an address, with a socket of its own.
+    pub(super) fn to(address: &SocketAddr) -> Delivery {
+        match connect::tcp_socket(address) {
+            Ok(fd) => Delivery::through(Socket::new(fd)),
+            Err(errno) if is_shortage(errno) => Delivery::Nowhere(NO_ROOM),
+            Err(_) => Delivery::Nowhere(REPLY_UNREACHABLE),
+        }
+    }
+
+    /// Through a socket that may not be connected yet. Should nobody be left to go on with it, it is to be reset: nobody
+    /// may take a part for all.
+    fn through(mut socket: Socket) -> Delivery {
         socket.reset_on_close(true);
         Delivery::Unwatched(socket)
+    }
+
+    /// What a former worker left, if the answer was to go elsewhere.
+    pub(super) fn left(socket: Option<Socket>, reply_to: Option<SocketAddr>) -> Option<Delivery> {
+        let lost = || reply_to.map(|_| Delivery::Nowhere(REPLY_BROKE));
+        socket.map(Delivery::through).or_else(lost)
     }
 
     /// The connection, once there is one.
     pub(super) fn connection(&self) -> Option<Key<Upstream>> {
         match self {
             Delivery::Connection(key) => Some(*key),
-            Delivery::Nowhere | Delivery::Unwatched(_) => None,
+            Delivery::Nowhere(_) | Delivery::Unwatched(_) => None,
         }
     }
 
@@ -77,7 +97,7 @@ impl Delivery {
     pub(super) fn unwatched(&self) -> Option<&Socket> {
         match self {
             Delivery::Unwatched(socket) => Some(socket),
-            Delivery::Nowhere | Delivery::Connection(_) => None,
+            Delivery::Nowhere(_) | Delivery::Connection(_) => None,
         }
     }
 }
@@ -137,10 +157,11 @@ impl Worker {
     pub(super) fn connect_reply(&mut self, key: Key<Relay>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let Some(delivery) = relay.delivery.take_if(|delivery| delivery.connection().is_none()) else { return };
-        relay.delivery = Some(Delivery::Nowhere);
-        let Delivery::Unwatched(mut socket) = delivery else {
-            return self
-                .end_delivery(key, Err((ErrorCode::Busy, Reason::Text("no socket is to be had for the reply"))));
+        relay.delivery = Some(Delivery::Nowhere(NO_ROOM));
+        let mut socket = match delivery {
+            Delivery::Unwatched(socket) => socket,
+            Delivery::Nowhere(failure) => return self.end_delivery(key, Err(failure)),
+            Delivery::Connection(_) => return,
         };
         let stage = tcp_info::opened(&socket).map_or(Stage::Unconnected, |opened| opened.stage);
         let connecting = match stage {
@@ -158,8 +179,7 @@ impl Worker {
         }
         let reply = Upstream::new(socket, UpstreamState::Relay(key), connecting);
         let Some(reply) = upstream::add(&mut self.upstreams, reply, &mut self.cx) else {
-            return self
-                .end_delivery(key, Err((ErrorCode::Busy, Reason::Text("the worker has no room for a connection"))));
+            return self.end_delivery(key, Err(NO_ROOM));
         };
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.delivery = Some(Delivery::Connection(reply));

@@ -125,15 +125,19 @@ impl Worker {
         relay.to_client.early = tunnel.to_client;
         if let Some(reply_to) = relay.pass.as_ref().and_then(|pass| pass.reply_to) {
             relay.to_client.holds_end = true;
-            relay.delivery =
-                Some(connect::tcp_socket(&reply_to).map_or(Delivery::Nowhere, |fd| Delivery::new(Socket::new(fd))));
+            relay.delivery = Some(Delivery::to(&reply_to));
         }
+        // Without a socket for its answer nobody is to go on with it.
+        let nowhere = relay.delivery.as_ref().is_some_and(|delivery| delivery.unwatched().is_none());
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
         self.cx.watch(&mut connection.socket, Owner::Client(client));
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
         connection.socket.deadline.due_ms = u64::MAX;
+        if nowhere {
+            return self.connect_reply(key);
+        }
         self.cx.to_hand_over.push(key);
     }
 
@@ -159,8 +163,6 @@ impl Worker {
         (relay.place, relay.pool, relay.tcp, relay.adopted) = (place, pool, tcp, true);
         let forward = listener.forward.as_ref();
         (relay.begun, relay.handed_over) = (true, connection.protected);
-        relay.to_client.holds_end = reply.is_some();
-        relay.delivery = reply.map(Delivery::new);
         if let Some(forward) = forward {
             let mut pass = Pass::taken_over(tunnel, forward, self.cx.clock.now_us);
             pass.address = socket.peer_addr().or(pass.address);
@@ -170,6 +172,8 @@ impl Worker {
             }
             relay.pass = Some(Box::new(pass));
         }
+        relay.delivery = Delivery::left(reply, relay.pass.as_ref().and_then(|pass| pass.reply_to));
+        relay.to_client.holds_end = relay.delivery.is_some();
         for (flow, fd) in
             [&mut relay.to_server, &mut relay.to_client].into_iter().skip(usize::from(!to_server)).zip(fds)
         {

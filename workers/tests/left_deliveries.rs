@@ -119,8 +119,8 @@ impl Bed {
         Bed { channel, worker, front: TcpListener::bind("127.0.0.1:0").unwrap(), passed: 0 }
     }
 
-    /// Passes an exchange: `reply` is to take the answer, and `reply_to` is what is said of it.
-    fn pass(&mut self, reply: &OwnedFd, reply_to: Option<SocketAddr>) -> Left {
+    /// Passes an exchange: `reply`, if there is one, is to take the answer, and `reply_to` is what is said of it.
+    fn pass(&mut self, reply: Option<&OwnedFd>, reply_to: Option<SocketAddr>) -> Left {
         let client = TcpStream::connect(self.front.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, peer) = self.front.accept().unwrap();
@@ -142,11 +142,12 @@ impl Bed {
             delivery: reply_to.map(|reply_to| Delivery { target: address, reply_to }),
         };
         let tunnel = Some(Box::new(tunnel));
-        let task = Task::Relay { server: None, reply: true, to_server: false, to_client: false, tunnel };
+        let task = Task::Relay { server: None, reply: reply.is_some(), to_server: false, to_client: false, tunnel };
         let passed =
             Passed { id: self.passed, listener: 0, peer: Some(peer), origin: Origin::Direct, task, kept: true };
         self.passed += 1;
-        self.channel.send(&ToWorker::Pass(vec![passed]), &[socket.as_fd(), upstream.as_fd(), reply.as_fd()]).unwrap();
+        let fds: Vec<_> = [socket.as_fd(), upstream.as_fd()].into_iter().chain(reply.map(AsFd::as_fd)).collect();
+        self.channel.send(&ToWorker::Pass(vec![passed]), &fds).unwrap();
         Left { client, target, address }
     }
 
@@ -198,7 +199,7 @@ fn nobody_is_connected_to_because_a_former_worker_said_so() {
     for (bind, allowed) in [("127.0.0.2:0", false), ("127.0.0.1:0", true)] {
         let reply_to = TcpListener::bind(bind).unwrap();
         let address = reply_to.local_addr().unwrap();
-        let mut left = bed.pass(&socket(), Some(address));
+        let mut left = bed.pass(Some(&socket()), Some(address));
         if allowed {
             left.goes_on(&reply_to);
             continue;
@@ -207,8 +208,12 @@ fn nobody_is_connected_to_because_a_former_worker_said_so() {
         reply_to.set_nonblocking(true).unwrap();
         assert_eq!(reply_to.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
+    // What comes from the target is for somebody else than the client, and that one's connection is not there.
+    let mut left = bed.pass(None, Some("127.0.0.1:9".parse().unwrap()));
+    left.target.write_all(b"for somebody else").unwrap();
+    left.is_told("reply-failed");
     // Nobody says where.
-    bed.pass(&socket(), None).is_told("reply-failed");
+    bed.pass(Some(&socket()), None).is_told("reply-failed");
     bed.end();
 }
 
@@ -224,13 +229,13 @@ fn what_is_no_connection_for_an_answer_is_not_taken_for_one() {
         OwnedFd::from(std::fs::File::open("/dev/null").unwrap()),
         OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap()),
     ] {
-        let mut left = bed.pass(&reply, Some(address));
+        let mut left = bed.pass(Some(&reply), Some(address));
         left.target.write_all(b"for somebody else").unwrap();
         left.target.shutdown(Shutdown::Write).unwrap();
         let told = left.told();
         assert!(told.starts_with("{\"ok\":false,\"error\":\"reply-failed\""), "{told:?}");
     }
     drop(other);
-    bed.pass(&socket(), Some(address)).goes_on(&reply_to);
+    bed.pass(Some(&socket()), Some(address)).goes_on(&reply_to);
     bed.end();
 }
