@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,12 +14,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use super::place;
+use super::{beside, place};
 use crate::config::Control;
 use crate::{FAILED, UNUSABLE, config};
 
 /// How long a master may take to greet.
 const GREET: Duration = Duration::from_secs(5);
+/// How long one that is ready may take to put its socket in its place.
+const PLACED: Duration = Duration::from_secs(1);
 
 /// A master that listens.
 struct Running {
@@ -91,7 +93,7 @@ fn receive<M: DeserializeOwned>(channel: &mut Channel, timeout: Duration) -> Res
 /// would start another.
 fn greet(path: &Path) -> Result<Running, String> {
     let shown = path.display();
-    let fd = place::connect(path).map_err(|errno| match errno {
+    let fd = reach(path, || std::thread::sleep(Duration::from_millis(5))).map_err(|errno| match errno {
         Errno::CONNREFUSED => format!("no master is running behind {shown}"),
         Errno::NOENT => format!(
             "no master is running behind {shown}: there is no such socket (a master whose socket was removed follows \
@@ -109,6 +111,20 @@ fn greet(path: &Path) -> Result<Running, String> {
         ),
     })?;
     Ok(Running { channel, greeting })
+}
+
+/// Connects to whoever is behind `path`. Where somebody waits beside it the place may be about to be taken: then it is
+/// tried for a while, with a `pause` in between.
+pub(super) fn reach(path: &Path, mut pause: impl FnMut()) -> Result<OwnedFd, Errno> {
+    let end = Instant::now() + PLACED;
+    loop {
+        match place::connect(path) {
+            Err(Errno::CONNREFUSED | Errno::NOENT) if Instant::now() < end && !beside::names(path).is_empty() => {
+                pause()
+            }
+            connected => return connected,
+        }
+    }
 }
 
 fn find(which: &Which<'_>) -> Result<Running, String> {

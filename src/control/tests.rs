@@ -134,6 +134,26 @@ fn is_behind(server: &Server, path: &Path) -> bool {
 }
 
 #[test]
+fn whoever_asks_waits_for_one_that_is_about_to_take_the_place() {
+    let scratch = Scratch::new("about");
+    let place = scratch.socket();
+    assert_eq!(ask::reach(&place, || panic!("nobody is there")).unwrap_err(), Errno::NOENT);
+    // Left by one that was killed.
+    drop(std::os::unix::net::UnixListener::bind(&place).unwrap());
+    assert_eq!(ask::reach(&place, || panic!("nobody is there")).unwrap_err(), Errno::CONNREFUSED);
+    let mut server = open_beside(&scratch);
+    let mut tries = 0;
+    let reached = ask::reach(&place, || {
+        tries += 1;
+        if tries == 3 {
+            assert!(server.take_place().unwrap());
+        }
+    });
+    assert!(reached.is_ok());
+    assert_eq!(tries, 3);
+}
+
+#[test]
 fn whoever_takes_the_place_leaves_the_former_one_beside_it() {
     let scratch = Scratch::new("place");
     let first = open(&scratch).unwrap();

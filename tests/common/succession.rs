@@ -29,7 +29,8 @@ pub fn wait_taken_over(next: &Proxy, orphans: &[Pid]) {
     }
     wait_gone(orphans);
     // Whoever answers a question has finished the turn in which the last of them came.
-    assert!(next.question("status").status.success());
+    let output = next.question("status");
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// Waits until workers have so many connections. What a master has accepted and not yet passed on is lost with it.

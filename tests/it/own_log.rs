@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -101,6 +102,8 @@ fn signals_that_come_too_early_do_not_end_it() {
             kill(pid, signal).unwrap();
         }
     }
+    // It is there before anybody listens.
+    wait_until("it listens", || UnixStream::connect(&path).is_ok());
     assert_eq!(get(&Addr::Unix(path), "/").status, 200);
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(master.wait().unwrap().success());
