@@ -175,13 +175,17 @@ fn run(arguments: &cli::Arguments) -> ExitCode {
     let spawn = Box::new(process::System);
     let mut before = master::Before { program, formers, doors: None, lent: activation::take(), spawn, heritage };
     match prepare(arguments, &mut before) {
-        Ok(master) => match master.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(message) => {
-                log::error!("{message}");
-                ExitCode::from(FAILED)
+        Ok(master) => {
+            // What it has looked behind is not kept open for good.
+            drop(before);
+            match master.run() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(message) => {
+                    log::error!("{message}");
+                    ExitCode::from(FAILED)
+                }
             }
-        },
+        }
         Err((text, code)) => {
             // Whoever started this one as its successor has somebody to tell.
             before.formers.iter_mut().for_each(|former| former.tell_failed(text.clone()));
