@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-/// What one `accept4` gave.
+/// What one `accept4` gave. `F` is the connection.
 #[derive(Debug)]
-pub enum Accepted {
+pub enum Accepted<F = OwnedFd> {
     /// A connection, with the client's address unless it is a Unix socket.
-    Connection(OwnedFd, Option<SocketAddr>),
+    Connection(F, Option<SocketAddr>),
     /// Nobody is waiting.
     Empty,
     /// No descriptor, or no memory, is left: the connection still waits in the kernel's queue.

@@ -102,7 +102,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             "keep",
             &ToWorker::Keep { listeners: bound().into_iter().map(|bound| Kept { listener: 2, bound }).collect() },
         ),
-        sample("inherit", &ToWorker::Inherit { perhaps_sent: true }),
+        sample("inherit", &ToWorker::Inherit { listeners: vec![0, 300], perhaps_sent: true }),
         sample("unkept", &ToWorker::Unkept { ids: vec![1, 70_000] }),
         sample("drain", &ToWorker::Drain { timeout_ms: 30_000, give_back: true }),
         sample("finished", &ToMaster::Finished(vec![1, 200, 70_000])),

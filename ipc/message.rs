@@ -51,6 +51,8 @@ pub enum ToWorker {
     /// The master has died with these connections in hand, each with its descriptor: serve them as the master would have
     /// had them served. Sent on its behalf, after all it has sent itself.
     Inherit {
+        /// Of each, where it was accepted.
+        listeners: Vec<ListenerId>,
         /// Whether some of them may have been passed to this worker before.
         perhaps_sent: bool,
     },

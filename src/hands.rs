@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ipc::accept::Accepted;
 use ipc::shm::Words;
+use ipc::snapshot::ListenerId;
 
 /// Descriptors with a note. A higher one is taken for something else, and the connection behind it ends with the
 /// master if that is killed just then.
@@ -19,7 +21,11 @@ const NOTED: usize = 1 << 20;
 const END: usize = NOTED;
 /// The word for what a process that shares the table has opened for this one.
 const LEFT: usize = NOTED + 1;
-const WORDS: usize = NOTED + 2;
+/// The word for the listener at which a connection is just being accepted, and 1.
+const ACCEPTING: usize = NOTED + 2;
+/// The word for whether an heir has taken what was left.
+const CLAIMED: usize = NOTED + 3;
+const WORDS: usize = NOTED + 4;
 
 /// What is known of a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,33 +34,34 @@ pub enum Note {
     Nothing,
     /// Our copy of something that a worker has, too.
     Kept,
-    /// A connection that nobody else has.
-    InHand,
-    /// A connection under way to the worker at the other end of this channel, who may have it already.
-    Sending(RawFd),
+    /// A connection that nobody else has, of this listener.
+    InHand(ListenerId),
+    /// A connection of this listener under way to the worker at the other end of this channel, who may have it already.
+    Sending(ListenerId, RawFd),
     /// The channel of a worker that takes connections.
     Channel,
 }
 
 impl Note {
-    /// In a word: the kind in the lower half, a descriptor in the upper.
+    /// In a word: the kind, the listener, and in the upper half a descriptor.
     fn encode(self) -> u64 {
+        let of = |kind: u64, listener: ListenerId| kind | u64::from(listener) << 16;
         match self {
             Note::Nothing => 0,
             Note::Kept => 1,
-            Note::InHand => 2,
-            Note::Sending(channel) => 3 | u64::from(channel.cast_unsigned()) << 32,
+            Note::InHand(listener) => of(2, listener),
+            Note::Sending(listener, channel) => of(3, listener) | u64::from(channel.cast_unsigned()) << 32,
             Note::Channel => 4,
         }
     }
 
     fn decode(word: u64) -> Note {
-        let [.., a, b, c, d] = word.to_be_bytes();
-        let [e, f, g, h, ..] = word.to_be_bytes();
-        match u32::from_be_bytes([a, b, c, d]) {
+        let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
+        let (channel, listener) = (RawFd::from_be_bytes([a, b, c, d]), ListenerId::from_be_bytes([e, f]));
+        match u16::from_be_bytes([g, h]) {
             1 => Note::Kept,
-            2 => Note::InHand,
-            3 => Note::Sending(RawFd::from_be_bytes([e, f, g, h])),
+            2 => Note::InHand(listener),
+            3 => Note::Sending(listener, channel),
             4 => Note::Channel,
             _ => Note::Nothing,
         }
@@ -111,6 +118,20 @@ impl Notes {
         self.0.all()[LEFT].store(u64::from(fd.cast_unsigned()) + 1, Ordering::Release);
     }
 
+    /// The listener at which a connection was just being accepted, which may have no note yet.
+    pub fn accepting(&self) -> Option<ListenerId> {
+        self.0.all()[ACCEPTING].load(Ordering::Acquire).checked_sub(1).and_then(|listener| listener.try_into().ok())
+    }
+
+    fn accepts(&self, at: Option<ListenerId>) {
+        self.0.all()[ACCEPTING].store(at.map_or(0, |listener| u64::from(listener) + 1), Ordering::Release);
+    }
+
+    /// What the process has had in hand is the caller's to pass on; false when it is somebody else's already.
+    pub fn claim(&self) -> bool {
+        self.0.all()[CLAIMED].swap(1, Ordering::AcqRel) == 0
+    }
+
     /// What has been left.
     pub fn take_left(&self) -> Option<RawFd> {
         let left = self.0.all()[LEFT].swap(0, Ordering::AcqRel);
@@ -128,35 +149,46 @@ fn note(fd: BorrowedFd<'_>, note: Note) {
 #[derive(Debug)]
 pub struct Held(OwnedFd);
 
+/// Takes one connection off the queue of `socket`, as [`ipc::accept::accept`] does, and notes it.
+pub fn accept(socket: impl AsFd, listener: ListenerId) -> Accepted<Held> {
+    let notes = NOTES.get();
+    if let Some(notes) = notes {
+        notes.accepts(Some(listener));
+    }
+    let accepted = match ipc::accept::accept(socket) {
+        Accepted::Connection(fd, peer) => {
+            let held = Held(fd);
+            held.alone(listener);
+            Accepted::Connection(held, peer)
+        }
+        Accepted::Empty => Accepted::Empty,
+        Accepted::Exhausted(errno) => Accepted::Exhausted(errno),
+        Accepted::Lost(errno) => Accepted::Lost(errno),
+    };
+    if let Some(notes) = notes {
+        notes.accepts(None);
+    }
+    accepted
+}
+
 impl Held {
-    /// A connection that has just been accepted.
-    pub fn accepted(fd: OwnedFd) -> Held {
-        note(fd.as_fd(), Note::InHand);
-        Held(fd)
+    /// Nobody else has it, and whoever gets it serves it like a new one of this listener.
+    pub fn alone(&self, listener: ListenerId) {
+        note(self.0.as_fd(), Note::InHand(listener));
     }
 
-    /// It is about to be sent over this channel.
+    /// It is about to be sent over this channel. One that others have had is never in our hands alone.
     pub fn sending(&self, channel: impl AsFd) {
-        self.pass(Note::InHand, Note::Sending(channel.as_fd().as_raw_fd()));
+        let Some(notes) = NOTES.get() else { return };
+        let fd = self.0.as_raw_fd();
+        if let Note::InHand(listener) | Note::Sending(listener, _) = notes.read(fd) {
+            notes.write(fd, Note::Sending(listener, channel.as_fd().as_raw_fd()));
+        }
     }
 
     /// It has been sent, and this is our copy.
     pub fn sent(&self) {
         note(self.0.as_fd(), Note::Kept);
-    }
-
-    /// Nobody else has it any more, and whoever gets it serves it like a new one.
-    pub fn alone(&self) {
-        note(self.0.as_fd(), Note::InHand);
-    }
-
-    /// From one note to the next; one that others have had is never in our hands alone.
-    fn pass(&self, from: Note, to: Note) {
-        if let Some(notes) = NOTES.get()
-            && notes.read(self.0.as_raw_fd()) == from
-        {
-            notes.write(self.0.as_raw_fd(), to);
-        }
     }
 }
 
@@ -213,9 +245,15 @@ mod tests {
 
     #[test]
     fn every_note_reads_back_and_other_words_say_nothing() {
-        for note in
-            [Note::Nothing, Note::Kept, Note::InHand, Note::Sending(0), Note::Sending(RawFd::MAX), Note::Channel]
-        {
+        for note in [
+            Note::Nothing,
+            Note::Kept,
+            Note::InHand(0),
+            Note::InHand(ListenerId::MAX),
+            Note::Sending(7, 0),
+            Note::Sending(ListenerId::MAX, RawFd::MAX),
+            Note::Channel,
+        ] {
             assert_eq!(Note::decode(note.encode()), note);
         }
         assert_eq!(Note::decode(u64::MAX), Note::Nothing);
@@ -225,15 +263,20 @@ mod tests {
     fn notes_end_behind_the_last_one_and_numbers_beyond_have_none() {
         let notes = Notes::new().unwrap();
         assert_eq!(notes.end(), 0);
-        notes.write(7, Note::InHand);
+        notes.write(7, Note::InHand(5));
         notes.write(3, Note::Kept);
-        notes.write(RawFd::MAX, Note::InHand);
-        notes.write(-1, Note::InHand);
+        notes.write(RawFd::MAX, Note::InHand(5));
+        notes.write(-1, Note::InHand(5));
         assert_eq!(
             (notes.read(7), notes.read(3), notes.read(4), notes.end()),
-            (Note::InHand, Note::Kept, Note::Nothing, 8)
+            (Note::InHand(5), Note::Kept, Note::Nothing, 8)
         );
         assert_eq!((notes.read(RawFd::MAX), notes.read(-1)), (Note::Nothing, Note::Nothing));
+        notes.accepts(Some(ListenerId::MAX));
+        assert_eq!(notes.accepting(), Some(ListenerId::MAX));
+        notes.accepts(None);
+        assert_eq!(notes.accepting(), None);
+        assert!(notes.claim() && !notes.claim());
         notes.leave(0);
         assert_eq!((notes.take_left(), notes.take_left()), (Some(0), None));
     }

@@ -8,15 +8,19 @@
 //! This is the one place with `unsafe` for processes and for descriptors that are known by their numbers only.
 #![allow(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, SendError};
 use ipc::message::{MAX_FDS, ToWorker};
+use ipc::snapshot::ListenerId;
+use ipc::tcp_info;
 use log::{info, warn};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -33,6 +37,8 @@ const STACK_BYTES: usize = 256 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Descriptors looked at beyond those that notes were ever taken of: a new one has the lowest free number.
 const BEYOND: RawFd = 1024;
+/// How long to wait before a channel without room is tried again.
+const RETRY: Duration = Duration::from_millis(2);
 
 /// The heir of this process.
 #[derive(Debug)]
@@ -66,7 +72,12 @@ impl Heir {
                     notes.leave(pidfd.into_raw_fd());
                     0
                 }
-                Err(errno) => status(errno.raw_os_error()),
+                Err(errno) => {
+                    // Nobody would know of it.
+                    let _ = rustix::process::kill_process(heir, Signal::KILL);
+                    let _ = rustix::process::waitpid(Some(heir), WaitOptions::empty());
+                    status(errno.raw_os_error())
+                }
             },
             Err(error) => status(error.raw_os_error().unwrap_or(0)),
         });
@@ -92,7 +103,7 @@ impl Drop for Heir {
     fn drop(&mut self) {
         let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
         // The sockets are open as long as it is there.
-        let _ = wait_for(self.process.as_fd(), PollFlags::IN, PATIENCE);
+        wait_for(self.process.as_fd(), PollFlags::IN, PATIENCE);
         let _ = crate::process::reap(self.process.as_fd());
     }
 }
@@ -113,9 +124,19 @@ fn status(errno: i32) -> isize {
 /// What the heir does, all its life.
 fn live(notes: &Notes, master: BorrowedFd<'_>) -> isize {
     set_title();
-    while !wait_for(master, PollFlags::IN, Duration::MAX) {}
+    loop {
+        match wait_for(master, PollFlags::IN, Duration::MAX) {
+            Waited::Ready => break,
+            Waited::Late => {}
+            // The master has given this heir up.
+            Waited::Gone => return 0,
+        }
+    }
+    if !notes.claim() {
+        return 0;
+    }
     let estate = Estate::find(notes);
-    let count = estate.connections.len();
+    let count = estate.connections.len() + estate.sent.len();
     let left = estate.leave_to_workers();
     match (count, left) {
         (0, _) => {}
@@ -125,25 +146,41 @@ fn live(notes: &Notes, master: BorrowedFd<'_>) -> isize {
     0
 }
 
-/// Waits until `fd` is ready; false when it is not in time.
-fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, time: Duration) -> bool {
+/// What came of waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    Ready,
+    Late,
+    /// The descriptor is closed.
+    Gone,
+}
+
+/// Waits until `fd` is ready.
+fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, time: Duration) -> Waited {
     let timeout = Timespec::try_from(time).ok();
-    matches!(rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, flags)], timeout.as_ref()), Ok(1))
+    let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        Ok(1) if fds[0].revents().contains(PollFlags::NVAL) => Waited::Gone,
+        Ok(1) => Waited::Ready,
+        Ok(_) | Err(_) => Waited::Late,
+    }
 }
 
 /// A connection that the master had in hand, by its number.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct InHand {
     fd: RawFd,
-    /// The worker at the other end of this channel may have it already.
-    sent_over: Option<RawFd>,
+    listener: ListenerId,
 }
 
 /// What there is in the table of a dead master.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Estate {
+    /// Those that nobody else has.
     connections: Vec<InHand>,
-    /// Those of workers that take connections.
+    /// Those that the worker at the other end of this channel may have.
+    sent: Vec<(RawFd, InHand)>,
+    /// The channels of workers that take connections.
     channels: Vec<RawFd>,
 }
 
@@ -161,72 +198,106 @@ impl Local {
             return Some(Local::Inet(inet));
         }
         let unix = rustix::net::SocketAddrUnix::try_from(address).ok()?;
-        Some(Local::Unix(PathBuf::from(std::ffi::OsString::from(unix.path()?.to_string_lossy().into_owned()))))
+        Some(Local::Unix(PathBuf::from(OsStr::from_bytes(unix.path_bytes()?))))
     }
 }
 
 impl Estate {
     fn find(notes: &Notes) -> Estate {
-        let mut estate = Estate { connections: Vec::new(), channels: Vec::new() };
+        let mut estate = Estate::default();
         let mut unknown = Vec::new();
         for fd in 0..notes.end().saturating_add(BEYOND) {
             match notes.read(fd) {
                 Note::Kept => {}
-                Note::InHand => estate.connections.push(InHand { fd, sent_over: None }),
-                Note::Sending(channel) => estate.connections.push(InHand { fd, sent_over: Some(channel) }),
+                Note::InHand(listener) => estate.connections.push(InHand { fd, listener }),
+                Note::Sending(listener, channel) => estate.sent.push((channel, InHand { fd, listener })),
                 Note::Channel if is_channel(fd) => estate.channels.push(fd),
                 Note::Nothing | Note::Channel => unknown.push(fd),
             }
         }
-        estate.connections.extend(accepted_this_instant(&unknown).map(|fd| InHand { fd, sent_over: None }));
+        if let Some(listener) = notes.accepting() {
+            estate.connections.extend(accepted_this_instant(&unknown).map(|fd| InHand { fd, listener }));
+        }
         estate
     }
 
     /// Sends the workers everything; how many are left.
     fn leave_to_workers(mut self) -> usize {
         let until = Instant::now() + PATIENCE;
-        for (at, &channel) in self.channels.iter().enumerate() {
+        let mut channels: Vec<(RawFd, Channel)> = Vec::new();
+        for &fd in &self.channels {
             // SAFETY: the table is this process's alone since the master has ended, and the number is taken once.
-            let mut to = Channel::from_fd(unsafe { OwnedFd::from_raw_fd(channel) });
-            let is_last = at + 1 == self.channels.len();
-            for perhaps_sent in [true, false] {
-                // Whoever may have one gets it again or nobody does. The others are shared out.
-                let (count, workers) = (self.connections.len(), self.channels.len() - at);
-                let share = if is_last { count } else { count.div_ceil(workers) };
-                let sent_over = perhaps_sent.then_some(channel);
-                let mut mine = Vec::new();
-                self.connections.retain(|one| {
-                    let take =
-                        one.sent_over == sent_over && (perhaps_sent || mine.len() < share) && mine.len() < MAX_FDS;
-                    if take {
-                        mine.push(one.fd);
+            channels.push((fd, Channel::from_fd(unsafe { OwnedFd::from_raw_fd(fd) })));
+        }
+        // Whoever may have one gets it again or nobody does: one that has been read from is not like new. What went to a
+        // worker that takes nothing any more is that worker's.
+        let mut closed = Vec::new();
+        for (fd, channel) in &mut channels {
+            let theirs: Vec<InHand> = self.sent.iter().filter(|(to, _)| to == fd).map(|(_, one)| *one).collect();
+            for batch in theirs.chunks(MAX_FDS) {
+                match send(channel, batch, true, until) {
+                    Sent::Yes | Sent::Late => {}
+                    Sent::Closed => {
+                        closed.push(*fd);
+                        self.connections.extend(batch.iter().filter(|one| is_untouched(one.fd)));
                     }
-                    !take
-                });
-                if !mine.is_empty() && !send(&mut to, &mine, perhaps_sent, until) {
-                    self.connections.extend(mine.into_iter().map(|fd| InHand { fd, sent_over }));
                 }
+            }
+        }
+        channels.retain(|(fd, _)| !closed.contains(fd));
+        // The rest is shared out.
+        let mut next = 0;
+        while !self.connections.is_empty() && !channels.is_empty() {
+            let at = next % channels.len();
+            let share = self.connections.len().div_ceil(channels.len() - at).min(MAX_FDS);
+            let batch: Vec<InHand> = self.connections[..share].to_vec();
+            match send(&mut channels[at].1, &batch, false, until) {
+                Sent::Yes => {
+                    self.connections.drain(..share);
+                    next = at + 1;
+                }
+                Sent::Closed | Sent::Late => drop(channels.remove(at)),
             }
         }
         self.connections.len()
     }
 }
 
-/// Sends connections over a channel; false when it cannot be done in time.
-fn send(channel: &mut Channel, connections: &[RawFd], perhaps_sent: bool, until: Instant) -> bool {
-    let fds: Vec<_> = connections.iter().map(|&fd| borrow(fd)).collect();
+/// What came of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    /// The worker is gone.
+    Closed,
+    /// There was no room in time.
+    Late,
+}
+
+/// Sends connections over a channel.
+fn send(channel: &mut Channel, connections: &[InHand], perhaps_sent: bool, until: Instant) -> Sent {
+    let fds: Vec<_> = connections.iter().map(|one| borrow(one.fd)).collect();
+    let listeners: Vec<ListenerId> = connections.iter().map(|one| one.listener).collect();
+    let message = ToWorker::Inherit { listeners, perhaps_sent };
     loop {
-        match channel.send(&ToWorker::Inherit { perhaps_sent }, &fds) {
-            Ok(()) => return true,
+        match channel.send(&message, &fds) {
+            Ok(()) => return Sent::Yes,
             Err(SendError::Full) => {
                 let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() || !wait_for(channel.as_fd(), PollFlags::OUT, left) {
-                    return false;
+                // Room for descriptors under way brings no event.
+                if left.is_zero() || wait_for(channel.as_fd(), PollFlags::OUT, left.min(RETRY)) == Waited::Gone {
+                    return Sent::Late;
                 }
+                std::thread::sleep(RETRY.min(left));
             }
-            Err(SendError::Closed | SendError::TooLarge | SendError::Io(_)) => return false,
+            Err(SendError::Closed) => return Sent::Closed,
+            Err(SendError::TooLarge | SendError::Io(_)) => return Sent::Late,
         }
     }
+}
+
+/// Whether nobody has read from a connection, or written to it.
+fn is_untouched(fd: RawFd) -> bool {
+    tcp_info::counters(borrow(fd)).is_ok_and(|counters| counters.consumed == 0 && counters.written == 0)
 }
 
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
@@ -250,7 +321,8 @@ fn accepted_this_instant(fds: &[RawFd]) -> impl Iterator<Item = RawFd> {
     let is_theirs = move |local: &Local| {
         places.iter().any(|place| match (place, local) {
             (Local::Inet(place), Local::Inet(local)) => {
-                place.port() == local.port() && (place.ip().is_unspecified() || place.ip() == local.ip())
+                let is_everywhere = place.ip().is_unspecified() && place.is_ipv4() == local.is_ipv4();
+                place.port() == local.port() && (is_everywhere || place.ip() == local.ip())
             }
             (place, local) => place == local,
         })

@@ -31,7 +31,7 @@ use crate::config::{Control, Loaded, Names};
 use crate::control::{self, OpenError};
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
-use crate::hands::Held;
+use crate::hands;
 use crate::keeper::{Addresses, Connection};
 use crate::listen::{self, Socket};
 use crate::moderate::Moderation;
@@ -492,11 +492,11 @@ impl Master {
                 self.send_accepted(now);
             }
             let socket = &mut self.sockets[index];
-            match ipc::accept::accept(&*socket) {
+            match hands::accept(&*socket, socket.id) {
                 Accepted::Connection(fd, peer) => {
                     self.gate.succeeded();
                     self.accepted += 1;
-                    let mut connection = Connection::new(Held::accepted(fd), peer, socket.id);
+                    let mut connection = Connection::new(fd, peer, socket.id);
                     let listener = &self.config.snapshot.listeners[usize::from(socket.id)];
                     if listener.proxy_protocol.is_expected(peer.map(|addr| addr.ip())) {
                         connection.origin = Origin::Awaited;

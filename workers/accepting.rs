@@ -15,10 +15,12 @@ use ipc::accept::{Accepted, accept};
 use ipc::message::{Kept, Passed, Task};
 use ipc::origin::Origin;
 use ipc::snapshot::{ListenerId, Snapshot};
+use ipc::tcp_info;
 use log::{debug, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::net::sockopt::socket_cookie;
 
 use crate::room;
@@ -169,19 +171,20 @@ impl Worker {
         self.clients.len() < self.cx.control.records() && self.cx.descriptors_left() > 0
     }
 
-    /// Takes in connections that the master had accepted before it died. Those that it may have sent are told by the
-    /// kernel's number of their socket from those that are here already.
-    pub(crate) fn inherit(&mut self, fds: Vec<OwnedFd>, perhaps_sent: bool) {
+    /// Takes in connections that the master had accepted before it died, each at its listener. Of those that it may have
+    /// sent, the ones that are here already are known by the kernel's number of their socket, and the ones that have been
+    /// served by their end.
+    pub(crate) fn inherit(&mut self, listeners: &[ListenerId], fds: Vec<OwnedFd>, perhaps_sent: bool) {
         let cookies: Vec<u64> = if perhaps_sent {
             self.clients.iter().filter_map(|(_, client)| socket_cookie(&client.socket).ok()).collect()
         } else {
             Vec::new()
         };
-        for fd in fds {
-            if perhaps_sent && socket_cookie(&fd).is_ok_and(|cookie| cookies.contains(&cookie)) {
+        let is_here = |fd: &OwnedFd| socket_cookie(fd).is_ok_and(|cookie| cookies.contains(&cookie));
+        for (&listener, fd) in listeners.iter().zip(fds) {
+            if perhaps_sent && (is_here(&fd) || is_over(&fd)) {
                 continue;
             }
-            let Some(listener) = self.listener_of(&fd) else { continue };
             if !self.has_place() {
                 self.accepting.pause(self.cx.clock.now_ms, &"this worker has all the connections that it can have");
                 continue;
@@ -189,24 +192,6 @@ impl Worker {
             let peer = rustix::net::getpeername(&fd).ok().flatten().and_then(|peer| SocketAddr::try_from(peer).ok());
             self.take_in(fd, peer, listener);
         }
-    }
-
-    /// The listener that a connection came to: the one bound where its own end is, before one bound to all addresses.
-    fn listener_of(&self, fd: &OwnedFd) -> Option<ListenerId> {
-        let local = rustix::net::getsockname(fd).ok()?;
-        let inet = SocketAddr::try_from(local.clone()).ok();
-        let is_bound = |socket: &OwnedFd, exactly: bool| {
-            let Ok(bound) = rustix::net::getsockname(socket) else { return false };
-            match (SocketAddr::try_from(bound.clone()), inet) {
-                (Ok(bound), Some(local)) => {
-                    let everywhere = bound.ip().is_unspecified() && !exactly;
-                    bound.port() == local.port() && (everywhere || bound.ip() == local.ip())
-                }
-                _ => bound == local,
-            }
-        };
-        let find = |exactly| self.succession.listeners.iter().find(|(_, socket)| is_bound(socket, exactly));
-        find(true).or_else(|| find(false)).map(|(kept, _)| kept.listener)
     }
 
     fn take_in(&mut self, fd: OwnedFd, peer: Option<SocketAddr>, listener: ListenerId) {
@@ -232,4 +217,13 @@ impl Worker {
         let direct = self.clients.iter().filter(|(_, client)| client.destination.is_none());
         direct.filter(|(_, client)| client.peer.is_some_and(is_from)).count()
     }
+}
+
+/// Whether one side has ended a connection that has just been accepted, and nothing is left to be read from it.
+fn is_over(fd: &OwnedFd) -> bool {
+    let nothing_comes = || {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(rustix::net::recv(fd, &mut [0_u8; 1], flags), Ok((0, _)) | Err(Errno::CONNRESET))
+    };
+    tcp_info::counters(fd).map_or_else(|_| nothing_comes(), |counters| counters.shut_down)
 }

@@ -54,7 +54,11 @@ use crate::worker::{End, Worker};
 /// Serves connections that come over `channel` until the master says otherwise or is gone.
 #[must_use]
 pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
-    match begin(channel, index).and_then(|mut worker| worker.run()) {
+    let began = begin(channel, index).map(|mut worker| {
+        worker.watch_master();
+        worker
+    });
+    match began.and_then(|mut worker| worker.run()) {
         Ok(End::Drained | End::Stopped) => ExitCode::SUCCESS,
         // It was stopped before this worker had begun.
         Err(error) if error.kind() == stdio::ErrorKind::ConnectionAborted => ExitCode::SUCCESS,

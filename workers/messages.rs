@@ -73,7 +73,9 @@ impl Worker {
                     self.take_up(passed, client, rest);
                 }
             }
-            ToWorker::Inherit { perhaps_sent } => self.inherit(std::mem::take(fds), perhaps_sent),
+            ToWorker::Inherit { listeners, perhaps_sent } => {
+                self.inherit(&listeners, std::mem::take(fds), perhaps_sent)
+            }
             ToWorker::OpenLog if fds.len() == 1 => {
                 if let (Some(fd), Some(log)) = (fds.pop(), &mut self.cx.log) {
                     log.replace(fd, self.cx.clock.now_ms);

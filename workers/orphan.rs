@@ -18,6 +18,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
+use rustix::process::PidfdFlags;
 
 use crate::client::{Client, ClientState};
 use crate::worker::Worker;
@@ -26,6 +27,11 @@ use crate::worker::Worker;
 pub(crate) const CONTROL: Token = Token(usize::MAX - 1);
 /// The token of who has connected to it.
 pub(crate) const VISITOR: Token = Token(usize::MAX - 2);
+/// The token of the master's process.
+pub(crate) const MASTER: Token = Token(usize::MAX - 4);
+
+/// How long the heir of a dead master may take, which gives up a second after it has begun.
+const GIVEN_UP_MS: u64 = 1500;
 
 /// How long to wait when somebody cannot be let in: nothing tells when he can, and he is announced only once.
 const AGAIN_MS: u64 = 100;
@@ -76,6 +82,10 @@ pub(crate) struct Succession {
     until_ms: u64,
     /// Somebody could not be let in: it is tried again then. `u64::MAX` = nobody.
     again_ms: u64,
+    /// The master's process, as far as it can be watched.
+    master: Option<OwnedFd>,
+    /// Its channel is given up then, if it has not ended by itself. `u64::MAX` = the process lives.
+    given_up_ms: u64,
     /// Connections on their way to the successor, or to the next.
     given: Vec<Given>,
     /// Those sent, message by message, that the successor has not yet said to have: if it ends before, they go to the next.
@@ -92,6 +102,8 @@ impl Succession {
             state: State::Ward,
             until_ms: u64::MAX,
             again_ms: u64::MAX,
+            master: None,
+            given_up_ms: u64::MAX,
             given: Vec::new(),
             untaken: VecDeque::new(),
         }
@@ -174,12 +186,30 @@ impl Succession {
         match self.state {
             State::Orphan => self.until_ms.min(self.again_ms),
             State::Visited { until_ms, .. } => until_ms,
-            State::Ward | State::Forsaken | State::Succeeded { .. } => u64::MAX,
+            State::Ward => self.given_up_ms,
+            State::Forsaken | State::Succeeded { .. } => u64::MAX,
         }
     }
 }
 
 impl Worker {
+    /// Watches the process that has started this one. Its descriptors, and so the channel, outlive it in its heir: for an
+    /// instant as a rule, and for ever if somebody has stopped that.
+    pub(crate) fn watch_master(&mut self) {
+        let Some(parent) = rustix::process::getppid() else { return };
+        let Ok(pidfd) = rustix::process::pidfd_open(parent, PidfdFlags::empty()) else { return };
+        let watched = self.poll.registry().register(&mut SourceFd(&pidfd.as_raw_fd()), MASTER, Interest::READABLE);
+        self.succession.master = watched.ok().map(|()| pidfd);
+    }
+
+    /// The process that has started this one has ended: what it had in hand may still come over the channel.
+    pub(crate) fn on_masters_end(&mut self) {
+        if let Some(pidfd) = self.succession.master.take() {
+            let _ = self.poll.registry().deregister(&mut SourceFd(&pidfd.as_raw_fd()));
+            self.succession.given_up_ms = self.cx.clock.now_ms + GIVEN_UP_MS;
+        }
+    }
+
     /// The master has died.
     pub(crate) fn become_orphan(&mut self) {
         let channel = self.cx.channel.as_fd().as_raw_fd();
@@ -345,7 +375,11 @@ impl Worker {
                 warn!("no other master was started; finishing {} connections", self.clients.len());
                 self.forsake(self.cx.site.snapshot.shutdown_timeout_ms.into());
             }
-            State::Ward | State::Forsaken | State::Succeeded { .. } => {}
+            State::Ward => {
+                warn!("the master's process has ended and its channel has not: somebody holds it open");
+                self.become_orphan();
+            }
+            State::Forsaken | State::Succeeded { .. } => {}
         }
     }
 

@@ -27,7 +27,7 @@ use crate::forward::Forwarder;
 use crate::forward::dial::PASSWORDS;
 use crate::io::socket::Io;
 use crate::messages::REPORT_MS;
-use crate::orphan::{CONTROL, Succession, VISITOR};
+use crate::orphan::{CONTROL, MASTER, Succession, VISITOR};
 use crate::proto::foreign;
 use crate::proto::h1::head::{BodyFraming, Version};
 use crate::proxy_protocol::Refusals;
@@ -217,6 +217,7 @@ impl Worker {
                 (CHANNEL, _) => self.channel_ready = true,
                 (CONTROL, _) => self.on_control(),
                 (VISITOR, _) => self.on_visitor(),
+                (MASTER, _) => self.on_masters_end(),
                 (PASSWORDS, _) => self.on_passwords(),
                 (_, Some(Owner::Client(key))) => {
                     if let Some(client) = self.clients.get_mut(key) {

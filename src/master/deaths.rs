@@ -81,7 +81,11 @@ impl Master {
             self.config.snapshot.listeners.get(usize::from(connection.listener)).is_none_or(|l| l.mode == Mode::Tcp)
         };
         match verdict {
-            Verdict::Over(connection) => self.addresses.leave(connection.counted()),
+            Verdict::Over(connection) => {
+                // All has been written, and goes out in order with the end.
+                let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, None);
+                self.addresses.leave(connection.counted());
+            }
             // There is no 502 in a byte stream.
             Verdict::Pass(connection) if !matches!(connection.task, Task::Fail(_)) || !is_relay(&connection) => {
                 if matches!(self.course, Course::Draining | Course::Stopping) {
@@ -94,7 +98,7 @@ impl Master {
                     tally.passed_on += 1
                 }
                 if connection.is_like_new() {
-                    connection.fd.alone();
+                    connection.fd.alone(connection.listener);
                 }
                 self.homeless.push_back(connection);
             }

@@ -8,6 +8,7 @@ use mio::{Interest, Poll};
 
 use super::{HEIR, Master, unwatch, watch};
 use crate::heir::Heir;
+use crate::privilege;
 
 /// How long to wait before another is started, when one has ended or could not be started.
 const WAIT: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ pub struct Heritage {
 impl Heritage {
     /// With an heir, if one can be had.
     pub fn begin() -> Heritage {
+        // What a process may have under way to others is bounded by its own limit.
+        privilege::raise_descriptor_limit();
         let mut heritage = Heritage::default();
         heritage.start(Instant::now());
         heritage

@@ -66,7 +66,7 @@ impl Master {
         let Some(worker) = worker else { return self.homeless.push_back(connection) };
         connection.release();
         if connection.is_like_new() {
-            connection.fd.alone();
+            connection.fd.alone(connection.listener);
         }
         let (awaited, kept) = (connection.origin == Origin::Awaited, connection.keep);
         match worker.table.enqueue(connection) {
@@ -163,6 +163,11 @@ impl Master {
             let (addresses, protection) = (&mut self.addresses, &mut self.protection);
             let mut ear = Ear { addresses, protection, resolved: &mut resolved, now, lends };
             ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
+            for connection in &returned {
+                if connection.lender.is_none() && connection.is_like_new() {
+                    connection.fd.alone(connection.listener);
+                }
+            }
             self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();

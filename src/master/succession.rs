@@ -555,6 +555,8 @@ impl Master {
             let count = handed.len();
             // Before anybody else can have them.
             self.homeless.iter().take(count).filter_map(|one| one.lender.as_ref()).for_each(Lender::release);
+            // The successor's from here on: what is sent to it is not lost with this process.
+            self.homeless.iter().take(count).for_each(|one| one.fd.sent());
             match successor.channel.send(&ToSuccessor::Connections(handed), &fds) {
                 Ok(()) => drop(self.homeless.drain(..count)),
                 // Tried again in the next turn, which `timeout` brings about.

@@ -1,6 +1,7 @@
 //! A master that is killed while it has connections in hand: accepted, and not yet anybody else's. Its heir gives them to
 //! workers. To see it killed at the very instant, the test traces its system calls.
 
+use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
 use nix::sys::ptrace;
@@ -13,8 +14,8 @@ use crate::common::client::{Client, get};
 use crate::common::conf::Conf;
 use crate::common::load::Load;
 use crate::common::processes::{alive, wait_gone};
-use crate::common::proxy::{Addr, Proxy};
-use crate::common::{TempDir, wait_for};
+use crate::common::proxy::{Addr, Launch, Proxy};
+use crate::common::{TempDir, wait_for, wait_until};
 
 /// Where the master is with a new connection when it is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,27 +61,34 @@ fn step(pid: Pid) {
 
 const ACCEPT4: i64 = 288;
 const SENDMSG: i64 = 46;
+const RECVMSG: i64 = 47;
 
-/// Kills the master with the next connection in hand, at this instant.
-fn kill_at(instant: Instant, pid: Pid, connect: impl FnOnce()) {
+/// Kills the process when `reached` says so of one of its system calls. What is to bring that about begins when the
+/// process is traced.
+fn kill_when(pid: Pid, begin: impl FnOnce(), mut reached: impl FnMut(&Call) -> bool) {
     ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
     ptrace::interrupt(pid).unwrap();
     waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
-    connect();
-    let mut accepted = false;
+    begin();
     loop {
         step(pid);
-        let call = call(pid);
-        accepted |= matches!(call, Call::Ended(ACCEPT4, fd) if fd >= 0);
-        let reached = match instant {
-            Instant::Accepted => accepted,
-            Instant::Sending => accepted && call == Call::Begins(SENDMSG),
-            Instant::Sent => accepted && matches!(call, Call::Ended(SENDMSG, bytes) if bytes > 0),
-        };
-        if reached {
+        if reached(&call(pid)) {
             return kill(pid, Signal::SIGKILL).unwrap();
         }
     }
+}
+
+/// Kills the master with the next connection in hand, at this instant.
+fn kill_at(instant: Instant, pid: Pid, connect: impl FnOnce()) {
+    let mut accepted = false;
+    kill_when(pid, connect, |call| {
+        accepted |= matches!(call, Call::Ended(ACCEPT4, fd) if *fd >= 0);
+        match instant {
+            Instant::Accepted => accepted,
+            Instant::Sending => accepted && *call == Call::Begins(SENDMSG),
+            Instant::Sent => accepted && matches!(call, Call::Ended(SENDMSG, bytes) if *bytes > 0),
+        }
+    });
 }
 
 fn killed_with_one_in_hand(mut proxy: Proxy, instant: Instant) -> Proxy {
@@ -173,6 +181,91 @@ fn unix_listeners_and_listeners_on_all_addresses_are_known_by_their_connections(
     assert_eq!(asked.unwrap().join().unwrap().as_deref(), Some("/all"));
     proxy.master_ends(&orphans);
     wait_gone_after_next(&proxy, &orphans);
+}
+
+#[test]
+fn both_families_of_one_port_keep_their_listeners() {
+    let (four, six) = (Backend::named("four"), Backend::named("six"));
+    let conf = |port: u16| {
+        format!(
+            "[[listen]]\nbind = \"[::]:{port}\"\nto = \"six\"\n[[listen]]\nbind = \"0.0.0.0:{port}\"\nto = \"four\"\n\
+             [backends.six]\nservers = [\"{}\"]\n[backends.four]\nservers = [\"{}\"]",
+            six.addr, four.addr
+        )
+    };
+    // A port that both have free: that of a listener on all addresses which is closed again.
+    let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let mut proxy = Launch::config(&conf(port)).start();
+    let orphans = proxy.workers();
+    let mut asked = None;
+    kill_at(Instant::Accepted, proxy.pid, || {
+        asked = Some(thread::spawn(move || get(&Addr::Inet(([127, 0, 0, 1], port).into()), "/").text()));
+    });
+    assert_eq!(asked.unwrap().join().unwrap(), "four");
+    proxy.master_ends(&orphans);
+    wait_gone_after_next(&proxy, &orphans);
+}
+
+#[test]
+fn without_a_control_socket_one_in_hand_is_served_too() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).top("control = \"off\"").start();
+    let (addr, orphans) = (proxy.addr().clone(), proxy.workers());
+    let mut asked = None;
+    kill_at(Instant::Sending, proxy.pid, || {
+        asked = Some(thread::spawn(move || get(&addr, "/last").fields.get("x-target").map(str::to_owned)));
+    });
+    assert_eq!(asked.unwrap().join().unwrap().as_deref(), Some("/last"));
+    proxy.master_ends(&orphans);
+    wait_gone(&orphans);
+}
+
+#[test]
+fn connections_that_a_master_is_just_given_by_orphans_are_not_taken_for_new_ones() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = Conf::tcp(&[backend.addr]).start();
+    let mut relayed: Vec<Client> = (0..8).map(|_| Client::connect(proxy.addr())).collect();
+    relayed.iter_mut().for_each(|client| client.echo(b'a'));
+    let mut orphans = proxy.kill_master();
+    // Each is killed with another message just received: greetings, sockets, and at last connections.
+    for messages in 2..=7 {
+        let mut master = proxy.launch().begin();
+        let pid = Pid::from_raw(master.id().cast_signed());
+        let mut received = 0;
+        let started = || wait_until("it has begun", || std::fs::read(format!("/proc/{pid}/cmdline")).unwrap() != b"");
+        kill_when(pid, started, |call| {
+            received += u32::from(matches!(call, Call::Ended(RECVMSG, bytes) if *bytes > 0));
+            received == messages
+        });
+        let status = master.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{messages}: {status}");
+    }
+    let next = proxy.again();
+    orphans.retain(|&pid| alive(pid));
+    wait_gone(&orphans);
+    relayed.iter_mut().for_each(|client| client.echo(b'b'));
+    assert_eq!(backend.connections(), 8);
+    next.stop();
+}
+
+#[test]
+fn a_heir_that_is_stopped_holds_up_nobody_for_long() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).launch().own_group().start();
+    let heir = wait_for("an heir", || heir(proxy.pid));
+    kill(heir, Signal::SIGSTOP).unwrap();
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.get("/a").fields.get("x-target"), Some("/a"));
+    let orphans = proxy.kill_master();
+    assert_eq!(client.get("/b").fields.get("x-target"), Some("/b"));
+    assert_eq!(get(proxy.addr(), "/new").fields.get("x-target"), Some("/new"));
+    let next = proxy.again();
+    wait_gone(&orphans);
+    assert_eq!(client.get("/c").fields.get("x-target"), Some("/c"));
+    kill(heir, Signal::SIGCONT).unwrap();
+    wait_gone(&[heir]);
+    assert_eq!(client.get("/d").fields.get("x-target"), Some("/d"));
+    assert_eq!(connections(&next), 1);
 }
 
 /// Another master takes over from those, so that none is left of the test.

@@ -302,7 +302,11 @@ impl Exchange {
                 cx.scratch = scratch;
                 result.map(|()| n)
             }
-            Io::Blocked => Ok(0),
+            Io::Blocked => {
+                // A head sent ahead of what was to be spliced.
+                client.socket.push();
+                Ok(0)
+            }
             Io::Eof => match self.response_body.end_of_file(&mut cx.out) {
                 Ok(()) => {
                     self.response_side = ResponseSide::Received;
