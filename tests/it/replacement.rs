@@ -159,7 +159,11 @@ fn connections_given_back_to_a_former_master_that_is_killed_are_not_lost() {
     let workers = proxy.workers();
     workers.iter().for_each(|&pid| kill(pid, Signal::SIGSTOP).unwrap());
     let next = begin_upgrade(&proxy);
-    // The former master hears nothing any more of what its workers give back.
+    // It sleeps again when it has told them to.
+    wait_until("the former master has told its workers", || {
+        std::fs::read_to_string(format!("/proc/{}/stat", proxy.pid)).unwrap().contains(") S ")
+    });
+    // It hears nothing any more of what its workers give back.
     proxy.signal(Signal::SIGSTOP);
     workers.iter().for_each(|&pid| kill(pid, Signal::SIGCONT).unwrap());
     proxy.wait_for_log_after(1, &["finishing", "connections"]);
