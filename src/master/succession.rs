@@ -37,6 +37,8 @@ const HEARD: usize = 64;
 const HOMELESS: usize = 1024;
 /// How often to look for those who wait and are not heard of.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long an address that is in use may take to be free when the master starts.
+const RELEASED: Duration = Duration::from_secs(1);
 /// How long to wait until the place of the control socket is tried to be taken again: another master is at work there for an
 /// instant.
 const SOON: Duration = Duration::from_millis(50);
@@ -60,13 +62,25 @@ pub(super) fn listen(config: &Loaded, before: &mut Before) -> Result<Vec<Socket>
         });
         sockets.push(match inherited {
             Some(socket) => socket,
-            None => listen::bind(id, listener, permissions)?,
+            None => {
+                wait_released(&listener.bind);
+                listen::bind(id, listener, permissions)?
+            }
         });
     }
     for (bound, _) in before.lent.drain(..) {
         warn!("the service manager listens on {}, which is not configured: nobody is served there", bound.address);
     }
     Ok(sockets)
+}
+
+/// Waits for a while until nobody listens on `address`: processes that have just been killed hold their sockets for
+/// another instant. Not for a Unix socket: who is behind it would be called again and again.
+fn wait_released(address: &Address) {
+    let until = Instant::now() + RELEASED;
+    while matches!(address, Address::Inet(_)) && listen::is_taken(address) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 impl Master {

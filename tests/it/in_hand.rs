@@ -335,3 +335,17 @@ fn no_request_of_a_load_of_new_connections_is_lost_with_a_master() {
     }
     assert!(load.finish() > 24);
 }
+
+#[test]
+fn the_address_is_free_for_the_next_when_all_have_been_killed_at_once() {
+    let backend = Backend::ok();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    let port = proxy.addr().inet().port();
+    for _ in 0..10 {
+        let workers = proxy.workers();
+        proxy.kill_master();
+        workers.iter().for_each(|&pid| kill(pid, Signal::SIGKILL).unwrap());
+        proxy = Conf::http(&[backend.addr]).launch().replace("127.0.0.1:0", &format!("127.0.0.1:{port}")).start();
+        assert_eq!(get(proxy.addr(), "/").status, 200);
+    }
+}
