@@ -30,8 +30,8 @@ use crate::common::{DEADLINE, wait_until};
 const SECONDS: u64 = 60;
 /// Workers by the configuration; signals make it between two fewer and two more.
 const WORKERS: usize = 6;
-/// Connections that may be lost with each master that is killed: those accepted and not yet with a worker, and those
-/// between two workers. Most masters have none at that moment.
+/// Connections that may be lost with each master that is killed: those between two workers with something under way.
+/// Most masters have none at that moment.
 const LOST_WITH_A_MASTER: usize = 2;
 
 /// Exchanges with `reply_to`. Where nothing of one has begun a reset says no more than a 502 would.
@@ -293,7 +293,8 @@ fn soak() {
         descriptors(proxy.pid)
     );
 
-    wait_until("nothing is left of former masters", || processes(proxy.dir.path()).len() == 1 + WORKERS);
+    // The master, its heir and the workers.
+    wait_until("nothing is left of former masters", || processes(proxy.dir.path()).len() == 2 + WORKERS);
 
     let quarantined = done.quarantined + quarantined(&proxy);
     println!("requests over which two workers died: {quarantined}");
