@@ -11,15 +11,17 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use ipc::channel::{Channel, RecvError};
-use ipc::message::{Layout, Passed, Task, ToMaster, ToWorker, VERSION};
+use ipc::message::{Passed, Task, ToWorker};
 use ipc::origin::Origin;
 use ipc::snapshot::{
-    AccessLog, Address, Balance, Dispatch, Dns, Group, Health, HostMatch, KeepAlive, Limits, Listener, LogFormat,
-    LogTarget, Mode, OnRemoval, PathMatch, ProxyProtocol, Route, Server, Snapshot, TimeoutOverrides, Timeouts,
+    Address, Balance, Group, Health, HostMatch, KeepAlive, LogTarget, Mode, PathMatch, Route, Server, Snapshot,
+    TimeoutOverrides,
 };
+
+use crate::common::PATIENCE;
+
+mod common;
 
 /// Clients at a time.
 const CLIENTS: usize = 4;
@@ -29,7 +31,6 @@ const FEW: usize = 200;
 const MANY: usize = 2200;
 /// A longer run may need so many allocations more, for all clients together: far fewer than one in a hundred turns.
 const SLACK: u64 = 16;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the clients do.
 #[derive(Debug, Clone, Copy)]
@@ -44,27 +45,7 @@ struct Load {
 }
 
 fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
-    let timeouts = Timeouts {
-        header_ms: 60_000,
-        idle_ms: 60_000,
-        body_ms: 60_000,
-        write_ms: 60_000,
-        connect_ms: 60_000,
-        response_ms: 60_000,
-        server_ms: 60_000,
-        tunnel_ms: 60_000,
-    };
-    let listener = Listener {
-        bind: Address::Inet(server),
-        mode: load.mode,
-        to: (load.mode == Mode::Tcp).then_some(0),
-        backlog: 16,
-        timeouts,
-        removed: false,
-        proxy_protocol: ProxyProtocol::default(),
-        abort_on_close: false,
-        forward: None,
-    };
+    let listener = common::listener(load.mode, (load.mode == Mode::Tcp).then_some(0));
     let group = Group {
         name: "group".to_owned(),
         balance: Balance::RoundRobin,
@@ -84,35 +65,13 @@ fn snapshot(server: SocketAddr, load: Load) -> Snapshot {
         send_proxy: None,
         removed: false,
     };
-    Snapshot {
-        generation: 1,
-        workers: 1,
-        dispatch: Dispatch::RoundRobin,
-        listeners: vec![listener],
-        listening: Vec::new(),
-        routes: vec![Route { host: HostMatch::Any, path: PathMatch::Prefix("/".to_owned()), to: 0 }],
-        groups: vec![group],
-        limits: Limits {
-            head_bytes: 16 * 1024,
-            head_fields: 100,
-            body_bytes: None,
-            connections: None,
-            connections_per_address: None,
-            min_rate_bytes: 0,
-        },
-        access_log: AccessLog {
-            to: if load.logged { LogTarget::File(PathBuf::from("/dev/null")) } else { LogTarget::Off },
-            format: LogFormat::Combined,
-        },
-        users: Vec::new(),
-        failures: ipc::forward::FailureLimits::default(),
-        trusted_proxies: Vec::new(),
-        shutdown_timeout_ms: 1000,
-        on_removal: OnRemoval::Keep,
-        worker_timeout_ms: 60_000,
-        orphan_timeout_ms: 60_000,
-        dns: Dns::default(),
+    let mut snapshot = common::snapshot(listener);
+    snapshot.routes = vec![Route { host: HostMatch::Any, path: PathMatch::Prefix("/".to_owned()), to: 0 }];
+    snapshot.groups = vec![group];
+    if load.logged {
+        snapshot.access_log.to = LogTarget::File(PathBuf::from("/dev/null"));
     }
+    snapshot
 }
 
 /// Answers every request on every connection.
@@ -144,22 +103,13 @@ fn allocations(load: Load, turns: usize) -> u64 {
     let server = backend.local_addr().unwrap();
     std::thread::spawn(move || serve(&backend, load));
 
-    let layout = Layout { records: 64, slots: 64, slot_bytes: 32 * 1024 };
-    let region = ipc::shm::create(&layout).unwrap();
-    let sealed = ipc::sealed::write(&snapshot(server, load)).unwrap();
     let log = load.logged.then(|| OwnedFd::from(std::fs::File::options().append(true).open("/dev/null").unwrap()));
-    let (mut channel, theirs) = Channel::pair().unwrap();
-    let ledger = ipc::ledger::Rows::new().unwrap();
-    let mut fds = vec![sealed.as_fd(), region.as_fd(), ledger.file()];
-    fds.extend(log.as_ref().map(AsFd::as_fd));
-    channel.send(&ToWorker::Hello { version: VERSION, index: 0, row: Some(0), layout }, &fds).unwrap();
-    let worker = std::thread::spawn(move || {
+    let (mut channel, worker) = common::start(&snapshot(server, load), log.as_ref().map(AsFd::as_fd), |theirs| {
         let mut outcome = ExitCode::FAILURE;
         let counted = allocation_counter::measure(|| outcome = workers::run(theirs, 0));
         assert_eq!(format!("{outcome:?}"), format!("{:?}", ExitCode::SUCCESS));
         counted.count_total
     });
-    await_ready(&mut channel);
 
     let front = TcpListener::bind("127.0.0.1:0").unwrap();
     let clients: Vec<_> = (0..CLIENTS)
@@ -187,18 +137,6 @@ fn allocations(load: Load, turns: usize) -> u64 {
     let counted = worker.join().unwrap();
     drop(clients);
     counted
-}
-
-fn await_ready(channel: &mut Channel) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    loop {
-        match channel.recv::<ToMaster>(&mut Vec::new()) {
-            Ok(ToMaster::Ready) => return,
-            Err(RecvError::Empty) => std::thread::yield_now(),
-            other => panic!("{other:?}"),
-        }
-        assert!(std::time::Instant::now() < deadline, "the worker is not ready");
-    }
 }
 
 fn take_turns(mut client: TcpStream, load: Load, turns: usize) -> TcpStream {

@@ -9,31 +9,19 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use ipc::channel::{Channel, RecvError};
+use ipc::channel::Channel;
 use ipc::forward::{Delivery, Forward, Protocols, RuleSet, Spoken, Tunnel, UseLimits};
-use ipc::message::{Layout, Passed, Task, ToMaster, ToWorker, VERSION};
+use ipc::message::{Passed, Task, ToWorker};
 use ipc::origin::Origin;
-use ipc::snapshot::{
-    AccessLog, Address, Dispatch, Dns, Limits, Listener, LogFormat, LogTarget, Mode, OnRemoval, ProxyProtocol,
-    Snapshot, Timeouts,
-};
+use ipc::snapshot::{Listener, Mode, Snapshot};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::common::PATIENCE;
+
+mod common;
 
 fn snapshot() -> Snapshot {
-    let timeouts = Timeouts {
-        header_ms: 60_000,
-        idle_ms: 60_000,
-        body_ms: 60_000,
-        write_ms: 60_000,
-        connect_ms: 60_000,
-        response_ms: 60_000,
-        server_ms: 60_000,
-        tunnel_ms: 60_000,
-    };
     let none = UseLimits::default();
     let rules = RuleSet {
         name: "t".to_owned(),
@@ -43,43 +31,8 @@ fn snapshot() -> Snapshot {
         per_user: none,
         per_address: none,
     };
-    let listener = Listener {
-        bind: Address::Inet("127.0.0.1:1".parse().unwrap()),
-        mode: Mode::Forward,
-        to: None,
-        backlog: 16,
-        timeouts,
-        removed: false,
-        proxy_protocol: ProxyProtocol::default(),
-        abort_on_close: false,
-        forward: Some(Box::new(Forward { protocols: Protocols::ALL, rules: Some(rules) })),
-    };
-    Snapshot {
-        generation: 1,
-        workers: 1,
-        dispatch: Dispatch::RoundRobin,
-        listeners: vec![listener],
-        listening: Vec::new(),
-        routes: Vec::new(),
-        groups: Vec::new(),
-        limits: Limits {
-            head_bytes: 16 * 1024,
-            head_fields: 100,
-            body_bytes: None,
-            connections: None,
-            connections_per_address: None,
-            min_rate_bytes: 0,
-        },
-        access_log: AccessLog { to: LogTarget::Off, format: LogFormat::Combined },
-        users: Vec::new(),
-        failures: ipc::forward::FailureLimits::default(),
-        trusted_proxies: Vec::new(),
-        shutdown_timeout_ms: 1000,
-        on_removal: OnRemoval::Keep,
-        worker_timeout_ms: 60_000,
-        orphan_timeout_ms: 60_000,
-        dns: Dns::default(),
-    }
+    let forward = Forward { protocols: Protocols::ALL, rules: Some(rules) };
+    common::snapshot(Listener { forward: Some(Box::new(forward)), ..common::listener(Mode::Forward, None) })
 }
 
 /// A worker in a thread of its own, and a listener through which its clients come.
@@ -99,35 +52,29 @@ struct Left {
 
 impl Bed {
     fn new() -> Bed {
-        let layout = Layout { records: 64, slots: 64, slot_bytes: 32 * 1024 };
-        let region = ipc::shm::create(&layout).unwrap();
-        let sealed = ipc::sealed::write(&snapshot()).unwrap();
-        let (mut channel, theirs) = Channel::pair().unwrap();
-        let ledger = ipc::ledger::Rows::new().unwrap();
-        let hello = ToWorker::Hello { version: VERSION, index: 0, row: Some(0), layout };
-        channel.send(&hello, &[sealed.as_fd(), region.as_fd(), ledger.file()]).unwrap();
-        let worker = std::thread::spawn(move || workers::run(theirs, 0));
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match channel.recv::<ToMaster>(&mut Vec::new()) {
-                Ok(ToMaster::Ready) => break,
-                Err(RecvError::Empty) => std::thread::yield_now(),
-                other => panic!("{other:?}"),
-            }
-            assert!(Instant::now() < deadline, "the worker is not ready");
-        }
+        let (channel, worker) = common::start(&snapshot(), None, |theirs| workers::run(theirs, 0));
         Bed { channel, worker, front: TcpListener::bind("127.0.0.1:0").unwrap(), passed: 0 }
     }
 
     /// Passes an exchange: `reply`, if there is one, is to take the answer, and `reply_to` is what is said of it.
     fn pass(&mut self, reply: Option<&OwnedFd>, reply_to: Option<SocketAddr>) -> Left {
+        self.pass_answered(b"", reply, reply_to)
+    }
+
+    /// The same with a target that has sent `answer`, and its end if there is one. The worker may end the exchange before
+    /// the test could have that sent.
+    fn pass_answered(&mut self, answer: &[u8], reply: Option<&OwnedFd>, reply_to: Option<SocketAddr>) -> Left {
         let client = TcpStream::connect(self.front.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (socket, peer) = self.front.accept().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let upstream = TcpStream::connect(address).unwrap();
-        let (target, _) = listener.accept().unwrap();
+        let (mut target, _) = listener.accept().unwrap();
+        if !answer.is_empty() {
+            target.write_all(answer).unwrap();
+            target.shutdown(Shutdown::Write).unwrap();
+        }
         for stream in [&socket, &upstream] {
             stream.set_nonblocking(true).unwrap();
         }
@@ -209,9 +156,7 @@ fn nobody_is_connected_to_because_a_former_worker_said_so() {
         assert_eq!(reply_to.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
     // What comes from the target is for somebody else than the client, and that one's connection is not there.
-    let mut left = bed.pass(None, Some("127.0.0.1:9".parse().unwrap()));
-    left.target.write_all(b"for somebody else").unwrap();
-    left.is_told("reply-failed");
+    bed.pass_answered(b"for somebody else", None, Some("127.0.0.1:9".parse().unwrap())).is_told("reply-failed");
     // Nobody says where.
     bed.pass(Some(&socket()), None).is_told("reply-failed");
     bed.end();
@@ -229,10 +174,7 @@ fn what_is_no_connection_for_an_answer_is_not_taken_for_one() {
         OwnedFd::from(std::fs::File::open("/dev/null").unwrap()),
         OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap()),
     ] {
-        let mut left = bed.pass(Some(&reply), Some(address));
-        left.target.write_all(b"for somebody else").unwrap();
-        left.target.shutdown(Shutdown::Write).unwrap();
-        let told = left.told();
+        let told = bed.pass_answered(b"for somebody else", Some(&reply), Some(address)).told();
         assert!(told.starts_with("{\"ok\":false,\"error\":\"reply-failed\""), "{told:?}");
     }
     drop(other);
