@@ -354,3 +354,23 @@ fn set_title() {
         let _ = memory.write_all_at(&text, start);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_descriptor_that_has_been_closed_is_no_end_of_whom_it_stood_for() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        // A number that no other test gets meanwhile.
+        let high = rustix::io::fcntl_dupfd_cloexec(&read, 900).unwrap();
+        let number = high.as_raw_fd();
+        let short = Duration::from_millis(1);
+        assert_eq!(wait_for(borrow(number), PollFlags::IN, short), Waited::Late);
+        rustix::io::write(&write, b"x").unwrap();
+        assert_eq!(wait_for(borrow(number), PollFlags::IN, short), Waited::Ready);
+        drop(high);
+        assert_eq!(wait_for(borrow(number), PollFlags::IN, short), Waited::Gone);
+    }
+}

@@ -65,7 +65,11 @@ impl Master {
     pub(super) fn lose_heir(&mut self, now: Instant) {
         if let Some(heir) = self.heritage.heir.take() {
             unwatch(&self.poll, heir.pidfd());
-            info!("the heir has ended; starting another in {} s", WAIT.as_secs());
+            info!(
+                "the heir has ended, which would pass on what this master has just accepted if it were killed; starting \
+                 another in {} s",
+                WAIT.as_secs()
+            );
             self.heritage.again_at = Some(now + WAIT);
         }
     }

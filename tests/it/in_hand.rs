@@ -166,6 +166,38 @@ fn a_connection_already_sent_is_served_once() {
 }
 
 #[test]
+fn a_connection_that_has_been_served_meanwhile_is_not_served_again() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = Conf::tcp(&[backend.addr]).start();
+    let (addr, orphans) = (proxy.addr().clone(), proxy.workers());
+    let mut asked = None;
+    let mut accepted = false;
+    let pid = proxy.pid;
+    let connect = || {
+        asked = Some(thread::spawn(move || {
+            let mut client = Client::connect(&addr);
+            client.echo(b'a');
+            client.shutdown_write();
+            client.end();
+        }));
+    };
+    let mut sent = false;
+    kill_when(pid, connect, |call| {
+        accepted |= matches!(call, Call::Ended(ACCEPT4, fd) if *fd >= 0 && !asks(pid, *fd));
+        sent |= accepted && matches!(call, Call::Ended(SENDMSG, bytes) if *bytes > 0);
+        if sent {
+            // The master does not move, and so does not note what it has sent.
+            wait_until("the worker has served it", || backend.connections() == 1 && backend.open() == 0);
+        }
+        sent
+    });
+    asked.unwrap().join().unwrap();
+    proxy.master_ends(&orphans);
+    wait_gone_after_next(&proxy, &orphans);
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
 fn unix_listeners_and_listeners_on_all_addresses_are_known_by_their_connections() {
     let backend = Backend::echo();
     let dir = TempDir::new();
