@@ -4,8 +4,8 @@
 //! One [`Table`] per worker process; its index is the connection's id, which is also the index of the record
 //! in that worker's shared region. Nothing here makes system calls, and nothing reads a client's bytes.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 use ipc::forward::Tunnel;
 use ipc::message::{MAX_CARRIED_BYTES, Passed, Relaying, Task};
@@ -440,41 +440,6 @@ impl<F> Table<F> {
     }
 }
 
-/// Live connections per client address, where the configuration bounds them.
-#[derive(Debug)]
-pub struct Addresses {
-    limit: Option<u32>,
-    // Keyed by what clients choose: the standard hasher resists flooding.
-    counts: HashMap<IpAddr, u32>,
-}
-
-impl Addresses {
-    /// Nobody is connected; at most `limit` from one address.
-    pub fn new(limit: Option<u32>) -> Addresses {
-        Addresses { limit, counts: HashMap::new() }
-    }
-
-    /// Counts a new connection, and says whether its address is within the limit.
-    pub fn enter(&mut self, peer: Option<SocketAddr>) -> bool {
-        let (Some(limit), Some(peer)) = (self.limit, peer) else { return true };
-        let count = self.counts.entry(peer.ip().to_canonical()).or_insert(0);
-        *count += 1;
-        *count <= limit
-    }
-
-    /// Counts a connection's end.
-    pub fn leave(&mut self, peer: Option<SocketAddr>) {
-        let (Some(_), Some(peer)) = (self.limit, peer) else { return };
-        let ip = peer.ip().to_canonical();
-        if let Some(count) = self.counts.get_mut(&ip) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&ip);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod model;
 
@@ -639,17 +604,5 @@ mod tests {
         assert_eq!(table.take_bare().len(), 1);
         assert_eq!(table.take_all().len(), 1);
         assert_eq!((table.unprotected(), table.live()), (0, 0));
-    }
-
-    #[test]
-    fn addresses_are_counted_in_and_out() {
-        let mut addresses = Addresses::new(Some(2));
-        let peer = "192.0.2.1:1".parse().ok();
-        let mapped = "[::ffff:192.0.2.1]:2".parse().ok();
-        assert!(addresses.enter(peer) && addresses.enter(mapped) && !addresses.enter(peer));
-        assert!(addresses.enter("192.0.2.2:1".parse().ok()) && addresses.enter(None));
-        addresses.leave(peer);
-        addresses.leave(mapped);
-        assert!(addresses.enter(peer) && !addresses.enter(peer));
     }
 }

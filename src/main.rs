@@ -10,6 +10,7 @@ use ipc::control::Request;
 
 mod accept;
 mod activation;
+mod addresses;
 mod banner;
 mod cli;
 mod config;

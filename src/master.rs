@@ -6,11 +6,8 @@
 //! whose worker died; accept; send each worker what it got, in as few messages as possible.
 
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -18,21 +15,20 @@ use ipc::accept::Accepted;
 use ipc::handover::Bound;
 use ipc::message::{Layout, MAX_FDS};
 use ipc::origin::Origin;
-use ipc::snapshot::{LogTarget, Snapshot};
-use ipc::write_now::own_terminal;
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::accept::{self, Gate, Reserve, TurnedAway};
+use crate::addresses::Addresses;
 use crate::banner;
-use crate::config::{Control, Loaded, Names};
-use crate::control::{self, OpenError};
+use crate::config::{Loaded, Names};
+use crate::control;
 use crate::demo::Demo;
 use crate::dispatch::{Candidate, Chooser, Wait};
 use crate::hands;
-use crate::keeper::{Addresses, Connection};
+use crate::keeper::Connection;
 use crate::listen::{self, Socket};
 use crate::moderate::Moderation;
 use crate::privilege::{self, Identity};
@@ -49,6 +45,7 @@ mod lifecycle;
 #[cfg(test)]
 mod model;
 mod names;
+mod opening;
 mod passing;
 mod protection;
 mod reconfigure;
@@ -59,6 +56,7 @@ mod succession;
 mod watching;
 
 pub use heritage::Heritage;
+use opening::{open_access_log, open_control, report_capacity};
 use protection::Protection;
 use reconfigure::{mode_name, room};
 use renewal::Renewal;
@@ -563,30 +561,6 @@ impl Master {
     }
 }
 
-/// With room for fewer connections in all, the limit of open files is so low that somebody must have forgotten it.
-const FEW_CONNECTIONS: u64 = 2000;
-
-/// Says what the limit of open files leaves of the connections asked for.
-fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
-    let workers = snapshot.workers;
-    let mut room = format!("room for {records} connections in each of {workers} workers");
-    let kept =
-        u64::try_from(privilege::kept(nofile, workers).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
-    if kept < u64::from(records) * u64::from(workers) {
-        room += &format!("; about {kept} of them outlive a worker that dies, the others end with it");
-    }
-    let remedy = "raise it with `ulimit -n`, or LimitNOFILE= in systemd";
-    match snapshot.limits.connections {
-        Some(wanted) if records < wanted => {
-            warn!("the limit of {nofile} open files is too low: {room}, instead of the {wanted} configured; {remedy}");
-        }
-        None if u64::from(records) * u64::from(workers) < FEW_CONNECTIONS => {
-            warn!("the limit of {nofile} open files is low: {room}; {remedy}");
-        }
-        Some(_) | None => info!("{room}"),
-    }
-}
-
 fn watch(poll: &Poll, fd: BorrowedFd<'_>, token: Token, interest: Interest) -> io::Result<()> {
     poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
 }
@@ -594,58 +568,4 @@ fn watch(poll: &Poll, fd: BorrowedFd<'_>, token: Token, interest: Interest) -> i
 fn unwatch(poll: &Poll, fd: BorrowedFd<'_>) {
     // Fails only for a descriptor that is not watched, which is what is wanted.
     let _ = poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
-}
-
-/// The control socket: at its place, or beside it while somebody is taken over from. One that the configuration asks
-/// for must be had; without the usual one the master runs too.
-fn open_control(config: &Loaded, recipe: &Recipe, before: &Before) -> Result<Option<control::Server>, String> {
-    let (name, known) = (recipe.name(), before.doors.as_ref());
-    let open = |path: &Path| {
-        if before.formers.is_empty() {
-            control::Server::open(path, name, CLIENTS, known)
-        } else {
-            control::Server::open_beside(path, name, CLIENTS, known)
-        }
-    };
-    match &config.process.control {
-        Control::Off => Ok(None),
-        Control::At(path) => open(path).map(Some).map_err(|why| why.to_string()),
-        Control::Derived => {
-            let directory = control::place::directory();
-            let opened = control::place::make_directory(&directory).map_err(OpenError::Failed).and_then(|()| {
-                control::place::tidy(&directory);
-                open(&directory.join(control::place::name(recipe.file.as_deref())))
-            });
-            match opened {
-                Ok(server) => Ok(Some(server)),
-                Err(OpenError::AnotherMaster(why)) => Err(why),
-                Err(OpenError::Failed(why)) => {
-                    warn!("{why}; `master reload` will not find this master, SIGHUP reloads it");
-                    Ok(None)
-                }
-            }
-        }
-    }
-}
-
-fn open_access_log(target: &LogTarget) -> Result<Option<Rc<OwnedFd>>, String> {
-    match target {
-        LogTarget::Off => Ok(None),
-        LogTarget::Stdout => own_terminal(rustix::stdio::stdout())
-            .map_or_else(|| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3), Ok)
-            .map(|fd| Some(Rc::new(fd)))
-            .map_err(|errno| format!("cannot use standard output for the access log: {}", io::Error::from(errno))),
-        LogTarget::File(path) => OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(path)
-            .map(|file| Some(Rc::new(file.into())))
-            .map_err(|error| {
-                format!(
-                    "cannot open the access log {}: {error}; the user that the master runs as must be able to write there",
-                    path.display()
-                )
-            }),
-    }
 }

@@ -9,7 +9,8 @@ use ipc::message::ToWorker;
 use ipc::snapshot::LogTarget;
 use log::{debug, error, info, warn};
 
-use super::{Course, Master, open_access_log, unwatch};
+use super::opening::open_access_log;
+use super::{Course, Master, unwatch};
 use crate::notify;
 use crate::process::End;
 use crate::signals::Request;

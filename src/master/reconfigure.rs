@@ -14,11 +14,12 @@ use ipc::snapshot::{Address, Mode, Snapshot};
 use log::{error, info, warn};
 use mio::{Interest, Token};
 
-use super::{Course, LISTENERS, MAX_SLOTS, Master, open_access_log, unwatch, watch};
+use super::opening::open_access_log;
+use super::{Course, LISTENERS, MAX_SLOTS, Master, unwatch, watch};
+use crate::addresses::Addresses;
 use crate::config::{Loaded, ProcessSettings};
 use crate::control::{Asker, ClientId, ask};
 use crate::dispatch::Chooser;
-use crate::keeper::Addresses;
 use crate::listen::{self, Socket};
 use crate::notify;
 use crate::privilege::{self, Identity};
