@@ -93,6 +93,10 @@ def facts(settings, how):
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.M)
         model = found.group(1) if found else model
+    congestion = "unknown"
+    # It paces what is sent, or does not, on loopback too.
+    with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/tcp_congestion_control") as file:
+        congestion = file.read().strip()
     pinned = []
     for workers in settings.workers:
         proxy, load = cpu_sets(workers)
@@ -100,7 +104,7 @@ def facts(settings, how):
                       f"{list_text(load)}")
     known = {
         "Date": datetime.date.today().isoformat(),
-        "Kernel": f"{platform.system()} {platform.release()}",
+        "Kernel": f"{platform.system()} {platform.release()}, TCP congestion control {congestion}",
         "CPU": f"{model}, {len(os.sched_getaffinity(0))} cores",
         "Pinned (cores)": "; ".join(pinned),
         "Length": f"{settings.rounds} rounds of {settings.seconds} s for each cell",
