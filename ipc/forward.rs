@@ -147,9 +147,9 @@ impl PortRange {
 pub struct UseLimits {
     /// Connections to targets at a time, over all workers, at least 1.
     pub connections: Option<u32>,
-    /// Connections to targets begun in a second, of each worker, at least 1.
+    /// Connections to targets begun in a second, over all workers, at least 1.
     pub connections_per_second: Option<u32>,
-    /// Bytes relayed in a second, both ways together, of each worker, at least 1024.
+    /// Bytes relayed in a second, both ways together, over all workers, at least 1024.
     pub rate_bytes: Option<u64>,
 }
 

@@ -1,6 +1,6 @@
-//! What every user and every client address has open, over all workers: a file of counters that all of them map.
+//! What every user and every client address has open and has used up, over all workers: a file that all of them map.
 //!
-//! Each worker process has a row of its own and writes there alone; whoever wants to know how many there are of
+//! What is open: each worker process has a row of its own and writes there alone; whoever wants to know how many there are of
 //! something adds up all rows. There is no lock, so nothing is left held by a process that is killed: the master takes
 //! its row out, and with it everything it counted.
 //!
@@ -12,8 +12,10 @@
 //! words 0 to 3    a key under which names are made into numbers, made by the master
 //! words 4 to 7    which rows are in use, a bit each, as the master says
 //! from 4096 bytes rows: buckets of cells, each a number and its count
+//! then            what is used up, see [`crate::allowances`]
+//! then            who has been proved where, a table of the same kind
 //! ```
-//! A number can stand in the cells of one bucket only. When these are taken it is not in the row, and counts for its own
+//! What has been used up stays so when a process dies; nothing of that is in a row. A number can stand in the cells of one bucket only. When these are taken it is not in the row, and counts for its own
 //! worker alone.
 
 use std::cell::Cell;
@@ -23,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use rustix::fs::FallocateFlags;
 
+use crate::allowances::Allowances;
 use crate::fault;
 use crate::shm::Words;
 
@@ -38,7 +41,12 @@ const HEAD_WORDS: usize = 512;
 const _: () = assert!(KEY_WORDS + USED_WORDS <= HEAD_WORDS);
 /// Memory is used only where something has been counted or looked for, which takes a page in each row in use: 128 KiB for
 /// each worker at most.
-const ALL_WORDS: usize = HEAD_WORDS + ROWS as usize * ROW_WORDS;
+const ROWS_END: usize = HEAD_WORDS + ROWS as usize * ROW_WORDS;
+/// Of 2 words each: 131,072 who have used something up, 2 MiB of memory at most.
+const ALLOWANCE_WORDS: usize = 1 << 18;
+/// 65,536 who have been proved, 1 MiB at most.
+const PROOF_WORDS: usize = 1 << 17;
+const ALL_WORDS: usize = ROWS_END + ALLOWANCE_WORDS + PROOF_WORDS;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -130,6 +138,18 @@ impl Ledger {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
         }
         key
+    }
+
+    /// What each has used up.
+    #[must_use]
+    pub fn allowances(&self) -> Allowances<'_> {
+        Allowances::new(&self.0.all()[ROWS_END..ROWS_END + ALLOWANCE_WORDS])
+    }
+
+    /// Until when each counts as proved.
+    #[must_use]
+    pub fn proofs(&self) -> Allowances<'_> {
+        Allowances::new(&self.0.all()[ROWS_END + ALLOWANCE_WORDS..ALL_WORDS])
     }
 
     fn used(&self) -> &[AtomicU64] {
@@ -310,6 +330,18 @@ mod tests {
         assert_eq!(a.key(), Ledger::map(master.file()).unwrap().key());
         assert_ne!(a.key(), other.key());
         assert_ne!(a.key(), [0; 32]);
+    }
+
+    #[test]
+    fn what_is_used_up_and_who_is_proved_is_the_same_everywhere_and_outlives_a_row() {
+        let (master, a) = two();
+        let b = Ledger::map(master.file()).unwrap();
+        let row = master.claim().unwrap();
+        a.set(row, u64::MAX, 1);
+        a.allowances().use_up(u64::MAX, 1, 10);
+        a.proofs().keep(u64::MAX, 1, 30);
+        master.release(row);
+        assert_eq!((b.allowances().until(u64::MAX, 1), b.proofs().until(u64::MAX, 1)), (11, 30));
     }
 
     #[test]

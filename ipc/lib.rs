@@ -3,6 +3,7 @@
 //! It holds no policy. Nothing here reads a client's bytes.
 
 pub mod accept;
+pub mod allowances;
 pub mod channel;
 pub mod control;
 pub mod descriptors;

@@ -28,8 +28,8 @@ use crate::exchange::Exchange;
 use crate::exchange::rewrite::VIA_NAME;
 use crate::forward::auth::users::Users;
 use crate::forward::origins::Origins;
+use crate::forward::share::Share;
 use crate::forward::special::Own;
-use crate::forward::uses::Share;
 use crate::io::socket::{Socket, Watch};
 use crate::io::splice::{Pipe, Pipes};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
@@ -167,8 +167,8 @@ pub struct Ctx {
     pub site: Rc<Site>,
     /// Server choice and kept connections, by group.
     pub pools: Pools,
-    /// What workers count together, until the part that counts takes it.
-    pub share: Option<Share>,
+    /// What workers count together.
+    pub share: Rc<Share>,
     /// Kept connections to targets that clients have named.
     pub origins: Origins,
     /// What the names of servers stand for.

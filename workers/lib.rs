@@ -107,7 +107,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         names,
         dns: dns::Resolving::new(site.snapshot.dns.clone(), poll.registry().try_clone()?, token),
         dns_timer: None,
-        share: Some(forward::uses::Share::new(Ledger::map(&ledger)?, row)),
+        share: Rc::new(forward::share::Share::new(Ledger::map(&ledger)?, row)),
         control: Control::map(&region, &layout)?,
         arena: Arena::map(&region, &layout)?,
         channel,

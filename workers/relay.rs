@@ -345,7 +345,7 @@ impl Worker {
         let before = relay.to_server.moved + relay.to_client.moved;
         let moved = relay.pump(&mut ends, most, &mut self.cx);
         let after = relay.to_server.moved + relay.to_client.moved;
-        self.forward.uses.moved(lease, after - before);
+        self.forward.uses.moved(lease, after - before, self.cx.clock.now_ms);
         if after != before || ends.client.socket.deadline.due_ms == u64::MAX {
             let ends_ms = relay.pass.as_ref().map_or(u64::MAX, |pass| pass.ends_ms());
             let due_ms = (self.cx.clock.now_ms + u64::from(relay.tunnel_ms)).min(ends_ms);

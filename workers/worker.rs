@@ -91,10 +91,10 @@ impl Worker {
     ///
     /// # Errors
     /// When the channel cannot be watched or the master is gone.
-    pub fn new(poll: Poll, mut cx: Ctx) -> io::Result<Worker> {
+    pub fn new(poll: Poll, cx: Ctx) -> io::Result<Worker> {
         let fd = cx.channel.as_fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), CHANNEL, Interest::READABLE)?;
-        let forward = Forwarder::new(cx.share.take());
+        let forward = Forwarder::new(&cx.share);
         let mut worker = Worker {
             poll,
             clients: Slab::new(),

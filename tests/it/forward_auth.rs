@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use crate::common::backend::Backend;
 use crate::common::client::Client;
+use crate::common::processes::kill_all;
 use crate::common::proxy::{Launch, Proxy};
 use crate::common::wait_for;
 use crate::forward::{
@@ -94,6 +95,26 @@ fn wrong_passwords_are_bounded_in_every_protocol() {
     let mut again = Client::connect(proxy.addr());
     assert_eq!(connect(&mut again, target, ANN).status, 200);
     echo(&mut again, "let in");
+}
+
+#[test]
+fn wrong_passwords_are_bounded_over_all_workers_and_count_when_they_are_dead() {
+    let backend = Backend::tcp_echo();
+    let mut proxy = limited("failures_per_minute = 3", &hash("secret")).workers(4).start();
+    let target = backend.addr;
+    // Connections that stay are spread over the workers.
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(proxy.addr())).collect();
+    let guess = |(n, client): (usize, &mut Client)| {
+        let wrong = basic("ann", &format!("wrong {n}"));
+        client.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{wrong}\r\n")).status
+    };
+    let statuses: Vec<u16> = clients.iter_mut().enumerate().map(guess).collect();
+    assert_eq!(statuses, [407, 407, 407, 429, 429, 429, 429, 429]);
+    let workers: std::collections::HashSet<_> = log(&proxy, 8).iter().map(|line| line["worker"].as_u64()).collect();
+    assert!(workers.len() >= 3, "{workers:?}");
+    kill_all(&proxy);
+    proxy.wait_for_workers(4);
+    assert_eq!(try_connect(&proxy, target, ANN).status, 429);
 }
 
 #[test]

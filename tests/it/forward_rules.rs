@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::backend::{Backend, response};
 use crate::common::client::{Client, End};
@@ -224,21 +224,43 @@ fn connections_of_a_user_are_bounded_over_all_workers_and_forgotten_with_a_dead_
 }
 
 #[test]
-fn bytes_in_a_second_are_bounded_without_losing_any() {
-    let data = pattern_bytes(600_000);
+fn connections_in_a_second_are_bounded_over_all_workers() {
+    let backend = Backend::tcp_echo();
+    let limits = "limits = { address = { connections_per_second = 1 } }";
+    let proxy = launch(&format!("{limits}\nlist = [{LOOPBACK}]"), "").workers(4).start();
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(proxy.addr())).collect();
+    let target = backend.addr;
+    let start = Instant::now();
+    let statuses: Vec<u16> = clients.iter_mut().map(|client| connect(client, target, "").status).collect();
+    let most = 1 + usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
+    let begun = statuses.iter().filter(|status| **status == 200).count();
+    assert!((1..=most).contains(&begun) && statuses.contains(&429), "{statuses:?}");
+    let workers: std::collections::HashSet<_> =
+        log(&proxy, 8 - begun).iter().map(|line| line["worker"].as_u64()).collect();
+    assert!(workers.len() >= 3, "{workers:?}");
+}
+
+#[test]
+fn bytes_in_a_second_are_bounded_over_all_workers_without_losing_any() {
+    let data = pattern_bytes(400_000);
     let body = data.clone();
     let backend = Backend::serve(move |conn| {
         let _ = conn.wire.stream.write_all(&body);
     });
     let limits = "limits = { address = { rate = \"400KB\" } }";
-    let proxy = launch(&format!("{limits}\nlist = [{LOOPBACK}]"), "").start();
-    let mut client = Client::connect(proxy.addr());
-    assert_eq!(connect(&mut client, backend.addr, "").status, 200);
-    let start = std::time::Instant::now();
-    let (received, end) = client.read_to_end();
-    assert_eq!((received == data, end), (true, End::Clean));
+    let proxy = launch(&format!("{limits}\nlist = [{LOOPBACK}]"), "").workers(4).start();
+    // All are there before the first is served, so that they are spread over the workers.
+    let clients: Vec<Client> = (0..3).map(|_| Client::connect(proxy.addr())).collect();
+    let start = Instant::now();
+    for mut client in clients {
+        assert_eq!(connect(&mut client, backend.addr, "").status, 200);
+        let (received, end) = client.read_to_end();
+        assert_eq!((received == data, end), (true, End::Clean));
+    }
     // A second's worth at once, the rest as time goes: this is a lower bound that no slow machine breaks.
-    assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(1500), "{:?}", start.elapsed());
+    let workers: std::collections::HashSet<_> = log(&proxy, 3).iter().map(|line| line["worker"].as_u64()).collect();
+    assert!(workers.len() >= 2, "{workers:?}");
 }
 
 #[test]

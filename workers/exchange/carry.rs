@@ -66,7 +66,7 @@ impl Worker {
         };
         let before = moved(&upstream);
         let step = exchange.advance(client, upstream.as_deref_mut(), &mut self.cx);
-        self.forward.uses.moved(lease, moved(&upstream).saturating_sub(before));
+        self.forward.uses.moved(lease, moved(&upstream).saturating_sub(before), self.cx.clock.now_ms);
         step
     }
 

@@ -17,6 +17,7 @@ pub mod users;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::rc::Rc;
 
 use blake2::Blake2sMac256;
 use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -26,6 +27,7 @@ use mio::{Registry, Token};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::share::Share;
 use failures::{Charge, Failures, TooMany};
 use line::{Line, Source};
 use thread::{Job, Thread};
@@ -122,16 +124,10 @@ impl<W> fmt::Debug for Auth<W> {
     }
 }
 
-impl<W: Copy + Eq + Hash> Default for Auth<W> {
-    fn default() -> Auth<W> {
-        Auth::new()
-    }
-}
-
 impl<W: Copy + Eq + Hash> Auth<W> {
-    /// Nobody is known yet. The thread begins with the first password.
+    /// Nobody is known yet. The thread begins with the first password. `share`: where all workers count wrong ones.
     #[must_use]
-    pub fn new() -> Auth<W> {
+    pub fn new(share: Rc<Share>) -> Auth<W> {
         let mut key = [0; 32];
         for piece in key.chunks_mut(8) {
             // The standard library's keys come from the system's random numbers.
@@ -145,7 +141,7 @@ impl<W: Copy + Eq + Hash> Auth<W> {
             computing: None,
             asked: HashMap::new(),
             displaced: Vec::new(),
-            failures: Failures::default(),
+            failures: Failures::new(share),
             remembered: HashMap::new(),
         }
     }
@@ -179,35 +175,42 @@ impl<W: Copy + Eq + Hash> Auth<W> {
             self.asked.insert(waiter, ticket);
             return Check::Pending;
         }
-        let charge = match self.failures.charge(limits, source, user, now_ms) {
+        let charge = match self.failures.take(limits, source, user, now_ms) {
             Ok(charge) => charge,
             Err(too_many) => return Check::TooMany(too_many),
         };
-        if self.thread.is_none() {
-            self.give_up(now_ms);
-            match Thread::start(registry, token) {
-                Ok(thread) => self.thread = Some(thread),
-                Err(error) => {
-                    error!("cannot check passwords: {error}");
-                    return Check::Busy;
-                }
-            }
+        if !self.stand_in_line(ticket, user, now_ms, (registry, token)) {
+            self.failures.give_back(charge, now_ms);
+            return Check::Busy;
         }
-        match self.line.push(source, self.failures.is_proved(source, user), ticket) {
-            Ok(displaced) => {
-                if let Some(waiting) = displaced.and_then(|displaced| self.forget(displaced, now_ms)) {
-                    self.displaced.extend(waiting.waiters);
-                }
-            }
-            Err(_) => return Check::Busy,
-        }
-        self.failures.take(charge, now_ms);
         let password = Zeroizing::new(password.to_vec());
         let waiting = Waiting { user: user.into(), password, against, charge, waiters: vec![waiter] };
         self.waiting.insert(ticket, waiting);
         self.asked.insert(waiter, ticket);
         self.give_next();
         Check::Pending
+    }
+
+    /// Puts `ticket` into the line, and starts the thread if it does not run. `false` = there is no room, or no thread.
+    fn stand_in_line(&mut self, ticket: Ticket, user: &str, now_ms: u64, way: (&Registry, Token)) -> bool {
+        if self.thread.is_none() {
+            self.give_up(now_ms);
+            match Thread::start(way.0, way.1) {
+                Ok(thread) => self.thread = Some(thread),
+                Err(error) => {
+                    error!("cannot check passwords: {error}");
+                    return false;
+                }
+            }
+        }
+        let source = ticket.1;
+        let Ok(displaced) = self.line.push(source, self.failures.is_proved(source, user, now_ms), ticket) else {
+            return false;
+        };
+        if let Some(waiting) = displaced.and_then(|displaced| self.forget(displaced, now_ms)) {
+            self.displaced.extend(waiting.waiters);
+        }
+        true
     }
 
     /// Whether `mark` is that of the last right password of `user`. If so it is remembered for longer.

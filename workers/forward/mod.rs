@@ -3,7 +3,7 @@
 //! A connection's first byte tells what it speaks. [`http`] serves CONNECT and requests in absolute-form, [`opening`]
 //! the beginnings of the other protocols; both have [`dial`] find the way to the target: [`auth`] proves who asks,
 //! [`rules`] decides about each address, with [`special`] for those that nobody reaches by chance, [`race`] says which
-//! is tried when, and [`uses`] what everybody may use. What has been connected becomes a relay like any other.
+//! is tried when, and [`uses`] what everybody may use, of all workers together ([`share`]). What has been connected becomes a relay like any other.
 //! [`origins`] keeps connections for further requests.
 
 pub mod auth;
@@ -14,10 +14,12 @@ pub mod origins;
 pub mod race;
 pub mod refusal;
 pub mod rules;
+pub mod share;
 pub mod special;
 pub mod uses;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use ipc::forward::{Delivery, Forward, Protocols, Spoken, Tunnel};
 use ipc::snapshot::Mode;
@@ -28,7 +30,8 @@ use crate::dns::Aliases;
 use crate::forward::auth::Auth;
 use crate::forward::dial::{Dial, Waiter};
 use crate::forward::opening::{Opening, Protocol};
-use crate::forward::uses::{Lease, Share, Uses};
+use crate::forward::share::Share;
+use crate::forward::uses::{Lease, Uses};
 use crate::slab::{Key, Slab};
 use crate::worker::Worker;
 
@@ -129,7 +132,7 @@ impl Pass {
 }
 
 /// What forward listeners need of a worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Forwarder {
     /// Passwords.
     pub auth: Auth<Waiter>,
@@ -147,8 +150,15 @@ pub struct Forwarder {
 impl Forwarder {
     /// Nothing is under way. `share`: where all workers count.
     #[must_use]
-    pub fn new(share: Option<Share>) -> Forwarder {
-        Forwarder { uses: Uses::new(share), ..Forwarder::default() }
+    pub fn new(share: &Rc<Share>) -> Forwarder {
+        Forwarder {
+            auth: Auth::new(Rc::clone(share)),
+            uses: Uses::new(Rc::clone(share)),
+            dials: Slab::default(),
+            openings: Slab::default(),
+            throttled: Vec::new(),
+            throttled_since_ms: 0,
+        }
     }
 
     /// When something is to be done without an event; `None` = nothing waits for time.

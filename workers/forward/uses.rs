@@ -1,24 +1,23 @@
 //! What each user and each client address uses, and whether it may have more.
 //!
-//! Connections are counted over all workers: each says in a [`Ledger`] how many it has of what, and adds up what the
-//! others say. What is begun and moved in a second is counted by each worker for itself.
+//! All of it is counted over all workers ([`Share`]). Of connections that are open each worker says how many it has, and
+//! adds up what the others say. What is begun and moved is taken from an allowance that all share and that grows with
+//! time ([`ipc::allowances`]).
 //!
-//! Bytes are counted against an allowance that grows with time. Who has used theirs up is not read from until it has
-//! grown again: nobody is ever made to wait within the loop.
+//! Who has used up the allowance of bytes is not read from until it has grown again: nobody is ever made to wait within
+//! the loop. Workers that look at the same instant may each move what there is; what was too much is made up for.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 
-use blake2::Blake2sMac256;
-use blake2::digest::{FixedOutput, KeyInit, Update};
+use ipc::allowances::SECOND_NS;
 use ipc::forward::{RuleSet, UseLimits};
-use ipc::ledger::Ledger;
 
+use super::share::{Share, address_bytes};
 use crate::slab::{Key, Slab};
 
-/// How long somebody is remembered who uses nothing: until then bursts are bounded.
-const FORGET_MS: u64 = 2000;
-/// After so many more have come, those who use nothing are looked for.
+/// After so many more have come, those who have nothing open are looked for.
 const SWEEP: usize = 1024;
 
 /// Whose use is bounded.
@@ -28,79 +27,36 @@ enum Who {
     Address(IpAddr),
 }
 
-/// Where this worker counts together with the others.
-#[derive(Debug)]
-pub struct Share {
-    ledger: Ledger,
-    row: u16,
-    key: [u8; 32],
-}
-
-impl Share {
-    /// In this ledger, in this row of it. Without a row nobody else sees what is counted here, but all is seen that
-    /// others count.
-    #[must_use]
-    pub fn new(ledger: Ledger, row: Option<u16>) -> Share {
-        let key = ledger.key();
-        Share { ledger, row: row.unwrap_or(ipc::ledger::ROWS), key }
-    }
-
-    /// The number that stands for `who` under the rules `set`, the same in every worker. Two have the same one with a
-    /// probability of 2^-64; then they are counted as one.
-    fn number(&self, set: &str, who: &Who) -> u64 {
-        let Ok(mut mac) = Blake2sMac256::new_from_slice(&self.key) else { return 1 };
-        mac.update(&(set.len() as u64).to_le_bytes());
-        mac.update(set.as_bytes());
-        match who {
-            Who::User(name) => {
-                mac.update(b"user");
-                mac.update(name.as_bytes());
-            }
-            Who::Address(IpAddr::V4(v4)) => mac.update(&[b"four", &v4.octets()[..]].concat()),
-            Who::Address(IpAddr::V6(v6)) => mac.update(&[b"six ", &v6.octets()[..]].concat()),
-        }
-        let hash: [u8; 32] = mac.finalize_fixed().into();
-        let [a, b, c, d, e, f, g, h, ..] = hash;
-        // 0 is none.
-        u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
-    }
-
-    fn set(&self, number: u64, open: u32) {
-        if self.row < ipc::ledger::ROWS {
-            self.ledger.set(self.row, number, open);
-        }
-    }
-}
-
-/// What one of them uses.
+/// What one of them has here, and what it is called in the ledger.
 #[derive(Debug)]
 pub struct Use {
     limits: UseLimits,
     /// Connections now, of this worker.
     open: u32,
-    /// What stands for it where all workers count.
-    number: u64,
-    /// Connections that may still begin, in thousandths; grows up to a second's worth.
-    beginnings: u64,
-    /// Bytes that may still be moved, in thousandths; below zero after more than that was moved at once.
-    bytes: i128,
-    grown_ms: u64,
+    open_number: u64,
+    begun_number: u64,
+    moved_number: u64,
 }
 
 impl Use {
-    fn new(limits: UseLimits, number: u64, now_ms: u64) -> Use {
-        let beginnings = u64::from(limits.connections_per_second.unwrap_or(0)) * 1000;
-        let bytes = i128::from(limits.rate_bytes.unwrap_or(0)) * 1000;
-        Use { limits, open: 0, number, beginnings, bytes, grown_ms: now_ms }
+    fn new(share: &Share, set: &str, who: &Who, limits: UseLimits) -> Use {
+        let (kind, name): (&[u8], _) = match who {
+            Who::User(name) => (b"user", name.as_bytes().to_vec()),
+            Who::Address(ip) => (b"address", address_bytes(Some(*ip))),
+        };
+        let number = |what: &[u8]| share.number(&[what, set.as_bytes(), kind, &name]);
+        Use {
+            limits,
+            open: 0,
+            open_number: number(b"open"),
+            begun_number: number(b"begun"),
+            moved_number: number(b"moved"),
+        }
     }
 
-    fn grow(&mut self, now_ms: u64) {
-        let ms = now_ms.saturating_sub(self.grown_ms);
-        self.grown_ms = now_ms;
-        let per_second = u64::from(self.limits.connections_per_second.unwrap_or(0));
-        self.beginnings = self.beginnings.saturating_add(per_second.saturating_mul(ms)).min(per_second * 1000);
-        let rate = i128::from(self.limits.rate_bytes.unwrap_or(0));
-        self.bytes = (self.bytes + rate * i128::from(ms)).min(rate * 1000);
+    /// How long what one more connection uses takes to grow back; `None` = that is not bounded.
+    fn begin_ns(&self) -> Option<u64> {
+        self.limits.connections_per_second.map(|most| SECOND_NS / u64::from(most.max(1)))
     }
 }
 
@@ -138,21 +94,20 @@ impl Exceeded {
 }
 
 /// See the module's description.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Uses {
     uses: Slab<Use>,
     /// By the set of rules and who it is: each set has its own bounds.
     keys: HashMap<(Box<str>, Who), Key<Use>>,
     sweep_at: usize,
-    /// `None` = there are no other workers.
-    share: Option<Share>,
+    share: Rc<Share>,
 }
 
 impl Uses {
-    /// Nobody uses anything yet. `share`: where other workers count, if there are any.
+    /// Nobody uses anything here yet.
     #[must_use]
-    pub fn new(share: Option<Share>) -> Uses {
-        Uses { share, ..Uses::default() }
+    pub fn new(share: Rc<Share>) -> Uses {
+        Uses { uses: Slab::default(), keys: HashMap::new(), sweep_at: SWEEP, share }
     }
 
     /// Counts a connection that begins, if there may be one more. Where two workers ask at the same instant for the last
@@ -167,38 +122,55 @@ impl Uses {
         address: Option<IpAddr>,
         now_ms: u64,
     ) -> Result<Lease, Exceeded> {
-        let lease = self.lease(set, user, address, now_ms);
-        self.may_begin(lease.user, now_ms, Exceeded::UserConnections, Exceeded::UserRate)?;
-        self.may_begin(lease.address, now_ms, Exceeded::AddressConnections, Exceeded::AddressRate)?;
+        let lease = self.lease(set, user, address);
         self.count(lease);
-        let both = [(lease.user, Exceeded::UserConnections), (lease.address, Exceeded::AddressConnections)];
-        for (key, too_many) in both {
-            if self.exceeds(key) {
-                self.end(lease);
-                return Err(too_many);
-            }
+        let begun = self.take_beginning(lease, ns(now_ms));
+        if begun.is_err() {
+            self.end(lease);
         }
-        for key in [lease.user, lease.address].into_iter().flatten() {
-            if let Some(one) = self.uses.get_mut(key) {
-                one.beginnings = one.beginnings.saturating_sub(1000);
-            }
+        begun.map(|()| lease)
+    }
+
+    /// Takes a beginning for what has been counted, from all it counts against or from none.
+    fn take_beginning(&self, lease: Lease, now_ns: u64) -> Result<(), Exceeded> {
+        if self.exceeds(lease.user) {
+            return Err(Exceeded::UserConnections);
         }
-        Ok(lease)
+        if self.exceeds(lease.address) {
+            return Err(Exceeded::AddressConnections);
+        }
+        let allowances = self.share.allowances();
+        let bounded = |key: Option<Key<Use>>| {
+            let one = key.and_then(|key| self.uses.get(key))?;
+            one.begin_ns().map(|grows_ns| (one.begun_number, grows_ns))
+        };
+        let take = |(number, grows_ns)| allowances.take(number, now_ns, grows_ns, SECOND_NS);
+        let user = bounded(lease.user);
+        if !user.is_none_or(take) {
+            return Err(Exceeded::UserRate);
+        }
+        if !bounded(lease.address).is_none_or(take) {
+            if let Some((number, grows_ns)) = user {
+                allowances.give_back(number, now_ns, grows_ns);
+            }
+            return Err(Exceeded::AddressRate);
+        }
+        Ok(())
     }
 
     /// Counts a connection that another worker has begun, whatever is bounded: it is there.
-    pub fn take_over(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>, now_ms: u64) -> Lease {
-        let lease = self.lease(set, user, address, now_ms);
+    pub fn take_over(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>) -> Lease {
+        let lease = self.lease(set, user, address);
         self.count(lease);
         lease
     }
 
     /// What a connection of theirs counts against. Nothing is counted yet.
-    fn lease(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>, now_ms: u64) -> Lease {
+    fn lease(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>) -> Lease {
         let user = user.filter(|_| !set.per_user.is_none()).map(|user| Who::User(user.into()));
         let address = address.filter(|_| !set.per_address.is_none()).map(|ip| Who::Address(ip.to_canonical()));
-        let user = user.and_then(|who| self.find(set, who, set.per_user, now_ms));
-        let address = address.and_then(|who| self.find(set, who, set.per_address, now_ms));
+        let user = user.and_then(|who| self.find(set, who, set.per_user));
+        let address = address.and_then(|who| self.find(set, who, set.per_address));
         Lease { user, address }
     }
 
@@ -206,9 +178,7 @@ impl Uses {
         for key in [lease.user, lease.address].into_iter().flatten() {
             if let Some(one) = self.uses.get_mut(key) {
                 one.open += 1;
-                if let Some(share) = &self.share {
-                    share.set(one.number, one.open);
-                }
+                self.share.set(one.open_number, one.open);
             }
         }
     }
@@ -217,11 +187,10 @@ impl Uses {
     fn exceeds(&self, key: Option<Key<Use>>) -> bool {
         let Some(one) = key.and_then(|key| self.uses.get(key)) else { return false };
         let Some(most) = one.limits.connections else { return false };
-        let elsewhere = self.share.as_ref().map_or(0, |share| share.ledger.elsewhere(share.row, one.number));
-        u64::from(one.open).saturating_add(elsewhere) > u64::from(most)
+        u64::from(one.open).saturating_add(self.share.elsewhere(one.open_number)) > u64::from(most)
     }
 
-    fn find(&mut self, set: &RuleSet, who: Who, limits: UseLimits, now_ms: u64) -> Option<Key<Use>> {
+    fn find(&mut self, set: &RuleSet, who: Who, limits: UseLimits) -> Option<Key<Use>> {
         let name = (set.name.as_str().into(), who);
         if let Some(&key) = self.keys.get(&name) {
             if let Some(one) = self.uses.get_mut(key) {
@@ -231,30 +200,11 @@ impl Uses {
             return Some(key);
         }
         if self.keys.len() >= self.sweep_at {
-            self.sweep(now_ms);
+            self.sweep();
         }
-        let number = self.share.as_ref().map_or(1, |share| share.number(&name.0, &name.1));
-        let key = self.uses.insert(Use::new(limits, number, now_ms)).ok()?;
+        let key = self.uses.insert(Use::new(&self.share, &name.0, &name.1, limits)).ok()?;
         self.keys.insert(name, key);
         Some(key)
-    }
-
-    fn may_begin(
-        &mut self,
-        key: Option<Key<Use>>,
-        now_ms: u64,
-        too_many: Exceeded,
-        too_fast: Exceeded,
-    ) -> Result<(), Exceeded> {
-        let Some(one) = key.and_then(|key| self.uses.get_mut(key)) else { return Ok(()) };
-        one.grow(now_ms);
-        if one.limits.connections.is_some_and(|most| one.open >= most) {
-            return Err(too_many);
-        }
-        if one.limits.connections_per_second.is_some() && one.beginnings < 1000 {
-            return Err(too_fast);
-        }
-        Ok(())
     }
 
     /// A connection has ended.
@@ -262,40 +212,45 @@ impl Uses {
         for key in [lease.user, lease.address].into_iter().flatten() {
             if let Some(one) = self.uses.get_mut(key) {
                 one.open = one.open.saturating_sub(1);
-                if let Some(share) = &self.share {
-                    share.set(one.number, one.open);
-                }
+                self.share.set(one.open_number, one.open);
             }
         }
+    }
+
+    /// Whose bytes are bounded, and to how many in a second.
+    fn rates(&self, lease: Lease) -> impl Iterator<Item = (u64, u64)> {
+        let uses = [lease.user, lease.address].into_iter().flatten().filter_map(|key| self.uses.get(key));
+        uses.filter_map(|one| Some((one.moved_number, one.limits.rate_bytes?.max(1))))
     }
 
     /// How many bytes a connection may move now; 0 = it must wait, [`usize::MAX`] = nothing bounds it.
-    pub fn allowance(&mut self, lease: Lease, now_ms: u64) -> usize {
-        let mut least = usize::MAX;
-        for key in [lease.user, lease.address].into_iter().flatten() {
-            let Some(one) = self.uses.get_mut(key) else { continue };
-            if one.limits.rate_bytes.is_some() {
-                one.grow(now_ms);
-                least = least.min(usize::try_from(one.bytes.max(0) / 1000).unwrap_or(usize::MAX));
-            }
-        }
-        least
+    #[must_use]
+    pub fn allowance(&self, lease: Lease, now_ms: u64) -> usize {
+        let now_ns = ns(now_ms);
+        let left = |(number, rate): (u64, u64)| {
+            let ahead_ns = self.share.allowances().until(number, now_ns).saturating_sub(now_ns);
+            let bytes = u128::from(SECOND_NS.saturating_sub(ahead_ns)) * u128::from(rate) / u128::from(SECOND_NS);
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        };
+        self.rates(lease).map(left).min().unwrap_or(usize::MAX)
     }
 
     /// A connection has moved so many.
-    pub fn moved(&mut self, lease: Lease, bytes: u64) {
-        for key in [lease.user, lease.address].into_iter().flatten() {
-            if let Some(one) = self.uses.get_mut(key).filter(|one| one.limits.rate_bytes.is_some()) {
-                one.bytes -= i128::from(bytes) * 1000;
-            }
+    pub fn moved(&self, lease: Lease, bytes: u64, now_ms: u64) {
+        if bytes == 0 {
+            return;
+        }
+        for (number, rate) in self.rates(lease) {
+            let grows_ns = (u128::from(bytes) * u128::from(SECOND_NS)).div_ceil(u128::from(rate));
+            self.share.allowances().use_up(number, ns(now_ms), u64::try_from(grows_ns).unwrap_or(u64::MAX));
         }
     }
 
-    /// Forgets those who use nothing and have not for a while.
-    fn sweep(&mut self, now_ms: u64) {
+    /// Forgets those who have nothing open: what they have used up is not here.
+    fn sweep(&mut self) {
         let uses = &mut self.uses;
         self.keys.retain(|_, key| {
-            let keep = uses.get(*key).is_some_and(|one| one.open > 0 || now_ms < one.grown_ms + FORGET_MS);
+            let keep = uses.get(*key).is_some_and(|one| one.open > 0);
             if !keep {
                 uses.remove(*key);
             }
@@ -305,9 +260,20 @@ impl Uses {
     }
 }
 
+fn ns(ms: u64) -> u64 {
+    ms.saturating_mul(1_000_000)
+}
+
 #[cfg(test)]
 mod tests {
+    use ipc::ledger::Rows;
+
+    use super::super::share::tests::{alone, share_of};
     use super::*;
+
+    fn uses() -> Uses {
+        Uses::new(Rc::new(alone()))
+    }
 
     fn set(per_user: UseLimits, per_address: UseLimits) -> RuleSet {
         RuleSet { name: "o".to_owned(), auth: true, lifetime_ms: None, rules: vec![], per_user, per_address }
@@ -322,7 +288,7 @@ mod tests {
     #[test]
     fn connections_at_a_time_are_bounded_for_each() {
         let set = set(UseLimits { connections: Some(2), ..NONE }, UseLimits { connections: Some(3), ..NONE });
-        let mut uses = Uses::default();
+        let mut uses = uses();
         let first = uses.begin(&set, Some("ann"), ip(1), 0).unwrap();
         uses.begin(&set, Some("ann"), ip(1), 0).unwrap();
         assert_eq!(uses.begin(&set, Some("ann"), ip(2), 0), Err(Exceeded::UserConnections));
@@ -335,8 +301,8 @@ mod tests {
 
     #[test]
     fn connections_are_bounded_over_all_workers() {
-        let master = ipc::ledger::Rows::new().unwrap();
-        let worker = || Uses::new(Some(Share::new(Ledger::map(master.file()).unwrap(), master.claim())));
+        let master = Rows::new().unwrap();
+        let worker = || Uses::new(Rc::new(share_of(&master)));
         let (mut a, mut b) = (worker(), worker());
         let set = set(UseLimits { connections: Some(2), ..NONE }, UseLimits { connections: Some(3), ..NONE });
         let first = a.begin(&set, Some("ann"), ip(1), 0).unwrap();
@@ -356,8 +322,8 @@ mod tests {
         a.begin(&other, Some("ann"), ip(1), 0).unwrap();
         b.end(again);
         // One that is there already is counted, and keeps others out.
-        let taken = a.take_over(&set, Some("ann"), ip(4), 0);
-        a.take_over(&set, Some("ann"), ip(4), 0);
+        let taken = a.take_over(&set, Some("ann"), ip(4));
+        a.take_over(&set, Some("ann"), ip(4));
         assert_eq!(b.begin(&set, Some("ann"), ip(5), 0), Err(Exceeded::UserConnections));
         a.end(taken);
         assert_eq!(b.begin(&set, Some("ann"), ip(5), 0), Err(Exceeded::UserConnections));
@@ -369,7 +335,7 @@ mod tests {
     #[test]
     fn connections_in_a_second_are_bounded_and_come_back_with_time() {
         let set = set(NONE, UseLimits { connections_per_second: Some(2), ..NONE });
-        let mut uses = Uses::default();
+        let mut uses = uses();
         let mut begin = |now_ms| uses.begin(&set, None, ip(1), now_ms).map(|_| ());
         assert_eq!([begin(0), begin(0), begin(0)], [Ok(()), Ok(()), Err(Exceeded::AddressRate)]);
         assert_eq!(
@@ -383,11 +349,11 @@ mod tests {
     fn bytes_in_a_second_are_bounded_by_the_narrower_of_both() {
         let rate = |bytes| UseLimits { rate_bytes: Some(bytes), ..NONE };
         let set = set(rate(2000), rate(5000));
-        let mut uses = Uses::default();
+        let mut uses = uses();
         let ann = uses.begin(&set, Some("ann"), ip(1), 0).unwrap();
         let bob = uses.begin(&set, Some("bob"), ip(1), 0).unwrap();
         assert_eq!((uses.allowance(ann, 0), uses.allowance(bob, 0)), (2000, 2000));
-        uses.moved(ann, 4000);
+        uses.moved(ann, 4000, 0);
         assert_eq!((uses.allowance(ann, 0), uses.allowance(bob, 0)), (0, 1000));
         assert_eq!(uses.allowance(ann, 1000), 0, "what was too much is made up for");
         assert_eq!(uses.allowance(ann, 1500), 1000);
@@ -395,8 +361,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_begun_and_moved_is_bounded_over_all_workers_and_the_dead_have_used_theirs() {
+        let master = Rows::new().unwrap();
+        let worker = || Uses::new(Rc::new(share_of(&master)));
+        let (mut a, mut b) = (worker(), worker());
+        let limits = UseLimits { connections_per_second: Some(3), rate_bytes: Some(1000), ..NONE };
+        let set = set(limits, UseLimits { connections_per_second: Some(4), ..NONE });
+        let ann = a.begin(&set, Some("ann"), ip(1), 5000).unwrap();
+        b.begin(&set, Some("ann"), ip(1), 5000).unwrap();
+        master.release(0);
+        b.begin(&set, Some("bob"), ip(1), 5000).unwrap();
+        a.begin(&set, Some("ann"), ip(1), 5000).unwrap();
+        for one in [&mut a, &mut b] {
+            assert_eq!(one.begin(&set, Some("ann"), ip(2), 5000), Err(Exceeded::UserRate));
+            // What was refused for one's sake has not been taken from the other's.
+            for _ in 0..3 {
+                assert_eq!(one.begin(&set, Some("cy"), ip(1), 5000), Err(Exceeded::AddressRate));
+            }
+        }
+        for _ in 0..3 {
+            b.begin(&set, Some("cy"), ip(3), 5000).unwrap();
+        }
+        a.moved(ann, 600, 5000);
+        let there = b.begin(&set, Some("ann"), ip(2), 6000).unwrap();
+        assert_eq!(b.allowance(there, 6000), 1000);
+        a.moved(ann, 600, 6000);
+        assert_eq!((a.allowance(ann, 6000), b.allowance(there, 6000)), (400, 400));
+        b.moved(there, 600, 6000);
+        assert_eq!((a.allowance(ann, 6199), a.allowance(ann, 6200), a.allowance(ann, 6300)), (0, 0, 100));
+    }
+
+    #[test]
     fn nothing_is_counted_where_nothing_is_bounded() {
-        let mut uses = Uses::default();
+        let mut uses = uses();
         assert_eq!(uses.begin(&set(NONE, NONE), Some("ann"), ip(1), 0), Ok(Lease::default()));
         assert!(uses.keys.is_empty());
     }
@@ -404,7 +401,7 @@ mod tests {
     #[test]
     fn those_who_use_nothing_are_forgotten() {
         let set = set(UseLimits { connections: Some(1), ..NONE }, NONE);
-        let mut uses = Uses::default();
+        let mut uses = uses();
         for n in 0..10_000 {
             let lease = uses.begin(&set, Some(&n.to_string()), None, n * 1000).unwrap();
             if n > 0 {

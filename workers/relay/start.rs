@@ -168,7 +168,7 @@ impl Worker {
             pass.address = socket.peer_addr().or(pass.address);
             if let Some(rules) = forward.rules.as_ref().filter(|rules| pass.is_under(&rules.name)) {
                 let peer = connection.peer.map(|peer| peer.ip());
-                pass.lease = self.forward.uses.take_over(rules, pass.user.as_deref(), peer, self.cx.clock.now_ms);
+                pass.lease = self.forward.uses.take_over(rules, pass.user.as_deref(), peer);
             }
             relay.pass = Some(Box::new(pass));
         }

@@ -1,127 +1,44 @@
 //! How many wrong passwords there may be, and who is believed to be more than a guesser.
 //!
-//! Each name has an allowance at each address, and each address one for all names together. Both are token buckets with
-//! room for a minute's worth. An attempt takes from them when it gets into the line and gives back what it took when it
-//! was right or never computed, so that attempts at the same time do not exceed them either.
+//! Each name has an allowance at each address, and each address one for all names together, over all workers
+//! ([`Share`]). Both have room for a minute's worth. An attempt takes from them when it gets into the line and gives back
+//! what it took when it was right or never computed, so that attempts at the same time do not exceed them either. One
+//! whose worker is killed has been wrong.
 //!
-//! Many people may share one address. So a name that has been proved at an address within a day or so does not draw on
-//! what all names have together there: guesses at other names do not lock it out. One client that goes on with an old
-//! password uses up its own name's allowance, and is then refused before it takes anything from the others.
+//! Many people may share one address. So a name that has been proved at an address within a day does not draw on what
+//! all names have together there: guesses at other names do not lock it out. One client that goes on with an old password
+//! uses up its own name's allowance, and is then refused before it takes anything from the others.
 //!
-//! All tables are bounded, and an allowance that is whole again by what is given back has no entry. So nothing fills them
-//! but attempts that wait and attempts that were computed and wrong: whoever wants a wrong password forgotten early has
-//! to have [`MOST`] others computed, but for those that may wait, within a minute. It knows no password and reads no
-//! clock.
+//! An allowance that is whole needs no room, and of those that are not the one that is soonest whole is forgotten first
+//! ([`ipc::allowances`]). It knows no password and reads no clock.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::rc::Rc;
 
+use ipc::allowances::SECOND_NS;
 use ipc::forward::FailureLimits;
 
+use super::super::share::{Share, address_bytes};
 use super::line::Source;
 
-/// Entries of one generation of a table, at most; each table has two generations.
-const MOST: usize = 32_768;
 /// After so long without a failure an allowance is whole again.
-const MINUTE_MS: u64 = 60_000;
-/// How long a proved name is known at an address at least, unless more than [`MOST`] others are proved meanwhile.
-const PROVED_MS: u64 = 24 * 60 * MINUTE_MS;
+const MINUTE_NS: u64 = 60 * SECOND_NS;
+/// How long a proved name is known at an address.
+const PROVED_NS: u64 = 24 * 60 * MINUTE_NS;
+/// It is written again only when so much of that is over, since many prove themselves with each request.
+const PROVE_AGAIN_NS: u64 = MINUTE_NS;
 
-/// A table whose entries are forgotten when they have not been touched for a while. The older half goes at once when the
-/// younger is full.
-#[derive(Debug)]
-struct Recent<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
-    turned_ms: u64,
-    keep_ms: u64,
+/// An allowance, and how long what an attempt takes from it takes to grow back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    number: u64,
+    grows_ns: u64,
 }
 
-impl<K: Copy + Eq + Hash, V: Copy> Recent<K, V> {
-    fn new(keep_ms: u64) -> Recent<K, V> {
-        Recent { young: HashMap::new(), old: HashMap::new(), turned_ms: 0, keep_ms }
-    }
-
-    /// What is known of `key`. Nothing is touched by it.
-    fn get(&self, key: K) -> Option<V> {
-        self.young.get(&key).or_else(|| self.old.get(&key)).copied()
-    }
-
-    fn put(&mut self, key: K, value: V, now_ms: u64) {
-        let late = now_ms >= self.turned_ms.saturating_add(self.keep_ms);
-        if late || self.young.len() >= MOST && !self.young.contains_key(&key) {
-            let older = now_ms >= self.turned_ms.saturating_add(2 * self.keep_ms);
-            self.old = std::mem::take(&mut self.young);
-            if older {
-                self.old.clear();
-            }
-            self.turned_ms = now_ms;
-        }
-        self.young.insert(key, value);
-    }
-
-    fn remove(&mut self, key: K) {
-        self.young.remove(&key);
-        self.old.remove(&key);
-    }
-}
-
-/// What is left of an allowance: failures in sixty-thousandths, so that it grows by its size with each millisecond.
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    left: u64,
-    at_ms: u64,
-}
-
-const ONE: u64 = MINUTE_MS;
-
-impl Bucket {
-    fn new(per_minute: u32, now_ms: u64) -> Bucket {
-        Bucket { left: u64::from(per_minute) * ONE, at_ms: now_ms }
-    }
-
-    fn grown(self, per_minute: u32, now_ms: u64) -> Bucket {
-        let grown = now_ms.saturating_sub(self.at_ms).saturating_mul(u64::from(per_minute));
-        Bucket { left: self.left.saturating_add(grown).min(u64::from(per_minute) * ONE), at_ms: now_ms }
-    }
-}
-
-/// A table of allowances.
-#[derive(Debug)]
-struct Buckets<K>(Recent<K, Bucket>);
-
-impl<K: Copy + Eq + Hash> Buckets<K> {
-    fn now(&self, key: K, per_minute: u32, now_ms: u64) -> Bucket {
-        self.0.get(key).map_or(Bucket::new(per_minute, now_ms), |bucket| bucket.grown(per_minute, now_ms))
-    }
-
-    fn has_one(&self, key: K, per_minute: u32, now_ms: u64) -> bool {
-        self.now(key, per_minute, now_ms).left >= ONE
-    }
-
-    fn take(&mut self, key: K, per_minute: u32, now_ms: u64) {
-        let bucket = self.now(key, per_minute, now_ms);
-        self.0.put(key, Bucket { left: bucket.left.saturating_sub(ONE), ..bucket }, now_ms);
-    }
-
-    fn give_back(&mut self, key: K, per_minute: u32, now_ms: u64) {
-        // Without an entry it is whole.
-        let Some(bucket) = self.0.get(key).map(|bucket| bucket.grown(per_minute, now_ms)) else { return };
-        let left = bucket.left.saturating_add(ONE);
-        if left >= u64::from(per_minute) * ONE {
-            self.0.remove(key);
-        } else {
-            self.0.put(key, Bucket { left, ..bucket }, now_ms);
-        }
-    }
-}
-
-/// What an attempt takes, and how much of it there is in a minute. Once it has been taken it is to be given back with
-/// [`Failures::give_back`] unless the attempt was wrong.
+/// What an attempt has taken: to be given back with [`Failures::give_back`] unless the attempt was wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Charge {
-    name: Option<((Source, u64), u32)>,
-    source: Option<(Source, u32)>,
+    name: Option<Part>,
+    source: Option<Part>,
 }
 
 /// Which allowance is used up.
@@ -147,86 +64,89 @@ impl TooMany {
 /// See the module's description.
 #[derive(Debug)]
 pub struct Failures {
-    /// Names are kept as a keyed hash: they may be as long as a head allows.
-    hasher: RandomState,
-    of_names: Buckets<(Source, u64)>,
-    of_addresses: Buckets<Source>,
-    proved: Recent<(Source, u64), ()>,
-}
-
-impl Default for Failures {
-    fn default() -> Failures {
-        Failures {
-            hasher: RandomState::new(),
-            of_names: Buckets(Recent::new(MINUTE_MS)),
-            of_addresses: Buckets(Recent::new(MINUTE_MS)),
-            proved: Recent::new(PROVED_MS),
-        }
-    }
+    share: Rc<Share>,
 }
 
 impl Failures {
-    /// Whether `name` has been proved at `source` before.
+    /// Those of all workers.
     #[must_use]
-    pub fn is_proved(&self, source: Source, name: &str) -> bool {
-        self.proved.get((source, self.hasher.hash_one(name))).is_some()
+    pub fn new(share: Rc<Share>) -> Failures {
+        Failures { share }
+    }
+
+    /// Whether `name` has been proved at `source` within a day.
+    #[must_use]
+    pub fn is_proved(&self, source: Source, name: &str, now_ms: u64) -> bool {
+        let now = ns(now_ms);
+        self.share.proofs().until(self.name_at(source, name), now) > now
     }
 
     /// `name` has been proved at `source`.
-    pub fn prove(&mut self, source: Source, name: &str, now_ms: u64) {
-        self.proved.put((source, self.hasher.hash_one(name)), (), now_ms);
+    pub fn prove(&self, source: Source, name: &str, now_ms: u64) {
+        let (now, number, proofs) = (ns(now_ms), self.name_at(source, name), self.share.proofs());
+        if proofs.until(number, now) < now.saturating_add(PROVED_NS - PROVE_AGAIN_NS) {
+            proofs.keep(number, now, now.saturating_add(PROVED_NS));
+        }
     }
 
-    /// What an attempt needs. Nothing is taken yet.
+    /// Takes what an attempt needs, or nothing.
     ///
     /// # Errors
     /// Which allowance is used up.
-    pub fn charge(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
-        let key = (source, self.hasher.hash_one(name));
-        let name = limits.per_minute.map(|most| (key, most));
-        let source = limits.per_minute_address.filter(|_| self.proved.get(key).is_none()).map(|most| (source, most));
-        if name.is_some_and(|(key, most)| !self.of_names.has_one(key, most, now_ms)) {
+    pub fn take(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
+        let number = self.name_at(source, name);
+        let part = |number, per_minute: u32| Part { number, grows_ns: MINUTE_NS / u64::from(per_minute.max(1)) };
+        let of_name = limits.per_minute.map(|most| part(number, most));
+        let of_source = limits.per_minute_address.filter(|_| !self.is_proved(source, name, now_ms));
+        let of_source = of_source.map(|most| part(self.all_at(source), most));
+        let charge = Charge { name: of_name, source: None };
+        if !of_name.is_none_or(|part| self.take_part(part, now_ms)) {
             return Err(TooMany::OfName);
         }
-        if source.is_some_and(|(source, most)| !self.of_addresses.has_one(source, most, now_ms)) {
+        if !of_source.is_none_or(|part| self.take_part(part, now_ms)) {
+            self.give_back(charge, now_ms);
             return Err(TooMany::OfAddress);
         }
-        Ok(Charge { name, source })
-    }
-
-    /// Takes it, at the same time at which it was found to be there.
-    pub fn take(&mut self, charge: Charge, now_ms: u64) {
-        if let Some((key, most)) = charge.name {
-            self.of_names.take(key, most, now_ms);
-        }
-        if let Some((source, most)) = charge.source {
-            self.of_addresses.take(source, most, now_ms);
-        }
+        Ok(Charge { source: of_source, ..charge })
     }
 
     /// An attempt for which this was taken was right, or has not been computed.
-    pub fn give_back(&mut self, charge: Charge, now_ms: u64) {
-        if let Some((key, most)) = charge.name {
-            self.of_names.give_back(key, most, now_ms);
-        }
-        if let Some((source, most)) = charge.source {
-            self.of_addresses.give_back(source, most, now_ms);
+    pub fn give_back(&self, charge: Charge, now_ms: u64) {
+        for part in [charge.name, charge.source].into_iter().flatten() {
+            self.share.allowances().give_back(part.number, ns(now_ms), part.grows_ns);
         }
     }
+
+    fn take_part(&self, part: Part, now_ms: u64) -> bool {
+        self.share.allowances().take(part.number, ns(now_ms), part.grows_ns, MINUTE_NS)
+    }
+
+    /// What a name at an address is called where all workers count.
+    fn name_at(&self, source: Source, name: &str) -> u64 {
+        self.share.number(&[b"password of", &address_bytes(source.address()), name.as_bytes()])
+    }
+
+    /// What all names at an address are called there.
+    fn all_at(&self, source: Source) -> u64 {
+        self.share.number(&[b"passwords from", &address_bytes(source.address())])
+    }
+}
+
+fn ns(ms: u64) -> u64 {
+    ms.saturating_mul(1_000_000)
 }
 
 #[cfg(test)]
 mod tests {
+    use ipc::ledger::Rows;
+
+    use super::super::super::share::tests::{alone, share_of};
     use super::*;
 
     const LIMITS: FailureLimits = FailureLimits { per_minute: Some(3), per_minute_address: Some(5) };
 
-    impl Failures {
-        fn begin(&mut self, limits: FailureLimits, at: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
-            let charge = self.charge(limits, at, name, now_ms)?;
-            self.take(charge, now_ms);
-            Ok(charge)
-        }
+    fn failures() -> Failures {
+        Failures::new(Rc::new(alone()))
     }
 
     fn at(last: u8) -> Source {
@@ -235,8 +155,8 @@ mod tests {
 
     #[test]
     fn failures_of_a_name_at_an_address_are_bounded_and_forgiven_with_time() {
-        let mut failures = Failures::default();
-        let mut fail = |source, name: &str, now_ms| failures.begin(LIMITS, source, name, now_ms).map(|_| ());
+        let failures = failures();
+        let fail = |source, name: &str, now_ms| failures.take(LIMITS, source, name, now_ms).map(|_| ());
         for _ in 0..3 {
             assert_eq!(fail(at(1), "ann", 0), Ok(()));
         }
@@ -250,98 +170,88 @@ mod tests {
 
     #[test]
     fn failures_of_an_address_are_bounded_but_not_for_names_proved_there() {
-        let mut failures = Failures::default();
+        let failures = failures();
         failures.prove(at(1), "ann", 0);
         for name in ["a", "b", "c", "d", "e"] {
-            failures.begin(LIMITS, at(1), name, 0).unwrap();
+            failures.take(LIMITS, at(1), name, 0).unwrap();
         }
-        assert_eq!(failures.begin(LIMITS, at(1), "f", 0), Err(TooMany::OfAddress));
-        assert!(failures.begin(LIMITS, at(1), "ann", 0).is_ok(), "it has been here before");
-        assert!(failures.begin(LIMITS, at(2), "f", 0).is_ok());
+        assert_eq!(failures.take(LIMITS, at(1), "f", 0), Err(TooMany::OfAddress));
+        assert!(failures.take(LIMITS, at(1), "ann", 0).is_ok(), "it has been here before");
+        assert!(failures.take(LIMITS, at(2), "f", 0).is_ok());
         failures.prove(at(2), "g", 0);
-        assert_eq!(failures.begin(LIMITS, at(1), "g", 0), Err(TooMany::OfAddress), "it was proved elsewhere");
+        assert_eq!(failures.take(LIMITS, at(1), "g", 0), Err(TooMany::OfAddress), "it was proved elsewhere");
     }
 
     #[test]
     fn one_name_alone_does_not_use_up_what_the_address_has() {
-        let mut failures = Failures::default();
+        let failures = failures();
         for _ in 0..100 {
-            let _ = failures.begin(LIMITS, at(1), "ann", 0);
+            let _ = failures.take(LIMITS, at(1), "ann", 0);
         }
-        assert!(failures.begin(LIMITS, at(1), "bob", 0).is_ok());
-        assert!(failures.begin(LIMITS, at(1), "bob", 0).is_ok());
+        assert!(failures.take(LIMITS, at(1), "bob", 0).is_ok());
+        assert!(failures.take(LIMITS, at(1), "bob", 0).is_ok());
     }
 
     #[test]
     fn what_was_right_costs_nothing() {
-        let mut failures = Failures::default();
+        let failures = failures();
         for _ in 0..100 {
-            let charge = failures.begin(LIMITS, at(1), "ann", 0).unwrap();
+            let charge = failures.take(LIMITS, at(1), "ann", 0).unwrap();
             failures.give_back(charge, 0);
         }
         // Nor does giving back make more than there was.
         for _ in 0..3 {
-            failures.begin(LIMITS, at(1), "ann", 0).unwrap();
+            failures.take(LIMITS, at(1), "ann", 0).unwrap();
         }
-        assert_eq!(failures.begin(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
+        assert_eq!(failures.take(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
     }
 
     #[test]
-    fn what_is_given_back_leaves_no_entry_and_makes_nobody_forgotten() {
-        let mut failures = Failures::default();
+    fn what_was_computed_at_the_same_time_by_many_and_given_back_makes_nobody_forgotten() {
+        let failures = failures();
         for _ in 0..3 {
-            failures.begin(LIMITS, at(1), "ann", 0).unwrap();
+            failures.take(LIMITS, at(1), "ann", 0).unwrap();
         }
         for n in 0..70_000_u32 {
-            let charge = failures.begin(LIMITS, at(1), &n.to_string(), 0).unwrap();
+            let charge = failures.take(LIMITS, at(1), &n.to_string(), 0).unwrap();
             failures.give_back(charge, 0);
         }
-        assert_eq!(failures.begin(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
-        assert_eq!((failures.of_names.0.young.len(), failures.of_names.0.old.len()), (1, 0));
-        // Nor does anything come up again that was known before the generations turned.
-        let first = failures.begin(LIMITS, at(2), "bob", 0).unwrap();
-        failures.begin(LIMITS, at(3), "cy", 60_000).unwrap();
-        failures.begin(LIMITS, at(2), "bob", 60_000).unwrap();
-        failures.give_back(first, 60_000);
-        assert_eq!((failures.of_names.0.young.len(), failures.of_names.0.old.len()), (1, 1), "cy and ann");
+        assert_eq!(failures.take(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
     }
 
     #[test]
-    fn without_limits_nothing_is_kept() {
-        let mut failures = Failures::default();
-        let none = FailureLimits { per_minute: None, per_minute_address: None };
-        for _ in 0..100 {
-            assert!(failures.begin(none, at(1), "ann", 0).is_ok());
+    fn all_workers_count_together_and_a_dead_one_has_counted() {
+        let master = Rows::new().unwrap();
+        let worker = || Failures::new(Rc::new(share_of(&master)));
+        let (a, b) = (worker(), worker());
+        for one in [&a, &b, &a] {
+            one.take(LIMITS, at(1), "ann", 0).unwrap();
         }
-        assert!(failures.of_names.0.young.is_empty() && failures.of_addresses.0.young.is_empty());
+        assert_eq!(b.take(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
+        drop(a);
+        master.release(0);
+        let c = worker();
+        assert_eq!(c.take(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
+        for name in ["bob", "cy"] {
+            c.take(LIMITS, at(1), name, 0).unwrap();
+        }
+        assert_eq!(b.take(LIMITS, at(1), "dan", 0), Err(TooMany::OfAddress));
+        // What was refused for the address has not been taken from the name.
+        c.prove(at(1), "dan", 0);
+        for _ in 0..3 {
+            b.take(LIMITS, at(1), "dan", 0).unwrap();
+        }
+        assert_eq!(c.take(LIMITS, at(1), "dan", 0), Err(TooMany::OfName));
     }
 
     #[test]
-    fn tables_are_bounded_and_nobody_is_forgotten_within_a_minute() {
-        let mut failures = Failures::default();
-        for _ in 0..3 {
-            failures.begin(LIMITS, at(1), "ann", 0).unwrap();
-        }
-        let none = FailureLimits { per_minute: Some(3), per_minute_address: None };
-        for n in 0..40_000_u32 {
-            let source = Source::of(Some(std::net::Ipv4Addr::from_bits(n).into()));
-            failures.begin(none, source, "x", 0).unwrap();
-            failures.prove(source, "x", 0);
-        }
-        assert_eq!(failures.begin(LIMITS, at(1), "ann", 0), Err(TooMany::OfName), "in the older generation");
-        for n in 0..200_000_u32 {
-            failures.begin(none, at(1), &n.to_string(), 0).unwrap();
-            failures.prove(at(1), &n.to_string(), 0);
-        }
-        let of_names = &failures.of_names.0;
-        assert!(of_names.young.len() <= MOST && of_names.old.len() <= MOST);
-        assert!(failures.proved.young.len() <= MOST && failures.proved.old.len() <= MOST);
-        // Turned by time: what was touched less than a minute before is still there.
-        let mut failures = Failures::default();
-        for _ in 0..3 {
-            failures.begin(LIMITS, at(1), "ann", 59_999).unwrap();
-        }
-        failures.begin(LIMITS, at(1), "bob", 60_000).unwrap();
-        assert_eq!(failures.begin(LIMITS, at(1), "ann", 60_000), Err(TooMany::OfName));
+    fn a_proof_holds_for_a_day() {
+        let failures = failures();
+        const DAY_MS: u64 = 24 * 3600 * 1000;
+        failures.prove(at(1), "ann", 5);
+        assert!(failures.is_proved(at(1), "ann", DAY_MS + 4) && !failures.is_proved(at(1), "ann", DAY_MS + 5));
+        assert!(!failures.is_proved(at(2), "ann", 6) && !failures.is_proved(at(1), "bob", 6));
+        failures.prove(at(1), "ann", 70_000);
+        assert!(failures.is_proved(at(1), "ann", DAY_MS + 69_999));
     }
 }

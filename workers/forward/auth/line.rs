@@ -27,6 +27,12 @@ impl Source {
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         }))
     }
+
+    /// The address, or the first of the network; `None` = the place of Unix sockets.
+    #[must_use]
+    pub fn address(self) -> Option<IpAddr> {
+        self.0
+    }
 }
 
 /// What waits at one address. Never empty.

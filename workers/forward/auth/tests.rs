@@ -6,6 +6,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use ipc::forward::User;
 use mio::{Events, Poll};
 
+use super::super::share::tests::alone;
 use super::*;
 
 const NO_LIMITS: FailureLimits = FailureLimits { per_minute: None, per_minute_address: None };
@@ -38,7 +39,7 @@ struct Bench {
 impl Bench {
     fn new(list: &[(&str, String)]) -> Bench {
         let poll = Poll::new().unwrap();
-        Bench { poll, auth: Auth::new(), users: users(list), limits: NO_LIMITS, now_ms: 1000 }
+        Bench { poll, auth: Auth::new(Rc::new(alone())), users: users(list), limits: NO_LIMITS, now_ms: 1000 }
     }
 
     fn check_at(&mut self, address: u8, user: &str, password: &str, waiter: u32) -> Check {
