@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ipc::snapshot::{Mode, TimeoutOverrides};
+use ipc::snapshot::Mode;
 
 use super::address::{parse_bind, parse_server};
 use super::report::{Diagnostic, Report, Source};
-use super::syntax::{At, File, Given, Group, Health, KeepAlive, Listen, Route, Server, Span, Timeouts};
+use super::syntax::{At, File, Given, Group, Listen, Route, Server, Span, Timeouts};
 use super::system::System;
 use super::{Loaded, Options, check};
 
@@ -55,18 +55,7 @@ pub fn check_options(options: &Options, system: &dyn System) -> Result<Loaded, R
     if mode == Mode::Http {
         file.routes.push(Route { span: 0..0, host: Given::Absent, path: Given::Absent, to: Some(group_name()) });
     }
-    file.groups.push(Group {
-        name: group_name(),
-        balance: None,
-        servers,
-        no_servers: None,
-        timeouts: TimeoutOverrides::default(),
-        tries: None,
-        keepalive: KeepAlive::default(),
-        health: Health::default(),
-        worker_header: None,
-        send_proxy: None,
-    });
+    file.groups.push(Group { servers, ..Group::bare(group_name()) });
     check::check(file, None, system, report)
 }
 

@@ -566,8 +566,8 @@ impl Section<'_> {
 }
 
 impl Group {
-    /// A group of which nothing but the name could be read.
-    fn bare(name: At<String>) -> Self {
+    /// A group of which nothing but the name is known.
+    pub(super) fn bare(name: At<String>) -> Self {
         Group {
             name,
             balance: None,

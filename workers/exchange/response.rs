@@ -131,17 +131,7 @@ impl Exchange {
         if self.version == Version::Http10 {
             return Ok(());
         }
-        let context = ResponseContext {
-            framing: OutFraming::None,
-            connection: Persistence::Keep,
-            switch_protocols: false,
-            pass_trailers: false,
-            keep_length: false,
-            via: self.forward.is_some().then_some(self.site.via.as_bytes()),
-        };
-        cx.out.clear();
-        rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
-        self.head_bytes_out += cx.out.len() as u64;
+        self.write_interim(head, false, cx);
         let repeatable = self.replayable && self.method.is_idempotent();
         let phase = if repeatable { Phase::Open } else { Phase::Committed };
         client.publish_interim(cx.out.len() as u64, phase, cx);
@@ -154,6 +144,20 @@ impl Exchange {
         }
     }
 
+    /// Writes a 1xx head, which has no content and leaves the connection as it is, to `cx.out`.
+    fn write_interim(&mut self, head: &[u8], switch_protocols: bool, cx: &mut Ctx) {
+        let context = ResponseContext {
+            framing: OutFraming::None,
+            connection: Persistence::Keep,
+            switch_protocols,
+            pass_trailers: false,
+            keep_length: false,
+            via: self.forward.is_some().then_some(self.site.via.as_bytes()),
+        };
+        write_head(head, &context, cx);
+        self.head_bytes_out += cx.out.len() as u64;
+    }
+
     /// The server agrees to another protocol: only if the client asked for it, and has sent its whole request.
     fn switch_protocols(&mut self, head: &[u8], rest: &[u8], client: &mut Client, cx: &mut Ctx) -> Result<(), Step> {
         let asked = self.upgrade.is_some_and(|asked| {
@@ -164,17 +168,7 @@ impl Exchange {
             return Err(bad_response(Reason::Text("the server switched to a protocol that was not asked for")));
         }
         self.note_head(101, cx);
-        let context = ResponseContext {
-            framing: OutFraming::None,
-            connection: Persistence::Keep,
-            switch_protocols: true,
-            pass_trailers: false,
-            keep_length: false,
-            via: self.forward.is_some().then_some(self.site.via.as_bytes()),
-        };
-        cx.out.clear();
-        rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
-        self.head_bytes_out += cx.out.len() as u64;
+        self.write_interim(head, true, cx);
         self.to_client.push(&cx.out, &mut cx.buffers);
         self.to_client.push(rest, &mut cx.buffers);
         Err(Step::Tunnel)
@@ -225,8 +219,7 @@ impl Exchange {
             keep_length: self.method == Method::Head || cx.response.status == 304,
             via: self.forward.is_some().then_some(self.site.via.as_bytes()),
         };
-        cx.out.clear();
-        rewrite::response(&mut cx.out, head, &cx.response, &context, cx.date.http_date(cx.clock.unix_ms / 1000));
+        write_head(head, &context, cx);
         let head_bytes = cx.out.len() as u64;
         self.head_bytes_out += head_bytes;
         self.response_side = ResponseSide::Body;
@@ -388,4 +381,10 @@ impl Exchange {
 
 fn bad_response(reason: Reason) -> Step {
     Step::Reply(Problem { status: 502, reason })
+}
+
+/// Writes the head of the response that has been read to `cx.out`.
+fn write_head(head: &[u8], context: &ResponseContext<'_>, cx: &mut Ctx) {
+    cx.out.clear();
+    rewrite::response(&mut cx.out, head, &cx.response, context, cx.date.http_date(cx.clock.unix_ms / 1000));
 }
