@@ -31,13 +31,15 @@ fn talkative() -> Backend {
     })
 }
 
-/// Stops a process, and waits until it is stopped.
+/// Stops a process while it sleeps, that is once it has done all there was to do, and waits until it is stopped.
 fn stop(pid: Pid) {
-    kill(pid, Signal::SIGSTOP).unwrap();
-    wait_until("the worker is stopped", || {
+    let is = |state| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-    });
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(state))
+    };
+    wait_until("the worker sleeps", || is('S'));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    wait_until("the worker is stopped", || is('T'));
 }
 
 /// Bytes that the proxy's socket to `peer` has received and not read.
