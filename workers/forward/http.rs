@@ -149,7 +149,8 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
 fn is_of_connection(head: &RequestHead, bytes: &[u8]) -> bool {
     let is = |name: &[u8]| name.eq_ignore_ascii_case(b"authorization");
     let scheme = |value: &[u8]| {
-        let scheme = value.split(|&byte| byte == b' ').next().unwrap_or_default();
+        // Behind it there is a blank (RFC 9110 section 11.4); some servers take a tab for one.
+        let scheme = value.split(|&byte| byte == b' ' || byte == b'\t').next().unwrap_or_default();
         scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
     };
     head.fields.iter().any(|field| is(field.name.of(bytes)) && scheme(field.value.of(bytes)))
@@ -414,6 +415,7 @@ mod tests {
             is_of_connection(&head, &bytes)
         };
         assert!(private("Authorization: NTLM TlRM\r\n") && private("authorization: negotiate YII=\r\n"));
+        assert!(private("Authorization: NTLM\tTlRM\r\n") && private("Authorization: Negotiate\r\n"));
         assert!(!private("") && !private("Authorization: Basic YTpi\r\n") && !private("X-Authorization: NTLM x\r\n"));
     }
 
