@@ -91,7 +91,7 @@ impl Discovery {
             }
         }
         let known = self.hosts.iter().all(|(_, answer)| answer.is_some());
-        self.service.as_ref().filter(|_| known).map(|service| of_service(service, &self.hosts))
+        self.service.as_ref().filter(|_| known).map(|service| of_service(service, &self.hosts, now_ms))
     }
 
     fn ask_hosts<W>(&mut self, service: &Answer, resolver: &mut Resolver<W>, waiter: &dyn Fn(u16) -> W, now_ms: u64) {
@@ -118,8 +118,9 @@ fn of_host(answer: &Answer, port: u16) -> Discovered {
     Discovered { endpoints, expires_ms: answer.expires_ms, lacks: answer.lacks }
 }
 
-/// Hosts of the lowest priority are used first, all others are backups; shares are those of the records.
-fn of_service(service: &Answer, hosts: &[Hosted]) -> Result<Discovered, DnsError> {
+/// Hosts of the lowest priority are used first, all others are backups; shares are those of the records. That a host is
+/// missing holds no longer than it does for a host alone, however long the others do.
+fn of_service(service: &Answer, hosts: &[Hosted], now_ms: u64) -> Result<Discovered, DnsError> {
     let first = hosts.iter().map(|(service, _)| service.priority).min().unwrap_or(0);
     let most = hosts.iter().map(|(service, _)| u32::from(service.weight)).max().unwrap_or(0);
     let mut found: Vec<Endpoint> = Vec::new();
@@ -127,9 +128,13 @@ fn of_service(service: &Answer, hosts: &[Hosted]) -> Result<Discovered, DnsError
     for (service, answer) in hosts {
         let answer = match answer {
             Some(Ok(answer)) => answer,
-            Some(Err(error)) if error.is_definite() => continue,
+            Some(Err(error)) if error.is_definite() => {
+                expires_ms = expires_ms.min(now_ms + answer::NEGATIVE_MAX_MS);
+                continue;
+            }
             Some(Err(error)) => {
                 unknown = Some(*error);
+                expires_ms = expires_ms.min(now_ms + answer::LACKING_MAX_MS);
                 continue;
             }
             None => continue,
@@ -219,6 +224,21 @@ mod tests {
         };
         assert_eq!(lacks(DnsError::NoSuchName), (1, Lacks::default()));
         assert_eq!(lacks(DnsError::ServerFailure(2)), (1, Lacks { v4: true, v6: true }));
+    }
+
+    #[test]
+    fn that_a_host_is_missing_does_not_hold_as_long_as_the_others() {
+        let records = [service(1, 1, 80, "a.x"), service(1, 1, 80, "b.x")];
+        let hosted = |second: Result<&str, DnsError>| {
+            let known = |ip: &str| Answer::fixed(vec![ip.parse().unwrap()]);
+            let answers = [Ok(known("10.0.0.1")), second.map(known)];
+            records.iter().cloned().zip(answers.map(Some)).collect::<Vec<Hosted>>()
+        };
+        let service = Answer { expires_ms: 3_600_000, ..(*services(&records)).clone() };
+        let expires = |second| of_service(&service, &hosted(second), 1000).map(|found| found.expires_ms);
+        assert_eq!(expires(Ok("10.0.0.2")), Ok(3_600_000));
+        assert_eq!(expires(Err(DnsError::ServerFailure(2))), Ok(1000 + answer::LACKING_MAX_MS));
+        assert_eq!(expires(Err(DnsError::NoSuchName)), Ok(1000 + answer::NEGATIVE_MAX_MS));
     }
 
     #[test]
