@@ -33,7 +33,7 @@ pub const LOOKUP_MAX_MS: u64 = 30_000;
 pub const WRONG_MAX: u8 = 32;
 /// How long one family's addresses are held back for the other's (RFC 8305 section 3).
 pub const RESOLUTION_DELAY_MS: u64 = 50;
-/// How long an answer given before the other family's had come is used.
+/// How long those who keep an answer given before the other family's had come may use it before they ask again.
 const PARTIAL_MS: u64 = 1000;
 
 /// What is to be done with sockets.
@@ -153,6 +153,9 @@ impl<W> Resolver<W> {
             if let Some(flight) = self.flights.get_mut(key) {
                 flight.names = candidates(&flight.subject, &self.settings);
                 flight.at = 0;
+                flight.partial = None;
+                let partial_ms = std::mem::replace(&mut flight.partial_ms, u64::MAX);
+                self.due.remove(&(partial_ms, Due::Partial, key.to_bits()));
                 self.begin(key, now_ms);
             }
         }
@@ -195,9 +198,11 @@ impl<W> Resolver<W> {
             return Lookup::Refused(DnsError::NoServers);
         }
         if let Some(&key) = self.by_subject.get(&subject) {
-            let partial = self.flights.get(key).and_then(|flight| flight.partial.clone());
-            if let Some(answer) = partial.filter(|answer| answer.expires_ms > now_ms) {
-                return Lookup::Ready(answer);
+            if let Some(partial) = self.flights.get_mut(key).and_then(|flight| flight.partial.as_mut()) {
+                // For as long as the lookup goes on, whatever its TTL: where one family is never answered, all would
+                // else wait for the end of each lookup.
+                Rc::make_mut(partial).expires_ms = now_ms + PARTIAL_MS;
+                return Lookup::Ready(Rc::clone(partial));
             }
             return self.wait(key, waiter);
         }

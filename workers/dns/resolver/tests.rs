@@ -393,6 +393,25 @@ fn one_family_does_not_wait_long_for_the_other() {
 }
 
 #[test]
+fn while_one_family_is_not_answered_nobody_waits_for_it_again() {
+    let mut resolver = resolver(2);
+    let _ = resolver.lookup("app.x", 1, 0);
+    let v4 = sent(&mut resolver).remove(1);
+    resolver.on_message(v4.query, &answer(&v4.message, Rcode::NOERROR, false, &["app.x 1 A 10.0.0.1"]), 10);
+    resolver.on_time(10 + RESOLUTION_DELAY_MS);
+    assert!(resolver.next_finished().is_some());
+    // Two servers with two attempts of a second each.
+    for now_ms in (500..4000).step_by(500) {
+        resolver.on_time(now_ms);
+        let Lookup::Ready(partial) = resolver.lookup("app.x", 2, now_ms) else { panic!("has to wait at {now_ms}") };
+        assert!(partial.expires_ms > now_ms && partial.expires_ms <= now_ms + 1000, "{now_ms}");
+        assert_eq!(partial.lacks, Lacks { v4: false, v6: true });
+    }
+    resolver.on_time(4000);
+    assert_eq!((resolver.outstanding(), ready(resolver.lookup("app.x", 3, 4000))), (0, vec!["10.0.0.1".to_owned()]));
+}
+
+#[test]
 fn services_come_with_their_records() {
     let mut resolver = resolver(1);
     assert_eq!(resolver.lookup_service("_http._tcp.x", 1, 0), Lookup::Pending);
@@ -426,6 +445,21 @@ fn other_servers_are_asked_after_a_change_of_settings() {
         resolver.on_message(one.query, &answer(&one.message, Rcode::NOERROR, false, &["app.x 9 A 10.0.0.1"]), 6);
     }
     assert_eq!(finished(&mut resolver), [(1, ips(&["10.0.0.1"]))]);
+}
+
+#[test]
+fn half_an_answer_is_forgotten_with_a_change_of_settings() {
+    let mut resolver = resolver(1);
+    for (now_ms, servers) in [(0, 2), (1000, 1)] {
+        let lookup = resolver.lookup("app.x", 1, now_ms);
+        assert_eq!(lookup, Lookup::Pending, "the former servers' half is not used");
+        let v4 = sent(&mut resolver).pop().unwrap();
+        resolver.on_message(v4.query, &answer(&v4.message, Rcode::NOERROR, false, &["app.x 99 A 10.0.0.1"]), now_ms);
+        resolver.on_time(now_ms + RESOLUTION_DELAY_MS);
+        assert!(finished(&mut resolver).iter().all(|(_, result)| result.is_ok()), "{servers}");
+        assert_eq!(ready(resolver.lookup("app.x", 2, now_ms + 100)), ["10.0.0.1"], "{servers}");
+        resolver.reconfigure(&settings(servers), now_ms + 200);
+    }
 }
 
 #[test]
