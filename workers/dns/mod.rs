@@ -17,6 +17,7 @@ pub mod name;
 pub mod once;
 mod random;
 pub mod resolver;
+pub mod room;
 pub mod servers;
 pub mod sockets;
 

@@ -240,7 +240,8 @@ impl Worker {
             Host::Name(name) => {
                 dial.stage = Stage::Resolving;
                 // As it is, without the suffixes that this machine tries for names of its own.
-                match self.cx.dns.lookup(&format!("{name}."), backend::names::Waiter::Dial(key), now_ms) {
+                let waiter = backend::names::Waiter::Dial(key);
+                match self.cx.dns.lookup_for(&format!("{name}."), waiter, Source::of(peer), now_ms) {
                     Lookup::Ready(answer) => self.judge(key, &answer.addresses, answer.aliases.clone()),
                     Lookup::Pending => None,
                     Lookup::Refused(error) => self.unresolved(key, error),

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dns::message::Service;
+use crate::dns::room;
 
 fn server(n: u8) -> SocketAddr {
     ([127, 0, 0, n], 53).into()
@@ -425,11 +426,33 @@ fn services_come_with_their_records() {
 #[test]
 fn there_is_a_bound_on_lookups() {
     let mut resolver = resolver(1);
-    for n in 0..LOOKUPS_MAX {
+    for n in 0..room::ALL {
         assert_eq!(resolver.lookup(&format!("n{n}.x"), 1, 0), Lookup::Pending);
     }
     assert_eq!(resolver.lookup("one.more", 1, 0), Lookup::Refused(DnsError::Busy));
     assert_eq!(resolver.lookup("n0.x", 2, 0), Lookup::Pending);
+}
+
+#[test]
+fn names_that_nobody_answers_for_take_no_room_from_others() {
+    let mut resolver = resolver(1);
+    let client = |n: u8| Source::of(Some([192, 0, 2, n].into()));
+    let begun = |n: usize, lookup: Lookup| match lookup {
+        Lookup::Pending => true,
+        Lookup::Refused(DnsError::Busy) => false,
+        Lookup::Ready(_) | Lookup::Refused(_) => panic!("{n}: {lookup:?}"),
+    };
+    let mut flood = 0..2 * room::ALL;
+    let count = |resolver: &mut Resolver<u32>, range: &mut std::ops::Range<usize>, by| {
+        range.filter(|&n| begun(n, resolver.lookup_for(&format!("n{n}.x"), 1, by, 0))).count()
+    };
+    assert_eq!(count(&mut resolver, &mut flood, client(1)), room::ANYBODYS);
+    // To wait with others for what has begun takes no room.
+    assert_eq!(resolver.lookup_for("n0.x", 2, client(1), 0), Lookup::Pending);
+    assert_eq!(resolver.lookup_for("good.x", 2, client(2), 0), Lookup::Pending);
+    assert_eq!(resolver.lookup("server.x", 3, 0), Lookup::Pending);
+    resolver.on_time(LOOKUP_MAX_MS);
+    assert!(resolver.room.is_empty());
 }
 
 #[test]
@@ -512,7 +535,8 @@ proptest! {
             match event {
                 Event::Lookup(n) => {
                     next += 1;
-                    if resolver.lookup(&format!("n{n}.x"), next, now_ms) == Lookup::Pending {
+                    let by = Source::of(Some([192, 0, 2, n % 2].into()));
+                    if resolver.lookup_for(&format!("n{n}.x"), next, by, now_ms) == Lookup::Pending {
                         waiting.insert(next, now_ms + LOOKUP_MAX_MS);
                         lookups += 1;
                     }
@@ -578,6 +602,7 @@ proptest! {
         }
         while resolver.next_command().is_some() {}
         prop_assert!(waiting.is_empty());
+        prop_assert!(resolver.room.is_empty());
         prop_assert_eq!((resolver.outstanding(), resolver.queries.len(), resolver.due.len(), resolver.waiting), (0, 0, 0, 0));
     }
 }
