@@ -23,6 +23,7 @@ use crate::forward::auth::line::Source;
 use crate::forward::auth::{Check, Claim, Verdict};
 use crate::forward::opening::Opening;
 use crate::forward::origins::Kept;
+use crate::forward::preference;
 use crate::forward::race::{Attempt, Race};
 use crate::forward::refusal::{Refusal, Refused};
 use crate::forward::rules::{self, Asker, By, Named, Way};
@@ -281,7 +282,7 @@ impl Worker {
         }
         let connect_ms = dial.site.snapshot.listeners.get(usize::from(dial.listener))?.timeouts.connect_ms;
         dial.due_ms = self.cx.clock.now_ms + u64::from(connect_ms);
-        let race = Race::new(allowed.iter().map(|(address, _)| *address));
+        let race = Race::new(allowed.iter().map(|(address, _)| *address), preference::source_of);
         dial.stage = Stage::Racing(race, allowed);
         self.race(key)
     }
