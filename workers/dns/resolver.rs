@@ -36,6 +36,9 @@ pub const RESOLUTION_DELAY_MS: u64 = 50;
 /// How long those who keep an answer given before the other family's had come may use it before they ask again.
 const PARTIAL_MS: u64 = 1000;
 
+/// The RCODE of a server that does not know this kind of question (RFC 1035 section 4.1.1).
+const NOT_IMPLEMENTED: u8 = 4;
+
 /// What is to be done with sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -320,7 +323,8 @@ impl<W> Resolver<W> {
             return self.send(key, now_ms);
         }
         match reply.outcome {
-            Outcome::FormatError if query.edns => {
+            // Servers that do not know EDNS say either (RFC 6891 section 7).
+            Outcome::FormatError | Outcome::Failure(NOT_IMPLEMENTED) if query.edns => {
                 query.edns = false;
                 return self.send(key, now_ms);
             }

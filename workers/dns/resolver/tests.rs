@@ -292,6 +292,21 @@ fn a_server_that_does_not_know_edns_is_asked_without() {
 }
 
 #[test]
+fn a_server_that_takes_edns_for_another_kind_of_question_is_asked_without() {
+    let mut resolver = resolver(1);
+    let _ = resolver.lookup("app.x", 1, 0);
+    // Two attempts, each of which begins with it.
+    for additional in [1, 0, 1, 0] {
+        let asked = sent(&mut resolver);
+        assert!(asked.len() == 2 && asked.iter().all(|one| one.message[11] == additional), "{asked:?}");
+        for one in asked {
+            resolver.on_message(one.query, &answer(&one.message, Rcode::NOTIMP, false, &[]), 0);
+        }
+    }
+    assert_eq!(finished(&mut resolver), [(1, Err(DnsError::ServerFailure(4)))]);
+}
+
+#[test]
 fn aliases_are_followed_over_answers_and_end() {
     let mut one = resolver(1);
     let _ = one.lookup("a.x", 1, 0);
