@@ -304,6 +304,12 @@ impl Worker {
                 let (address, by) = allowed.last().map_or((None, None), |(address, by)| (Some(*address), Some(*by)));
                 return Some(Err(dial.refused(refusal, by, address)));
             };
+            if !self.cx.has_descriptors_to_spare() {
+                // One attempt at a time: others need the descriptors more.
+                for other in race.replaced() {
+                    upstream::close(&mut self.upstreams, other, &mut self.cx);
+                }
+            }
             let opened = match connect::open(&Address::Inet(address)) {
                 Err(errno) if is_shortage(errno) && !made_room => {
                     made_room = true;

@@ -67,6 +67,12 @@ impl Race {
         self.all_refused &= refused;
     }
 
+    /// What runs, to be closed because an attempt takes its place.
+    pub fn replaced(&mut self) -> Vec<Key<Upstream>> {
+        self.all_refused &= self.running.is_empty();
+        std::mem::take(&mut self.running).into_iter().map(|attempt| attempt.upstream).collect()
+    }
+
     /// When [`Race::next`] is to be asked; `None` when nobody is left to join.
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
@@ -155,6 +161,19 @@ mod tests {
         assert_eq!(race.attempt(key(2)).unwrap().address, list[1]);
         assert_eq!(race.attempt(key(1)), None);
         assert_eq!(race.others(Some(key(2))), [key(3)]);
+    }
+
+    #[test]
+    fn an_attempt_may_take_the_place_of_those_before_it() {
+        let list = addresses(&["1.0.0.1:1", "1.0.0.2:1"]);
+        let mut race = everywhere(list.clone());
+        assert_eq!(race.next(0), Some(list[0]));
+        assert!(race.replaced().is_empty() && race.all_refused);
+        race.began(Attempt { address: list[0], upstream: key(1) }, 0);
+        assert_eq!((race.next(DELAY_MS), race.replaced()), (Some(list[1]), vec![key(1)]));
+        race.began(Attempt { address: list[1], upstream: key(2) }, DELAY_MS);
+        race.failed(key(2), true);
+        assert!(race.is_lost() && !race.all_refused, "nobody knows of the first");
     }
 
     #[test]
