@@ -12,7 +12,7 @@ use crate::ctx::{Ctx, Owner};
 use crate::exchange::{Exchange, Problem, Step, rewrite};
 use crate::forward::Pass;
 use crate::forward::dial::{Dial, Dialed, Purpose, Reached, Want};
-use crate::forward::origins::Kept;
+use crate::forward::origins::{Kept, Put};
 use crate::forward::refusal::Refused;
 use crate::forward::rules::Way;
 use crate::proto::endpoint::{Endpoint, Host};
@@ -317,12 +317,20 @@ impl Worker {
         let clean = !connection.socket.is_gone()
             && !connection.socket.is_read_closed()
             && (!connection.socket.is_readable() || !connection.socket.has_input());
-        if !clean || forwarding.private || !self.cx.origins.put(&forwarding.target, kept) {
+        if !clean || forwarding.private {
             return false;
         }
+        let oldest = match self.cx.origins.put(&forwarding.target, kept) {
+            Put::Kept => None,
+            Put::InPlaceOf(oldest) => Some(oldest),
+            Put::Enough => return false,
+        };
         connection.state = crate::backend::UpstreamState::Idle;
         let due_ms = self.cx.clock.now_ms + crate::forward::origins::KEEP_MS;
         self.cx.arm(&mut connection.socket, Owner::Upstream(upstream), due_ms);
+        if let Some(oldest) = oldest {
+            self.close_upstream(oldest);
+        }
         true
     }
 
