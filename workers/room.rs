@@ -89,6 +89,12 @@ impl Ctx {
         most.saturating_sub(batch + self.kept + self.sockets + self.pipes.descriptors() + self.dns.descriptors())
     }
 
+    /// Whether a quarter of the descriptors is left, so that what might help need not give way to what is needed.
+    #[must_use]
+    pub fn has_descriptors_to_spare(&self) -> bool {
+        self.descriptors_left() > self.descriptors.most / 4
+    }
+
     /// Whether a message from the master can be received without losing what comes with it.
     #[must_use]
     pub fn can_receive(&self) -> bool {

@@ -426,7 +426,15 @@ pub struct Unanswering {
 
 impl Unanswering {
     pub fn new() -> Unanswering {
-        let refusing = Refusing::new();
+        Unanswering::on(Refusing::new())
+    }
+
+    /// The same on every address of this machine.
+    pub fn everywhere() -> Unanswering {
+        Unanswering::on(Refusing::bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)))
+    }
+
+    fn on(refusing: Refusing) -> Unanswering {
         listen(&refusing.socket, Backlog::new(0).unwrap()).unwrap();
         let (addr, mut fillers) = (refusing.addr, Vec::new());
         while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(300)) {

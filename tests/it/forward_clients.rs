@@ -1,7 +1,7 @@
 //! Programs that people use, through a forward listener: apt, git and Python, over HTTP and over TLS.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::common::proxy::Proxy;
@@ -26,6 +26,52 @@ print(server.server_port, flush=True)
 server.serve_forever()
 "#;
 
+/// Serves the git repositories below a directory for reading and writing on a port that it prints, over TLS if it is
+/// given a certificate.
+const GIT_SERVER: &str = r#"
+import http.server, os, ssl, subprocess, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *args):
+        pass
+    def body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        body = self.body()
+        environment = dict(os.environ, GIT_PROJECT_ROOT=sys.argv[1], GIT_HTTP_EXPORT_ALL="1", REMOTE_USER="t",
+            REMOTE_ADDR="127.0.0.1", REQUEST_METHOD=self.command, PATH_INFO=path, QUERY_STRING=query,
+            CONTENT_TYPE=self.headers.get("Content-Type", ""), CONTENT_LENGTH=str(len(body)),
+            HTTP_CONTENT_ENCODING=self.headers.get("Content-Encoding", ""),
+            GIT_PROTOCOL=self.headers.get("Git-Protocol", ""))
+        done = subprocess.run(["git", "http-backend"], input=body, env=environment, stdout=subprocess.PIPE)
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        fields = [line.split(": ", 1) for line in head.decode().split("\r\n")]
+        status = [value for name, value in fields if name == "Status"]
+        self.send_response(int(status[0].split()[0]) if status else 200)
+        for name, value in fields:
+            if name != "Status":
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+    do_POST = do_GET
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+if len(sys.argv) > 2:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[2])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"#;
+
 /// What pip does, with the same library underneath: requests one after the other, through the proxy of the environment.
 const PYTHON_CLIENT: &str = r#"
 import sys, urllib.request
@@ -41,8 +87,8 @@ except urllib.error.HTTPError as error:
     assert error.code == 404, error
 "#;
 
-/// A TLS server for the files below `root`, and its port. Its certificate, for `origin.test`, is in `dir`.
-fn tls_server(dir: &TempDir, root: &Path) -> (Running, u16) {
+/// A certificate for `origin.test` with its key, made in `dir`. Without the key it is `cert.pem` there.
+fn certificate(dir: &TempDir) -> PathBuf {
     let both = dir.join("both.pem");
     run(Command::new("openssl")
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=origin.test"])
@@ -52,9 +98,19 @@ fn tls_server(dir: &TempDir, root: &Path) -> (Running, u16) {
         .arg(dir.join("cert.pem")));
     let parts = ["key.pem", "cert.pem"].map(|name| std::fs::read_to_string(dir.join(name)).unwrap());
     std::fs::write(&both, parts.concat()).unwrap();
+    both
+}
+
+/// A TLS server for the files below `root`, and its port. Its certificate, for `origin.test`, is in `dir`.
+fn tls_server(dir: &TempDir, root: &Path) -> (Running, u16) {
+    python_server(TLS_SERVER, &[root, &certificate(dir)])
+}
+
+/// A server in Python, and the port that it prints.
+fn python_server(program: &str, arguments: &[&Path]) -> (Running, u16) {
     let mut server = Command::new("python3")
-        .args(["-c", TLS_SERVER])
-        .args([root, &both])
+        .args(["-c", program])
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -123,6 +179,40 @@ fn git_clones_through_the_proxy() {
     {
         git(&["clone", "-q", &format!("{origin}/bare.git"), copy]);
         assert_eq!(tree(copy), tree("work"), "{origin}");
+    }
+}
+
+#[test]
+fn git_pushes_through_the_proxy() {
+    need_packages(&["git", "python3", "openssl"]);
+    let (dir, root) = (TempDir::new(), TempDir::new());
+    let proxy = open().start();
+    let git = |args: &[&str]| {
+        let mut command = through(&proxy, "git", &dir.join("cert.pem"));
+        command.args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]);
+        // A body longer than this goes in chunks, and without a length.
+        command.args(["-c", "http.postBuffer=65536", "-c", "core.compression=0"]);
+        command.arg("-c").arg(format!("http.sslCAInfo={}", dir.join("cert.pem").display()));
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_TERMINAL_PROMPT", "0");
+        run(command.current_dir(root.path()).args(args))
+    };
+    git(&["init", "-q", "work"]);
+    std::fs::write(root.join("work/data"), pattern_bytes(1_500_000)).unwrap();
+    git(&["-C", "work", "add", "."]);
+    git(&["-C", "work", "commit", "-qm", "first"]);
+    let both = certificate(&dir);
+    let servers = [("http", None), ("https", Some(both.as_path()))];
+    for (scheme, tls) in servers {
+        let bare = format!("{scheme}.git");
+        git(&["init", "-q", "--bare", &bare]);
+        git(&["-C", &bare, "config", "http.receivepack", "true"]);
+        let arguments: Vec<&Path> = std::iter::once(root.path()).chain(tls).collect();
+        let (_server, port) = python_server(GIT_SERVER, &arguments);
+        let url = format!("{scheme}://origin.test:{port}/{bare}");
+        git(&["-C", "work", "push", "-q", &url, "HEAD:refs/heads/main"]);
+        assert_eq!(git(&["-C", &bare, "rev-parse", "main"]), git(&["-C", "work", "rev-parse", "HEAD"]), "{scheme}");
+        git(&["-C", &bare, "fsck", "--strict"]);
+        git(&["clone", "-q", &url, &format!("copy-{scheme}")]);
     }
 }
 

@@ -239,6 +239,34 @@ fn slow_and_silent_clients_are_let_go() {
 }
 
 #[test]
+fn targets_with_many_dead_addresses_take_no_descriptors_from_others() {
+    const CLIENTS: usize = 100;
+    let (dead, backend) = (Unanswering::everywhere(), Backend::ok());
+    let port = dead.addr.port();
+    let hosts: String = (1..=16).map(|n| format!("127.0.1.{n} dead.test\n")).collect();
+    // With all of its addresses at once each client would take 17 of them.
+    let proxy = open().file("hosts", &hosts).workers(1).descriptors(600, 600).start();
+    let request = format!("GET http://{0}/ HTTP/1.1\r\nHost: {0}\r\n\r\n", backend.addr);
+    let mut idle: Vec<Client> = (0..20).map(|_| Client::connect(proxy.addr())).collect();
+    for client in &mut idle {
+        assert_eq!(client.ask(&request).status, 200);
+    }
+    let mut flood = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Client::connect(proxy.addr());
+        client.send(format!("CONNECT dead.test:{port} HTTP/1.1\r\nHost: dead.test:{port}\r\n\r\n"));
+        flood.push(client);
+    }
+    let last = SocketAddr::from(([127, 0, 1, 16], port));
+    wait_until("the last address is tried for each", || syn_sent(last) == CLIENTS);
+    for client in &mut idle {
+        assert_eq!(client.ask(&request).status, 200, "those who were idle are still connected");
+    }
+    assert_eq!(Client::connect(proxy.addr()).ask(&request).status, 200);
+    assert!(!proxy.text().contains("room is short"), "{}", proxy.text());
+}
+
+#[test]
 fn nothing_is_left_open_by_what_fails() {
     let (refusing, backend) = (Refusing::new(), Backend::tcp_echo());
     let proxy = open().workers(1).start();

@@ -176,6 +176,36 @@ fn name_servers_that_fail_are_told_as_such() {
 }
 
 #[test]
+fn names_that_nobody_answers_for_keep_no_other_client_waiting() {
+    let dns = NameServer::start();
+    dns.set("good.test", &["A 60 127.0.0.1"]);
+    dns.behave(Manner::Silent);
+    let backend = Backend::ok();
+    let port = backend.addr.port();
+    // None of the lookups ends before this test does.
+    let table = NameServer::table(&[dns.addr]).replace("300ms", "30s");
+    let text = format!("[[listen]]\nbind = \"127.0.0.1:0\"\nmode = \"forward\"\nrules = \"t\"\n{table}");
+    let proxy = Launch::config(&format!("{text}[rules.t]\nlist = [{LOOPBACK}]")).workers(1).start();
+    let connect = |client: &mut Client, target: String| {
+        client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"));
+    };
+    // More than all lookups there may be; the room for one client ends before.
+    let mut flood = Vec::new();
+    for n in 0..300 {
+        let mut client = Client::connect(proxy.addr());
+        connect(&mut client, format!("n{n}.test:443"));
+        flood.push(client);
+    }
+    assert_eq!(flood.last_mut().unwrap().response().status, 503);
+    dns.behave(Manner::Honest);
+    let mut other = Client::connect_from("127.0.0.2", proxy.addr());
+    assert_eq!(
+        other.ask(format!("GET http://good.test:{port}/ HTTP/1.1\r\nHost: good.test:{port}\r\n\r\n")).status,
+        200
+    );
+}
+
+#[test]
 fn connections_of_a_user_are_bounded() {
     let backend = Backend::tcp_echo();
     let proxy = guarded("limits = { user = { connections = 2 } }").workers(1).start();

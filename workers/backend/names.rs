@@ -15,14 +15,17 @@ use ipc::snapshot::{Address, Endpoint, Group, GroupId, NUMBER_OF_NAME, Server, S
 use log::{info, warn};
 
 use crate::balance::ServerId;
-use crate::dns::discover::{Discovered, Discovery, ENDPOINTS_MAX, Progress};
+use crate::dns::discover::{Discovered, Discovery, ENDPOINTS_MAX, HOSTS_AT_ONCE, Progress};
 use crate::dns::resolver::Resolver;
+use crate::dns::room;
 use crate::dns::{Answer, DnsError};
 use crate::forward::dial::Dial;
 use crate::slab::Key;
 
 /// Names asked for at the same time.
 const ASKED_MAX: usize = 32;
+// Whatever clients of forward listeners have looked up, there is room for these.
+const _: () = assert!(ASKED_MAX * HOSTS_AT_ONCE <= room::ALL - room::OF_CLIENTS);
 /// A name is asked for no more often.
 const AGAIN_MIN_MS: u64 = 1000;
 /// After a failure the next question comes after twice the time, until it is this.

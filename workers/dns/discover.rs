@@ -1,6 +1,7 @@
 //! The name of a server to addresses with ports: a host's addresses, or those of all hosts of a service (RFC 2782).
 //!
-//! Sans-IO like the resolver, whose answers it is given. Bounds: [`ENDPOINTS_MAX`] addresses for one name.
+//! Sans-IO like the resolver, whose answers it is given. Bounds: [`ENDPOINTS_MAX`] addresses for one name,
+//! [`HOSTS_AT_ONCE`] hosts asked for at a time while there is little room.
 
 use std::rc::Rc;
 
@@ -11,9 +12,13 @@ use crate::dns::answer;
 use crate::dns::lookup::{Answer, DnsError, Lacks, Lookup};
 use crate::dns::message::Service;
 use crate::dns::resolver::Resolver;
+use crate::dns::room;
 
 /// Addresses that one name of a server may stand for.
 pub const ENDPOINTS_MAX: usize = ipc::message::MAX_ENDPOINTS;
+/// Hosts of a service that are asked for at the same time where half of the room for lookups is taken, so that those of
+/// many services find room. Until then all of them are.
+pub const HOSTS_AT_ONCE: usize = 2;
 /// The largest share that a server can have.
 const WEIGHT_MAX: u32 = 1000;
 
@@ -37,6 +42,9 @@ pub struct Discovery {
     target: Target,
     service: Option<Rc<Answer>>,
     hosts: Vec<Hosted>,
+    /// How many of these have been asked for, and of how many the answer is to come.
+    begun: usize,
+    asked: usize,
 }
 
 /// What came of a step: nothing yet, or the end.
@@ -51,7 +59,7 @@ impl Discovery {
         waiter: &dyn Fn(u16) -> W,
         now_ms: u64,
     ) -> (Discovery, Progress) {
-        let mut discovery = Discovery { target: target.clone(), service: None, hosts: Vec::new() };
+        let mut discovery = Discovery { target: target.clone(), service: None, hosts: Vec::new(), begun: 0, asked: 0 };
         let looked_up = match target {
             Target::Host { name, .. } => resolver.lookup(name, waiter(0), now_ms),
             Target::Service { name } => resolver.lookup_service(name, waiter(0), now_ms),
@@ -79,35 +87,41 @@ impl Discovery {
         match number.checked_sub(1) {
             None => match result {
                 Ok(service) => {
-                    self.ask_hosts(&service, resolver, waiter, now_ms);
+                    let mut services = service.services.clone();
+                    // An empty host says that there is no such service here.
+                    services.retain(|service| !service.host.is_empty());
+                    services.sort();
+                    services.truncate(answer::ADDRESSES_MAX);
+                    self.hosts = services.into_iter().map(|service| (service, None)).collect();
                     self.service = Some(service);
                 }
                 Err(error) => return Some(Err(error)),
             },
             Some(at) => {
-                if let Some((_, answer)) = self.hosts.get_mut(usize::from(at)) {
+                if let Some((_, answer @ None)) = self.hosts.get_mut(usize::from(at)) {
                     *answer = Some(result);
+                    self.asked = self.asked.saturating_sub(1);
                 }
             }
         }
+        self.ask_hosts(resolver, waiter, now_ms);
         let known = self.hosts.iter().all(|(_, answer)| answer.is_some());
-        self.service.as_ref().filter(|_| known).map(|service| of_service(service, &self.hosts))
+        self.service.as_ref().filter(|_| known).map(|service| of_service(service, &self.hosts, now_ms))
     }
 
-    fn ask_hosts<W>(&mut self, service: &Answer, resolver: &mut Resolver<W>, waiter: &dyn Fn(u16) -> W, now_ms: u64) {
-        let mut services = service.services.clone();
-        // An empty host says that there is no such service here.
-        services.retain(|service| !service.host.is_empty());
-        services.sort();
-        services.truncate(answer::ADDRESSES_MAX);
-        for (number, service) in (1..).zip(services) {
+    /// Asks for further hosts, as far as there is room.
+    fn ask_hosts<W>(&mut self, resolver: &mut Resolver<W>, waiter: &dyn Fn(u16) -> W, now_ms: u64) {
+        while (self.asked < HOSTS_AT_ONCE || resolver.outstanding() < room::ALL / 2)
+            && let Some((service, answer)) = self.hosts.get_mut(self.begun)
+        {
+            self.begun += 1;
+            let number = u16::try_from(self.begun).unwrap_or(u16::MAX);
             // What a name server says is taken as it is, without a suffix.
-            let answer = match resolver.lookup(&format!("{}.", service.host), waiter(number), now_ms) {
-                Lookup::Ready(answer) => Some(Ok(answer)),
-                Lookup::Refused(error) => Some(Err(error)),
-                Lookup::Pending => None,
-            };
-            self.hosts.push((service, answer));
+            match resolver.lookup(&format!("{}.", service.host), waiter(number), now_ms) {
+                Lookup::Ready(found) => *answer = Some(Ok(found)),
+                Lookup::Refused(error) => *answer = Some(Err(error)),
+                Lookup::Pending => self.asked += 1,
+            }
         }
     }
 }
@@ -118,8 +132,9 @@ fn of_host(answer: &Answer, port: u16) -> Discovered {
     Discovered { endpoints, expires_ms: answer.expires_ms, lacks: answer.lacks }
 }
 
-/// Hosts of the lowest priority are used first, all others are backups; shares are those of the records.
-fn of_service(service: &Answer, hosts: &[Hosted]) -> Result<Discovered, DnsError> {
+/// Hosts of the lowest priority are used first, all others are backups; shares are those of the records. That a host is
+/// missing holds no longer than it does for a host alone, however long the others do.
+fn of_service(service: &Answer, hosts: &[Hosted], now_ms: u64) -> Result<Discovered, DnsError> {
     let first = hosts.iter().map(|(service, _)| service.priority).min().unwrap_or(0);
     let most = hosts.iter().map(|(service, _)| u32::from(service.weight)).max().unwrap_or(0);
     let mut found: Vec<Endpoint> = Vec::new();
@@ -127,9 +142,13 @@ fn of_service(service: &Answer, hosts: &[Hosted]) -> Result<Discovered, DnsError
     for (service, answer) in hosts {
         let answer = match answer {
             Some(Ok(answer)) => answer,
-            Some(Err(error)) if error.is_definite() => continue,
+            Some(Err(error)) if error.is_definite() => {
+                expires_ms = expires_ms.min(now_ms + answer::NEGATIVE_MAX_MS);
+                continue;
+            }
             Some(Err(error)) => {
                 unknown = Some(*error);
+                expires_ms = expires_ms.min(now_ms + answer::LACKING_MAX_MS);
                 continue;
             }
             None => continue,
@@ -219,6 +238,51 @@ mod tests {
         };
         assert_eq!(lacks(DnsError::NoSuchName), (1, Lacks::default()));
         assert_eq!(lacks(DnsError::ServerFailure(2)), (1, Lacks { v4: true, v6: true }));
+    }
+
+    #[test]
+    fn hosts_of_many_services_find_room() {
+        let settings = Dns { servers: vec!["127.0.0.1:53".parse().unwrap()], ..Dns::default() };
+        let mut resolver: Resolver<u16> = Resolver::new(settings);
+        let mut running = Vec::new();
+        for n in 0..64 {
+            let records: Vec<Service> = (0..20).map(|host| service(1, 1, 80, &format!("h{host}.s{n}.x"))).collect();
+            let target = Target::Service { name: format!("_x._tcp.s{n}.test") };
+            let mut discovery = Discovery { target, service: None, hosts: Vec::new(), begun: 0, asked: 0 };
+            assert_eq!(discovery.answer(0, Ok(services(&records)), &mut resolver, &|part| part, 0), None);
+            running.push(discovery);
+        }
+        // Those that have been asked for are to be answered; none was refused for want of room.
+        for discovery in &mut running {
+            assert!((HOSTS_AT_ONCE..=20).contains(&discovery.begun), "{}", discovery.begun);
+            assert!(discovery.hosts.iter().all(|(_, answer)| answer.is_none()));
+        }
+        assert_eq!((running[0].begun, running[63].begun), (20, HOSTS_AT_ONCE));
+        let last = &mut running[63];
+        let mut progress = None;
+        for number in 1..=20 {
+            assert_eq!(progress, None, "before {number}");
+            assert!(last.begun >= usize::from(number), "{number} has been asked for");
+            let known = Answer::fixed(vec![[10, 0, 0, u8::try_from(number).unwrap()].into()]);
+            resolver.on_time(crate::dns::resolver::LOOKUP_MAX_MS * u64::from(number));
+            progress = last.answer(number, Ok(known), &mut resolver, &|part| part, 0);
+        }
+        assert_eq!(progress.unwrap().unwrap().endpoints.len(), 20);
+    }
+
+    #[test]
+    fn that_a_host_is_missing_does_not_hold_as_long_as_the_others() {
+        let records = [service(1, 1, 80, "a.x"), service(1, 1, 80, "b.x")];
+        let hosted = |second: Result<&str, DnsError>| {
+            let known = |ip: &str| Answer::fixed(vec![ip.parse().unwrap()]);
+            let answers = [Ok(known("10.0.0.1")), second.map(known)];
+            records.iter().cloned().zip(answers.map(Some)).collect::<Vec<Hosted>>()
+        };
+        let service = Answer { expires_ms: 3_600_000, ..(*services(&records)).clone() };
+        let expires = |second| of_service(&service, &hosted(second), 1000).map(|found| found.expires_ms);
+        assert_eq!(expires(Ok("10.0.0.2")), Ok(3_600_000));
+        assert_eq!(expires(Err(DnsError::ServerFailure(2))), Ok(1000 + answer::LACKING_MAX_MS));
+        assert_eq!(expires(Err(DnsError::NoSuchName)), Ok(1000 + answer::NEGATIVE_MAX_MS));
     }
 
     #[test]

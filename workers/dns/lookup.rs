@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use crate::dns::answer;
 use crate::dns::message::Service;
-use crate::dns::resolver::LOOKUPS_MAX;
 use crate::dns::servers::Trouble;
 
 /// What a name stands for.
@@ -106,7 +105,7 @@ impl fmt::Display for DnsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DnsError::NotAName(why) => f.write_str(why),
-            DnsError::Busy => write!(f, "{LOOKUPS_MAX} names are being looked up already"),
+            DnsError::Busy => f.write_str("too many names are being looked up already"),
             DnsError::NoServers => f.write_str("no name server is configured"),
             DnsError::NoSuchName => f.write_str("there is no such name"),
             DnsError::NoAddress => f.write_str("it has no addresses"),

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use ipc::snapshot::{Dns, Target};
 use mio::{Events, Poll, Token};
 
-use crate::dns::discover::{Discovered, Discovery};
+use crate::dns::discover::{Discovered, Discovery, HOSTS_AT_ONCE};
 use crate::dns::lookup::DnsError;
+use crate::dns::room;
 use crate::dns::sockets::{Resolving, Wire};
 use crate::slab::Key;
 
 /// Names asked for at the same time.
 const AT_ONCE: usize = 64;
+const _: () = assert!(AT_ONCE * HOSTS_AT_ONCE <= room::ALL / 2);
 /// Events taken at a time.
 const EVENTS: usize = 64;
 

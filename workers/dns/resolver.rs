@@ -4,7 +4,7 @@
 //! [`Resolver::next_command`], brings what comes back ([`Resolver::on_message`], [`Resolver::on_failed`]) and calls
 //! [`Resolver::on_time`] when [`Resolver::next_deadline`] says. One lookup of a name serves all who wait for it.
 //!
-//! Bounds: [`LOOKUPS_MAX`] lookups at a time with at most two questions each, [`WAITERS_MAX`] who wait,
+//! Bounds: [`ALL`](crate::dns::room::ALL) lookups at a time with at most two questions each, [`WAITERS_MAX`] who wait,
 //! [`LOOKUP_MAX_MS`] for a lookup, `attempts` questions to each server for one name and kind, [`answer::CHAIN_MAX`]
 //! aliases, [`WRONG_MAX`] messages that are no answer before a server is given up for a question.
 
@@ -20,11 +20,11 @@ use crate::dns::lookup::{Answer, DnsError, Lacks, Lookup, Subject, Wanted};
 use crate::dns::message::{self, Kind, Outcome, Question};
 use crate::dns::name::{self, Host};
 use crate::dns::random::Ids;
+use crate::dns::room::Room;
 use crate::dns::servers::{Change, Servers, Trouble};
+use crate::forward::auth::line::Source;
 use crate::slab::{Key, Slab};
 
-/// Names looked up at the same time.
-pub const LOOKUPS_MAX: usize = 256;
 /// Who may wait for them, all together.
 pub const WAITERS_MAX: usize = 65_536;
 /// How long a lookup may take, however many servers and suffixes there are to be tried.
@@ -33,8 +33,11 @@ pub const LOOKUP_MAX_MS: u64 = 30_000;
 pub const WRONG_MAX: u8 = 32;
 /// How long one family's addresses are held back for the other's (RFC 8305 section 3).
 pub const RESOLUTION_DELAY_MS: u64 = 50;
-/// How long an answer given before the other family's had come is used.
+/// How long those who keep an answer given before the other family's had come may use it before they ask again.
 const PARTIAL_MS: u64 = 1000;
+
+/// The RCODE of a server that does not know this kind of question (RFC 1035 section 4.1.1).
+const NOT_IMPLEMENTED: u8 = 4;
 
 /// What is to be done with sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +87,8 @@ enum PartState {
 #[derive(Debug)]
 struct Flight {
     subject: Subject,
+    /// The client it was begun for; `None` = it is the name of a server.
+    by: Option<Source>,
     /// The names to be tried, in this order, and which of them is.
     names: Vec<String>,
     at: usize,
@@ -112,6 +117,7 @@ pub struct Resolver<W> {
     by_subject: HashMap<Subject, Key<Flight>>,
     waiters: HashMap<Key<Flight>, Vec<W>>,
     waiting: usize,
+    room: Room,
     queries: Slab<Query>,
     due: BTreeSet<(u64, Due, u64)>,
     commands: VecDeque<Command>,
@@ -131,6 +137,7 @@ impl<W> Resolver<W> {
             by_subject: HashMap::new(),
             waiters: HashMap::new(),
             waiting: 0,
+            room: Room::default(),
             queries: Slab::new(),
             due: BTreeSet::new(),
             commands: VecDeque::new(),
@@ -153,6 +160,9 @@ impl<W> Resolver<W> {
             if let Some(flight) = self.flights.get_mut(key) {
                 flight.names = candidates(&flight.subject, &self.settings);
                 flight.at = 0;
+                flight.partial = None;
+                let partial_ms = std::mem::replace(&mut flight.partial_ms, u64::MAX);
+                self.due.remove(&(partial_ms, Due::Partial, key.to_bits()));
                 self.begin(key, now_ms);
             }
         }
@@ -160,15 +170,20 @@ impl<W> Resolver<W> {
 
     /// The addresses of `name`, which may be an address itself. Asks for both families together.
     pub fn lookup(&mut self, name: &str, waiter: W, now_ms: u64) -> Lookup {
-        self.look_up(name, Wanted::Host, waiter, now_ms)
+        self.look_up(name, Wanted::Host, waiter, None, now_ms)
+    }
+
+    /// The same for a client at `by`, which has no more than its share of the [`room`](crate::dns::room).
+    pub fn lookup_for(&mut self, name: &str, waiter: W, by: Source, now_ms: u64) -> Lookup {
+        self.look_up(name, Wanted::Host, waiter, Some(by), now_ms)
     }
 
     /// Where the service `name` is (RFC 2782).
     pub fn lookup_service(&mut self, name: &str, waiter: W, now_ms: u64) -> Lookup {
-        self.look_up(name, Wanted::Service, waiter, now_ms)
+        self.look_up(name, Wanted::Service, waiter, None, now_ms)
     }
 
-    fn look_up(&mut self, name: &str, wanted: Wanted, waiter: W, now_ms: u64) -> Lookup {
+    fn look_up(&mut self, name: &str, wanted: Wanted, waiter: W, by: Option<Source>, now_ms: u64) -> Lookup {
         let (name, absolute) = match (name::read(name), wanted) {
             (Ok(Host::Address(ip)), Wanted::Host) => return Lookup::Ready(Answer::fixed(vec![ip])),
             (Ok(Host::Address(_)), Wanted::Service) => {
@@ -195,25 +210,31 @@ impl<W> Resolver<W> {
             return Lookup::Refused(DnsError::NoServers);
         }
         if let Some(&key) = self.by_subject.get(&subject) {
-            let partial = self.flights.get(key).and_then(|flight| flight.partial.clone());
-            if let Some(answer) = partial.filter(|answer| answer.expires_ms > now_ms) {
-                return Lookup::Ready(answer);
+            if let Some(partial) = self.flights.get_mut(key).and_then(|flight| flight.partial.as_mut()) {
+                // For as long as the lookup goes on, whatever its TTL: where one family is never answered, all would
+                // else wait for the end of each lookup.
+                Rc::make_mut(partial).expires_ms = now_ms + PARTIAL_MS;
+                return Lookup::Ready(Rc::clone(partial));
             }
             return self.wait(key, waiter);
         }
-        if self.flights.len() >= LOOKUPS_MAX || self.waiting >= WAITERS_MAX {
+        if self.waiting >= WAITERS_MAX || !self.room.take(by) {
             return Lookup::Refused(DnsError::Busy);
         }
         let flight = Flight {
             names: candidates(&subject, &self.settings),
             subject: subject.clone(),
+            by,
             at: 0,
             parts: [PartState::Unused, PartState::Unused],
             ends_ms: now_ms + LOOKUP_MAX_MS,
             partial_ms: u64::MAX,
             partial: None,
         };
-        let Ok(key) = self.flights.insert(flight) else { return Lookup::Refused(DnsError::Busy) };
+        let Ok(key) = self.flights.insert(flight) else {
+            self.room.give_back(by);
+            return Lookup::Refused(DnsError::Busy);
+        };
         self.by_subject.insert(subject, key);
         self.due.insert((now_ms + LOOKUP_MAX_MS, Due::End, key.to_bits()));
         self.wait(key, waiter);
@@ -302,7 +323,8 @@ impl<W> Resolver<W> {
             return self.send(key, now_ms);
         }
         match reply.outcome {
-            Outcome::FormatError if query.edns => {
+            // Servers that do not know EDNS say either (RFC 6891 section 7).
+            Outcome::FormatError | Outcome::Failure(NOT_IMPLEMENTED) if query.edns => {
                 query.edns = false;
                 return self.send(key, now_ms);
             }
@@ -450,6 +472,7 @@ impl<W> Resolver<W> {
     fn finish(&mut self, key: Key<Flight>, result: &Result<Rc<Answer>, DnsError>, holds_ms: u64, now_ms: u64) {
         self.stop_queries(key);
         let Some(flight) = self.flights.remove(key) else { return };
+        self.room.give_back(flight.by);
         self.due.remove(&(flight.ends_ms, Due::End, key.to_bits()));
         self.due.remove(&(flight.partial_ms, Due::Partial, key.to_bits()));
         self.by_subject.remove(&flight.subject);

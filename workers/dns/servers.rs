@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 const FAILURES: u32 = 2;
 /// After so long one question goes to it first again.
 const RETRY_MS: u64 = 30_000;
+/// That a server fails is said no more often.
+const SAID_MS: u64 = 10_000;
 /// Changes remembered for the log at most.
 const CHANGES_MAX: usize = 64;
 
@@ -56,6 +58,9 @@ struct Server {
     failures: u32,
     /// It is failing; then it is to be tried first at this time.
     retry_ms: Option<u64>,
+    /// When it was last said to be failing, and whether that is the last thing said of it.
+    said_ms: Option<u64>,
+    is_said: bool,
 }
 
 /// See the module's description.
@@ -71,7 +76,8 @@ impl Servers {
     /// These, in this order; with `rotate` each question begins with the next one.
     #[must_use]
     pub fn new(addresses: &[SocketAddr], rotate: bool) -> Servers {
-        let server = |&address: &SocketAddr| Server { address, failures: 0, retry_ms: None };
+        let server =
+            |&address: &SocketAddr| Server { address, failures: 0, retry_ms: None, said_ms: None, is_said: false };
         Servers { servers: addresses.iter().map(server).collect(), rotate, turn: 0, changes: VecDeque::new() }
     }
 
@@ -112,7 +118,7 @@ impl Servers {
     pub fn answered(&mut self, server: usize) {
         let Some(server) = self.servers.get_mut(server) else { return };
         server.failures = 0;
-        if server.retry_ms.take().is_some() {
+        if server.retry_ms.take().is_some() && std::mem::take(&mut server.is_said) {
             let change = Change::Recovered(server.address);
             self.note(change);
         }
@@ -122,7 +128,13 @@ impl Servers {
     pub fn failed(&mut self, server: usize, why: Trouble, now_ms: u64) {
         let Some(server) = self.servers.get_mut(server) else { return };
         server.failures = server.failures.saturating_add(1);
-        if server.failures >= FAILURES && server.retry_ms.replace(now_ms + RETRY_MS).is_none() {
+        if server.failures < FAILURES {
+            return;
+        }
+        server.retry_ms = Some(now_ms + RETRY_MS);
+        // One that answers for some names and not for others, which clients choose, fails and recovers all the time.
+        if !server.is_said && server.said_ms.is_none_or(|said_ms| now_ms >= said_ms + SAID_MS) {
+            (server.is_said, server.said_ms) = (true, Some(now_ms));
             let change = Change::Failing(server.address, why);
             self.note(change);
         }
@@ -167,6 +179,30 @@ mod tests {
         servers.answered(0);
         assert_eq!((servers.take_change(), servers.take_change()), (Some(Change::Recovered(address)), None));
         assert_eq!(servers.order(RETRY_MS), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_server_that_fails_and_recovers_all_the_time_is_said_to_now_and_then() {
+        let mut servers = servers(false);
+        let address = servers.address(0).unwrap();
+        let mut said = Vec::new();
+        for now_ms in (0..30_000).step_by(100) {
+            for _ in 0..2 {
+                servers.failed(0, Trouble::Silent, now_ms);
+            }
+            said.extend(servers.take_change());
+            servers.answered(0);
+            said.extend(servers.take_change());
+        }
+        let each = [Change::Failing(address, Trouble::Silent), Change::Recovered(address)];
+        assert_eq!(said, [each.clone(), each.clone(), each].concat());
+        // One that goes on failing is said to in the end.
+        for now_ms in [29_950, 30_000] {
+            for _ in 0..2 {
+                servers.failed(0, Trouble::Silent, now_ms);
+            }
+        }
+        assert_eq!(servers.take_change(), Some(Change::Failing(address, Trouble::Silent)));
     }
 
     #[test]

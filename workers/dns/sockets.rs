@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use crate::dns::lookup::{Answer, DnsError, Lookup};
 use crate::dns::resolver::{Command, Query, Resolver};
 use crate::dns::servers::Change;
+use crate::forward::auth::line::Source;
 use crate::room::is_shortage;
 use crate::slab::{Key, Slab};
 
@@ -62,9 +63,9 @@ impl<W> Resolving<W> {
         }
     }
 
-    /// See [`Resolver::lookup`].
-    pub fn lookup(&mut self, name: &str, waiter: W, now_ms: u64) -> Lookup {
-        self.resolver.lookup(name, waiter, now_ms)
+    /// See [`Resolver::lookup_for`].
+    pub fn lookup_for(&mut self, name: &str, waiter: W, by: Source, now_ms: u64) -> Lookup {
+        self.resolver.lookup_for(name, waiter, by, now_ms)
     }
 
     /// The core.

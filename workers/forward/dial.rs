@@ -23,6 +23,7 @@ use crate::forward::auth::line::Source;
 use crate::forward::auth::{Check, Claim, Verdict};
 use crate::forward::opening::Opening;
 use crate::forward::origins::Kept;
+use crate::forward::preference;
 use crate::forward::race::{Attempt, Race};
 use crate::forward::refusal::{Refusal, Refused};
 use crate::forward::rules::{self, Asker, By, Named, Way};
@@ -240,7 +241,8 @@ impl Worker {
             Host::Name(name) => {
                 dial.stage = Stage::Resolving;
                 // As it is, without the suffixes that this machine tries for names of its own.
-                match self.cx.dns.lookup(&format!("{name}."), backend::names::Waiter::Dial(key), now_ms) {
+                let waiter = backend::names::Waiter::Dial(key);
+                match self.cx.dns.lookup_for(&format!("{name}."), waiter, Source::of(peer), now_ms) {
                     Lookup::Ready(answer) => self.judge(key, &answer.addresses, answer.aliases.clone()),
                     Lookup::Pending => None,
                     Lookup::Refused(error) => self.unresolved(key, error),
@@ -280,7 +282,7 @@ impl Worker {
         }
         let connect_ms = dial.site.snapshot.listeners.get(usize::from(dial.listener))?.timeouts.connect_ms;
         dial.due_ms = self.cx.clock.now_ms + u64::from(connect_ms);
-        let race = Race::new(allowed.iter().map(|(address, _)| *address));
+        let race = Race::new(allowed.iter().map(|(address, _)| *address), preference::source_of);
         dial.stage = Stage::Racing(race, allowed);
         self.race(key)
     }
@@ -302,6 +304,12 @@ impl Worker {
                 let (address, by) = allowed.last().map_or((None, None), |(address, by)| (Some(*address), Some(*by)));
                 return Some(Err(dial.refused(refusal, by, address)));
             };
+            if !self.cx.has_descriptors_to_spare() {
+                // One attempt at a time: others need the descriptors more.
+                for other in race.replaced() {
+                    upstream::close(&mut self.upstreams, other, &mut self.cx);
+                }
+            }
             let opened = match connect::open(&Address::Inet(address)) {
                 Err(errno) if is_shortage(errno) && !made_room => {
                     made_room = true;

@@ -12,7 +12,7 @@ use crate::ctx::{Ctx, Owner};
 use crate::exchange::{Exchange, Problem, Step, rewrite};
 use crate::forward::Pass;
 use crate::forward::dial::{Dial, Dialed, Purpose, Reached, Want};
-use crate::forward::origins::Kept;
+use crate::forward::origins::{Kept, Put};
 use crate::forward::refusal::Refused;
 use crate::forward::rules::Way;
 use crate::proto::endpoint::{Endpoint, Host};
@@ -149,7 +149,8 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
 fn is_of_connection(head: &RequestHead, bytes: &[u8]) -> bool {
     let is = |name: &[u8]| name.eq_ignore_ascii_case(b"authorization");
     let scheme = |value: &[u8]| {
-        let scheme = value.split(|&byte| byte == b' ').next().unwrap_or_default();
+        // Behind it there is a blank (RFC 9110 section 11.4); some servers take a tab for one.
+        let scheme = value.split(|&byte| byte == b' ' || byte == b'\t').next().unwrap_or_default();
         scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
     };
     head.fields.iter().any(|field| is(field.name.of(bytes)) && scheme(field.value.of(bytes)))
@@ -316,12 +317,20 @@ impl Worker {
         let clean = !connection.socket.is_gone()
             && !connection.socket.is_read_closed()
             && (!connection.socket.is_readable() || !connection.socket.has_input());
-        if !clean || forwarding.private || !self.cx.origins.put(&forwarding.target, kept) {
+        if !clean || forwarding.private {
             return false;
         }
+        let oldest = match self.cx.origins.put(&forwarding.target, kept) {
+            Put::Kept => None,
+            Put::InPlaceOf(oldest) => Some(oldest),
+            Put::Enough => return false,
+        };
         connection.state = crate::backend::UpstreamState::Idle;
         let due_ms = self.cx.clock.now_ms + crate::forward::origins::KEEP_MS;
         self.cx.arm(&mut connection.socket, Owner::Upstream(upstream), due_ms);
+        if let Some(oldest) = oldest {
+            self.close_upstream(oldest);
+        }
         true
     }
 
@@ -414,6 +423,7 @@ mod tests {
             is_of_connection(&head, &bytes)
         };
         assert!(private("Authorization: NTLM TlRM\r\n") && private("authorization: negotiate YII=\r\n"));
+        assert!(private("Authorization: NTLM\tTlRM\r\n") && private("Authorization: Negotiate\r\n"));
         assert!(!private("") && !private("Authorization: Basic YTpi\r\n") && !private("X-Authorization: NTLM x\r\n"));
     }
 

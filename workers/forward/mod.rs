@@ -3,14 +3,15 @@
 //! A connection's first byte tells what it speaks. [`http`] serves CONNECT and requests in absolute-form, [`opening`]
 //! the beginnings of the other protocols; both have [`dial`] find the way to the target: [`auth`] proves who asks,
 //! [`rules`] decides about each address, with [`special`] for those that nobody reaches by chance, [`race`] says which
-//! is tried when, and [`uses`] what everybody may use, of all workers together ([`share`]). What has been connected becomes a relay like any other.
-//! [`origins`] keeps connections for further requests.
+//! is tried when, after [`preference`], and [`uses`] what everybody may use, of all workers together ([`share`]). What has
+//! been connected becomes a relay like any other. [`origins`] keeps connections for further requests.
 
 pub mod auth;
 pub mod dial;
 pub mod http;
 pub mod opening;
 pub mod origins;
+pub mod preference;
 pub mod race;
 pub mod refusal;
 pub mod rules;

@@ -2,9 +2,10 @@
 //! another joins it after a quarter of a second. Decides what comes next; opens and closes nothing.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::backend::Upstream;
+use crate::forward::preference;
 use crate::slab::Key;
 
 /// How long one attempt is alone before the next begins (RFC 8305 section 5).
@@ -32,10 +33,16 @@ pub struct Race {
 }
 
 impl Race {
-    /// A race to `addresses`, which come in the order of preference. At most [`MAX_ADDRESSES`] take part.
+    /// A race to `addresses`, in the order in which name servers gave them. At most [`MAX_ADDRESSES`] take part, those
+    /// [to be preferred](preference::order) first; `source_of` says from where this machine would go to one.
     #[must_use]
-    pub fn new(addresses: impl IntoIterator<Item = SocketAddr>) -> Race {
-        let left = alternating(addresses).take(MAX_ADDRESSES).collect();
+    pub fn new(
+        addresses: impl IntoIterator<Item = SocketAddr>,
+        source_of: impl Fn(SocketAddr) -> Option<IpAddr>,
+    ) -> Race {
+        let mut those: Vec<SocketAddr> = alternating(addresses).take(MAX_ADDRESSES).collect();
+        preference::order(&mut those, source_of);
+        let left = alternating(those).collect();
         Race { left, running: Vec::new(), next_ms: 0, all_refused: true }
     }
 
@@ -58,6 +65,12 @@ impl Race {
         self.running.retain(|attempt| attempt.upstream != upstream);
         self.next_ms = 0;
         self.all_refused &= refused;
+    }
+
+    /// What runs, to be closed because an attempt takes its place.
+    pub fn replaced(&mut self) -> Vec<Key<Upstream>> {
+        self.all_refused &= self.running.is_empty();
+        std::mem::take(&mut self.running).into_iter().map(|attempt| attempt.upstream).collect()
     }
 
     /// When [`Race::next`] is to be asked; `None` when nobody is left to join.
@@ -116,6 +129,11 @@ mod tests {
         list.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    /// On a machine that has a way everywhere.
+    fn everywhere(addresses: impl IntoIterator<Item = SocketAddr>) -> Race {
+        Race::new(addresses, |address| Some(address.ip()))
+    }
+
     fn key(n: u64) -> Key<Upstream> {
         Key::from_bits(n)
     }
@@ -130,7 +148,7 @@ mod tests {
     #[test]
     fn the_next_joins_after_a_quarter_of_a_second_or_a_failure() {
         let list = addresses(&["1.0.0.1:1", "1.0.0.2:1", "1.0.0.3:1"]);
-        let mut race = Race::new(list.clone());
+        let mut race = everywhere(list.clone());
         assert_eq!(race.next(1000), Some(list[0]));
         race.began(Attempt { address: list[0], upstream: key(1) }, 1000);
         assert_eq!((race.next(1249), race.due_ms()), (None, Some(1250)));
@@ -146,8 +164,21 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_may_take_the_place_of_those_before_it() {
+        let list = addresses(&["1.0.0.1:1", "1.0.0.2:1"]);
+        let mut race = everywhere(list.clone());
+        assert_eq!(race.next(0), Some(list[0]));
+        assert!(race.replaced().is_empty() && race.all_refused);
+        race.began(Attempt { address: list[0], upstream: key(1) }, 0);
+        assert_eq!((race.next(DELAY_MS), race.replaced()), (Some(list[1]), vec![key(1)]));
+        race.began(Attempt { address: list[1], upstream: key(2) }, DELAY_MS);
+        race.failed(key(2), true);
+        assert!(race.is_lost() && !race.all_refused, "nobody knows of the first");
+    }
+
+    #[test]
     fn a_race_is_lost_when_all_have_failed() {
-        let mut race = Race::new(addresses(&["1.0.0.1:1", "1.0.0.2:1"]));
+        let mut race = everywhere(addresses(&["1.0.0.1:1", "1.0.0.2:1"]));
         for n in 1..=2 {
             let address = race.next(0).unwrap();
             race.began(Attempt { address, upstream: key(n) }, 0);
@@ -155,12 +186,22 @@ mod tests {
             race.failed(key(n), n == 1);
         }
         assert!(race.is_lost() && !race.all_refused);
-        assert!(Race::new(Vec::new()).is_lost());
+        assert!(everywhere(Vec::new()).is_lost());
+    }
+
+    #[test]
+    fn a_family_whose_way_is_worse_comes_second() {
+        let list = addresses(&["[2606:4700::1]:1", "[2606:4700::2]:1", "1.0.0.1:1", "1.0.0.2:1"]);
+        let from =
+            |v6: &'static str| move |to: SocketAddr| Some(if to.is_ipv4() { to.ip() } else { v6.parse().unwrap() });
+        assert_eq!(Race::new(list.clone(), from("2a00::1")).next(0), Some(list[0]));
+        let local = Race::new(list.clone(), from("fd00::1"));
+        assert_eq!(local.left, [list[2], list[0], list[3], list[1]]);
     }
 
     #[test]
     fn the_number_of_attempts_is_bounded() {
         let many = (0..100).map(|n| SocketAddr::from(([1, 0, 0, n], 1)));
-        assert_eq!(Race::new(many).left.len(), MAX_ADDRESSES);
+        assert_eq!(everywhere(many).left.len(), MAX_ADDRESSES);
     }
 }

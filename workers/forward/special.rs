@@ -123,9 +123,18 @@ impl Own {
     }
 
     /// Whether a connection to `target` would come to this proxy. `here`: the address that the client is connected
-    /// to, which is the proxy's too when another address is translated into it on the way.
+    /// to, which is the proxy's too when another address is translated into it on the way. An IPv6 address that carries
+    /// an IPv4 address of this proxy leads back here through whatever translates it.
     #[must_use]
     pub fn is(&self, target: SocketAddr, here: Option<SocketAddr>) -> bool {
+        let carried = match target.ip() {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => carried(ip).map(|(inner, _)| SocketAddr::new(IpAddr::V4(inner), target.port())),
+        };
+        self.is_at(target, here) || carried.is_some_and(|inner| self.is_at(inner, here))
+    }
+
+    fn is_at(&self, target: SocketAddr, here: Option<SocketAddr>) -> bool {
         let same = |bind: SocketAddr| bind.port() == target.port() && bind.ip().to_canonical() == target.ip();
         let wildcard = |bind: &&SocketAddr| bind.port() == target.port() && bind.ip().is_unspecified();
         here.is_some_and(same)
@@ -266,5 +275,18 @@ mod tests {
         assert!(!own.is(addr("192.0.2.9:3128"), None), "another machine's");
         assert!(own.is(addr("127.0.0.1:4000"), Some(addr("127.0.0.1:4000"))));
         assert!(own.is(addr("127.0.0.2:4000"), Some(addr("127.0.0.1:4000"))), "perhaps bound to all");
+    }
+
+    #[test]
+    fn own_listeners_are_known_in_every_form_of_their_address() {
+        let addr = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let own = Own { binds: vec![addr("1.2.3.4:80"), addr("0.0.0.0:3128")] };
+        for form in ["64:ff9b::1.2.3.4", "2002:102:304::1", "::1.2.3.4", "::ffff:0:1.2.3.4"] {
+            assert!(own.is(addr(&format!("[{form}]:80")), None), "{form}");
+            assert!(!own.is(addr(&format!("[{form}]:81")), None), "{form}");
+        }
+        assert!(own.is(addr("[64:ff9b::127.0.0.1]:3128"), None), "where all addresses are bound");
+        assert!(own.is(addr("[64:ff9b::1.1.1.1]:4000"), Some(addr("1.1.1.1:4000"))));
+        assert!(!own.is(addr("[64:ff9b::192.0.2.9]:3128"), None), "another machine's");
     }
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dns::message::Service;
+use crate::dns::room;
 
 fn server(n: u8) -> SocketAddr {
     ([127, 0, 0, n], 53).into()
@@ -291,6 +292,21 @@ fn a_server_that_does_not_know_edns_is_asked_without() {
 }
 
 #[test]
+fn a_server_that_takes_edns_for_another_kind_of_question_is_asked_without() {
+    let mut resolver = resolver(1);
+    let _ = resolver.lookup("app.x", 1, 0);
+    // Two attempts, each of which begins with it.
+    for additional in [1, 0, 1, 0] {
+        let asked = sent(&mut resolver);
+        assert!(asked.len() == 2 && asked.iter().all(|one| one.message[11] == additional), "{asked:?}");
+        for one in asked {
+            resolver.on_message(one.query, &answer(&one.message, Rcode::NOTIMP, false, &[]), 0);
+        }
+    }
+    assert_eq!(finished(&mut resolver), [(1, Err(DnsError::ServerFailure(4)))]);
+}
+
+#[test]
 fn aliases_are_followed_over_answers_and_end() {
     let mut one = resolver(1);
     let _ = one.lookup("a.x", 1, 0);
@@ -393,6 +409,25 @@ fn one_family_does_not_wait_long_for_the_other() {
 }
 
 #[test]
+fn while_one_family_is_not_answered_nobody_waits_for_it_again() {
+    let mut resolver = resolver(2);
+    let _ = resolver.lookup("app.x", 1, 0);
+    let v4 = sent(&mut resolver).remove(1);
+    resolver.on_message(v4.query, &answer(&v4.message, Rcode::NOERROR, false, &["app.x 1 A 10.0.0.1"]), 10);
+    resolver.on_time(10 + RESOLUTION_DELAY_MS);
+    assert!(resolver.next_finished().is_some());
+    // Two servers with two attempts of a second each.
+    for now_ms in (500..4000).step_by(500) {
+        resolver.on_time(now_ms);
+        let Lookup::Ready(partial) = resolver.lookup("app.x", 2, now_ms) else { panic!("has to wait at {now_ms}") };
+        assert!(partial.expires_ms > now_ms && partial.expires_ms <= now_ms + 1000, "{now_ms}");
+        assert_eq!(partial.lacks, Lacks { v4: false, v6: true });
+    }
+    resolver.on_time(4000);
+    assert_eq!((resolver.outstanding(), ready(resolver.lookup("app.x", 3, 4000))), (0, vec!["10.0.0.1".to_owned()]));
+}
+
+#[test]
 fn services_come_with_their_records() {
     let mut resolver = resolver(1);
     assert_eq!(resolver.lookup_service("_http._tcp.x", 1, 0), Lookup::Pending);
@@ -406,11 +441,33 @@ fn services_come_with_their_records() {
 #[test]
 fn there_is_a_bound_on_lookups() {
     let mut resolver = resolver(1);
-    for n in 0..LOOKUPS_MAX {
+    for n in 0..room::ALL {
         assert_eq!(resolver.lookup(&format!("n{n}.x"), 1, 0), Lookup::Pending);
     }
     assert_eq!(resolver.lookup("one.more", 1, 0), Lookup::Refused(DnsError::Busy));
     assert_eq!(resolver.lookup("n0.x", 2, 0), Lookup::Pending);
+}
+
+#[test]
+fn names_that_nobody_answers_for_take_no_room_from_others() {
+    let mut resolver = resolver(1);
+    let client = |n: u8| Source::of(Some([192, 0, 2, n].into()));
+    let begun = |n: usize, lookup: Lookup| match lookup {
+        Lookup::Pending => true,
+        Lookup::Refused(DnsError::Busy) => false,
+        Lookup::Ready(_) | Lookup::Refused(_) => panic!("{n}: {lookup:?}"),
+    };
+    let mut flood = 0..2 * room::ALL;
+    let count = |resolver: &mut Resolver<u32>, range: &mut std::ops::Range<usize>, by| {
+        range.filter(|&n| begun(n, resolver.lookup_for(&format!("n{n}.x"), 1, by, 0))).count()
+    };
+    assert_eq!(count(&mut resolver, &mut flood, client(1)), room::ANYBODYS);
+    // To wait with others for what has begun takes no room.
+    assert_eq!(resolver.lookup_for("n0.x", 2, client(1), 0), Lookup::Pending);
+    assert_eq!(resolver.lookup_for("good.x", 2, client(2), 0), Lookup::Pending);
+    assert_eq!(resolver.lookup("server.x", 3, 0), Lookup::Pending);
+    resolver.on_time(LOOKUP_MAX_MS);
+    assert!(resolver.room.is_empty());
 }
 
 #[test]
@@ -426,6 +483,21 @@ fn other_servers_are_asked_after_a_change_of_settings() {
         resolver.on_message(one.query, &answer(&one.message, Rcode::NOERROR, false, &["app.x 9 A 10.0.0.1"]), 6);
     }
     assert_eq!(finished(&mut resolver), [(1, ips(&["10.0.0.1"]))]);
+}
+
+#[test]
+fn half_an_answer_is_forgotten_with_a_change_of_settings() {
+    let mut resolver = resolver(1);
+    for (now_ms, servers) in [(0, 2), (1000, 1)] {
+        let lookup = resolver.lookup("app.x", 1, now_ms);
+        assert_eq!(lookup, Lookup::Pending, "the former servers' half is not used");
+        let v4 = sent(&mut resolver).pop().unwrap();
+        resolver.on_message(v4.query, &answer(&v4.message, Rcode::NOERROR, false, &["app.x 99 A 10.0.0.1"]), now_ms);
+        resolver.on_time(now_ms + RESOLUTION_DELAY_MS);
+        assert!(finished(&mut resolver).iter().all(|(_, result)| result.is_ok()), "{servers}");
+        assert_eq!(ready(resolver.lookup("app.x", 2, now_ms + 100)), ["10.0.0.1"], "{servers}");
+        resolver.reconfigure(&settings(servers), now_ms + 200);
+    }
 }
 
 #[test]
@@ -478,7 +550,8 @@ proptest! {
             match event {
                 Event::Lookup(n) => {
                     next += 1;
-                    if resolver.lookup(&format!("n{n}.x"), next, now_ms) == Lookup::Pending {
+                    let by = Source::of(Some([192, 0, 2, n % 2].into()));
+                    if resolver.lookup_for(&format!("n{n}.x"), next, by, now_ms) == Lookup::Pending {
                         waiting.insert(next, now_ms + LOOKUP_MAX_MS);
                         lookups += 1;
                     }
@@ -544,6 +617,7 @@ proptest! {
         }
         while resolver.next_command().is_some() {}
         prop_assert!(waiting.is_empty());
+        prop_assert!(resolver.room.is_empty());
         prop_assert_eq!((resolver.outstanding(), resolver.queries.len(), resolver.due.len(), resolver.waiting), (0, 0, 0, 0));
     }
 }
