@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipc::channel::SendError;
 use ipc::message::{Lost, MAX_LOST_BYTES, ToMaster};
+use ipc::snapshot::Mode;
 use ipc::state::Phase;
 use log::warn;
 use mio::unix::SourceFd;
@@ -426,7 +427,12 @@ impl Worker {
                     continue;
                 }
                 let bytes = client.unanswered(&self.cx.arena);
-                match self.cx.request.parse(bytes, &self.cx.site.head_limits) {
+                let site = &self.cx.site;
+                let parsed = match site.snapshot.listeners[usize::from(client.listener)].mode {
+                    Mode::Forward => self.cx.request.parse_by_target(bytes, &site.head_limits),
+                    Mode::Http | Mode::Tcp => self.cx.request.parse(bytes, &site.head_limits),
+                };
+                match parsed {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => client.socket.release(),
                     Err(error) => {

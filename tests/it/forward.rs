@@ -262,7 +262,9 @@ fn requests_that_are_not_for_a_proxy_are_refused() {
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET https://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 501),
-        ("GET http://a.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n", 400),
+        ("GET http://a.test/ HTTP/1.1\r\nHost: b.test/c\r\n\r\n", 400),
+        ("GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\nHost: a.test\r\n\r\n", 400),
+        ("GET http://a.test/ HTTP/1.1\r\n\r\n", 400),
         ("GET ftp://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
         ("GET http://a@a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
         (
@@ -273,6 +275,20 @@ fn requests_that_are_not_for_a_proxy_are_refused() {
     ] {
         assert_eq!(Client::connect(proxy.addr()).ask(request).status, status, "{request}");
     }
+}
+
+#[test]
+fn the_target_says_where_a_request_goes_whatever_host_says() {
+    let backend = Backend::ok();
+    let proxy = open().start();
+    let target = backend.addr;
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.ask(format!("GET http://{target}/a HTTP/1.1\r\nHost: other.test\r\n\r\n")).status, 200);
+    client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: other.test:443\r\n\r\n"));
+    client.wire.begin();
+    assert_eq!(client.wire.response_head().unwrap().status, 200);
+    let requests = backend.take_requests();
+    assert_eq!((requests.len(), requests[0].fields.all("host")), (1, vec![target.to_string().as_str()]));
 }
 
 #[test]

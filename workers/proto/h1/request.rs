@@ -75,6 +75,8 @@ pub struct RequestHead {
     /// Length of the head in bytes, a skipped leading empty line included.
     pub len: usize,
     options: Options,
+    /// Host need not agree with the target.
+    by_target: bool,
 }
 
 /// What is known of a request line.
@@ -103,6 +105,21 @@ impl RequestHead {
     /// The first fault from the left, also in a line that is not complete. What follows must not be read as a
     /// request.
     pub fn parse(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HeadError> {
+        self.by_target = false;
+        self.parse_head(bytes, limits)
+    }
+
+    /// As [`RequestHead::parse`], for a proxy whose clients name the target: that alone says where a request goes and what
+    /// its Host becomes, whatever Host says (RFC 9112 section 3.2.2).
+    ///
+    /// # Errors
+    /// The same, but for a Host that differs from the target.
+    pub fn parse_by_target(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HeadError> {
+        self.by_target = true;
+        self.parse_head(bytes, limits)
+    }
+
+    fn parse_head(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HeadError> {
         self.reset();
         let window = lex::window(bytes, limits.bytes);
         let full = window.len() >= limits.bytes;
@@ -298,9 +315,9 @@ impl RequestHead {
     }
 
     /// Refuses a Host that names another authority than the target does. RFC 9112 section 3.2.2 lets the target win;
-    /// no client has a reason to send both differing, so we do not guess which of them a server would use.
+    /// no client of a server has a reason to send both differing, so we do not guess which of them is meant.
     fn same_authority(&self, bytes: &[u8], host: &Authority, start: &Start, line: u32) -> Result<(), HeadError> {
-        let Some(target) = &start.authority else { return Ok(()) };
+        let Some(target) = start.authority.as_ref().filter(|_| !self.by_target) else { return Ok(()) };
         let default = match self.target.scheme {
             Some(Scheme::Http) => Some(80),
             Some(Scheme::Https) => Some(443),

@@ -118,6 +118,24 @@ fn the_target_names_the_host_when_it_has_one() {
 }
 
 #[test]
+fn for_a_proxy_the_target_alone_names_the_host() {
+    let mut head = RequestHead::default();
+    for (raw, host) in [
+        (&b"GET http://a:81/x HTTP/1.1\r\nHost: b\r\n\r\n"[..], &b"a:81"[..]),
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", b"a:443"),
+        (b"GET /x HTTP/1.1\r\nHost: b\r\n\r\n", b"b"),
+    ] {
+        assert_eq!(head.parse_by_target(raw, &LIMITS), Ok(Some(raw.len())));
+        assert_eq!(head.host.unwrap().of(raw), host);
+        assert_eq!(head.parse(raw, &LIMITS).is_ok(), host == b"b");
+    }
+    for wrong in ["", "Host: b/c\r\n", "Host: a\r\nHost: a\r\n"] {
+        let raw = format!("GET http://a/ HTTP/1.1\r\n{wrong}\r\n");
+        assert!(head.parse_by_target(raw.as_bytes(), &LIMITS).is_err(), "{raw}");
+    }
+}
+
+#[test]
 fn http_1_0_needs_no_host() {
     let head = taken(b"GET / HTTP/1.0\r\n\r\n");
     assert_eq!((head.host, head.host_name, head.version), (None, None, Version::Http10));
