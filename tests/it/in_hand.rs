@@ -13,7 +13,7 @@ use crate::common::conf::Conf;
 use crate::common::load::Load;
 use crate::common::processes::{alive, wait_gone};
 use crate::common::proxy::{Addr, Launch, Proxy};
-use crate::common::traced::{Call, SENDMSG, kill_when};
+use crate::common::traced::{Call, GETSOCKOPT, SENDMSG, kill_when};
 use crate::common::{TempDir, wait_for, wait_until};
 
 /// Where the master is with a new connection when it is killed.
@@ -214,6 +214,33 @@ fn without_a_control_socket_one_in_hand_is_served_too() {
     assert_eq!(asked.unwrap().join().unwrap().as_deref(), Some("/last"));
     proxy.master_ends(&orphans);
     wait_gone(&orphans);
+}
+
+#[test]
+fn idle_connections_that_a_worker_has_just_given_back_go_to_others() {
+    let backend = Backend::echo();
+    for given_back in 1..4 {
+        let mut proxy = Conf::http(&[backend.addr]).launch().workers(2).start();
+        let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(proxy.addr())).collect();
+        clients.iter_mut().for_each(|client| assert_eq!(client.get("/a").fields.get("x-target"), Some("/a")));
+        let orphans = proxy.workers();
+        // It looks at each of the four in turn, with the one before in hand.
+        let mut looked_at = 0;
+        kill_when(
+            proxy.pid,
+            || proxy.signal(Signal::SIGTTOU),
+            |call| {
+                looked_at += usize::from(*call == Call::Begins(GETSOCKOPT));
+                looked_at > given_back
+            },
+        );
+        proxy.master_ends(&orphans);
+        // Those it had not looked at wait for it with the worker that gave them back.
+        let next = proxy.again();
+        wait_gone(&orphans);
+        clients.iter_mut().for_each(|client| assert_eq!(client.get("/c").fields.get("x-target"), Some("/c")));
+        assert_eq!(connections(&next), clients.len());
+    }
 }
 
 #[test]
