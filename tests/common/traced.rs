@@ -9,6 +9,8 @@ use nix::unistd::Pid;
 /// The numbers of system calls on this architecture.
 pub const SENDMSG: i64 = 46;
 /// See [`SENDMSG`].
+pub const SHUTDOWN: i64 = 48;
+/// See [`SENDMSG`].
 pub const GETSOCKOPT: i64 = 55;
 /// See [`SENDMSG`].
 pub const EPOLL_CTL: i64 = 233;

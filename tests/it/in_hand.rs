@@ -13,7 +13,7 @@ use crate::common::conf::Conf;
 use crate::common::load::Load;
 use crate::common::processes::{alive, wait_gone};
 use crate::common::proxy::{Addr, Launch, Proxy};
-use crate::common::traced::{Call, GETSOCKOPT, SENDMSG, kill_when};
+use crate::common::traced::{Call, GETSOCKOPT, SENDMSG, SHUTDOWN, kill_when};
 use crate::common::{TempDir, wait_for, wait_until};
 
 /// Where the master is with a new connection when it is killed.
@@ -330,6 +330,32 @@ fn the_heir_is_followed_by_another_and_is_gone_when_the_master_is() {
     next.stop();
     wait_gone(&[third]);
     assert_eq!(heir(master), None);
+}
+
+#[test]
+fn listeners_that_a_killed_master_had_begun_to_end_are_bound_anew() {
+    let backend = Backend::ok();
+    // None of its listeners, the first, both.
+    for ended in 0..3 {
+        let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control\"");
+        let mut proxy = conf.tables("[[listen]]\nbind = \"unix:{dir}/front\"\n").start();
+        let orphans = proxy.workers();
+        let mut calls = 0;
+        kill_when(
+            proxy.pid,
+            || proxy.signal(Signal::SIGTERM),
+            |call| {
+                calls += usize::from(matches!(call, Call::Ended(SHUTDOWN, 0)));
+                calls == ended
+            },
+        );
+        proxy.master_ends(&orphans);
+        let next = proxy.again();
+        wait_gone(&orphans);
+        for addr in next.addrs() {
+            assert_eq!(get(addr, "/").status, 200, "{addr:?}, {ended} of them ended");
+        }
+    }
 }
 
 #[test]
