@@ -48,7 +48,9 @@ impl Worker {
                 }
                 // What was passed is lost here, but not to the master, which finds it another worker.
                 Err(lost @ RecvError::DescriptorsLost) => return Err(io::Error::other(lost.to_string())),
-                Err(RecvError::Io(error)) => return Err(error),
+                Err(RecvError::Io(error)) => {
+                    return Err(io::Error::other(format!("cannot receive from the master: {error}")));
+                }
             }
         }
         Ok(Some(true))

@@ -9,6 +9,10 @@ use nix::unistd::Pid;
 /// The numbers of system calls on this architecture.
 pub const SENDMSG: i64 = 46;
 /// See [`SENDMSG`].
+pub const RECVFROM: i64 = 45;
+/// See [`SENDMSG`].
+pub const RECVMSG: i64 = 47;
+/// See [`SENDMSG`].
 pub const SHUTDOWN: i64 = 48;
 /// See [`SENDMSG`].
 pub const GETSOCKOPT: i64 = 55;

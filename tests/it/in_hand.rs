@@ -13,7 +13,7 @@ use crate::common::conf::Conf;
 use crate::common::load::Load;
 use crate::common::processes::{alive, wait_gone};
 use crate::common::proxy::{Addr, Launch, Proxy};
-use crate::common::traced::{Call, GETSOCKOPT, SENDMSG, SHUTDOWN, kill_when};
+use crate::common::traced::{Call, GETSOCKOPT, RECVMSG, SENDMSG, SHUTDOWN, kill_when};
 use crate::common::{TempDir, wait_for, wait_until};
 
 /// Where the master is with a new connection when it is killed.
@@ -28,7 +28,6 @@ enum Instant {
 }
 
 const ACCEPT4: i64 = 288;
-const RECVMSG: i64 = 47;
 /// A message with several connections is longer, and no other that a new master gets.
 const CONNECTIONS: i64 = 100;
 

@@ -10,7 +10,7 @@ use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
 use crate::common::conf::Conf;
 use crate::common::proxy::Addr;
-use crate::common::traced::{EPOLL_CTL, SENDMSG, fail_one};
+use crate::common::traced::{EPOLL_CTL, RECVFROM, RECVMSG, SENDMSG, fail_one};
 use crate::common::{DEADLINE, wait_until};
 use crate::in_hand::connections;
 
@@ -59,6 +59,38 @@ fn a_relay_whose_client_cannot_be_watched_ends() {
     other.echo(b'b');
     drop(other);
     wait_until("nothing is left", || connections(&proxy) == 0 && backend.open() == 0);
+}
+
+#[test]
+fn a_worker_that_cannot_hear_the_master_says_so_and_another_goes_on() {
+    let backend = Backend::echo();
+    let mut proxy = Conf::http(&[backend.addr]).launch().workers(1).start();
+    let mut idle = Client::connect(proxy.addr());
+    assert_eq!(idle.get("/").status, 200);
+    let (addr, mut asked) = (proxy.addr().clone(), None);
+    let begin = || asked = Some(thread::spawn(move || get(&addr, "/").status));
+    fail_one(proxy.workers()[0], Errno::ENOMEM, begin, |number, _| number == RECVMSG);
+    assert_eq!(asked.unwrap().join().unwrap(), 200);
+    assert_eq!(idle.get("/").status, 200);
+    proxy.wait_for_log(&["ERROR", "cannot receive from the master: Cannot allocate memory"]);
+    proxy.forgive("cannot receive from the master");
+}
+
+#[test]
+fn a_signal_does_not_bring_a_byte_twice() {
+    let backend = Backend::echo();
+    let conf = Conf::http(&[backend.addr]).tables("[[listen]]\nbind = \"unix:{dir}/front\"\n");
+    let proxy = conf.launch().workers(1).start();
+    let (addr, mut asked) = (proxy.addrs()[1].clone(), None);
+    let begin = || {
+        asked = Some(thread::spawn(move || {
+            let mut client = Client::connect(&addr);
+            [client.get("/").status, client.get("/").status]
+        }));
+    };
+    // The byte kept of a head that is not known yet.
+    fail_one(proxy.workers()[0], Errno::EINTR, begin, |number, _| number == RECVFROM);
+    assert_eq!(asked.unwrap().join().unwrap(), [200, 200]);
 }
 
 /// What reading from a new connection comes to, which may be reset before anything else can be done with it.
