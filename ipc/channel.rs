@@ -34,7 +34,8 @@ pub struct Channel {
 /// Why a message was not sent.
 #[derive(Debug)]
 pub enum SendError {
-    /// The peer's queue, or the kernel's count of descriptors under way, is full: try later.
+    /// The peer's queue, or the kernel's count of descriptors under way, is full, or the kernel has no memory for the
+    /// message: try later. No event tells when.
     Full,
     /// The peer is gone.
     Closed,
@@ -128,17 +129,22 @@ impl Channel {
         self.raw_fds.clear();
         self.raw_fds.extend(fds.iter().map(AsRawFd::as_raw_fd));
         fault::instant();
-        let sent = self.socket.send_with_fd(&self.outgoing, &self.raw_fds);
-        fault::instant();
-        match sent {
-            Ok(_) => Ok(()),
-            Err(error) => Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-                Some(rustix::io::Errno::AGAIN | rustix::io::Errno::NOBUFS | rustix::io::Errno::TOOMANYREFS) => {
-                    SendError::Full
-                }
+        loop {
+            let sent = self.socket.send_with_fd(&self.outgoing, &self.raw_fds);
+            fault::instant();
+            let Err(error) = sent else { return Ok(()) };
+            return Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+                Some(rustix::io::Errno::INTR) => continue,
+                // The kernel's memory for messages and descriptors under way is short for an instant, or its group's is.
+                Some(
+                    rustix::io::Errno::AGAIN
+                    | rustix::io::Errno::NOBUFS
+                    | rustix::io::Errno::NOMEM
+                    | rustix::io::Errno::TOOMANYREFS,
+                ) => SendError::Full,
                 Some(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => SendError::Closed,
                 Some(_) | None => SendError::Io(error),
-            }),
+            });
         }
     }
 

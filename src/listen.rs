@@ -256,7 +256,8 @@ impl Socket {
     ) -> Result<Socket, String> {
         let failed = |errno: Errno| format!("{}: {}", listener.bind, io::Error::from(errno));
         let is_listening = sockopt::socket_acceptconn(&fd).map_err(failed)?
-            && sockopt::socket_type(&fd).map_err(failed)? == SocketType::STREAM;
+            && sockopt::socket_type(&fd).map_err(failed)? == SocketType::STREAM
+            && !is_ended(&fd).map_err(failed)?;
         if !is_listening {
             return Err(format!("{}: what was left for it is no listening socket", listener.bind));
         }
@@ -417,6 +418,14 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether a master that stopped has ended it, and was killed before its workers were gone. A Unix socket that is shut down
+/// still says of itself that it listens, and refuses everybody.
+fn is_ended(fd: &OwnedFd) -> Result<bool, Errno> {
+    let mut fds = [PollFd::new(fd, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP))
 }
 
 #[cfg(test)]

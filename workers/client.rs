@@ -255,6 +255,13 @@ impl Client {
         self.input.as_ref().map_or(&[], |input| arena.bytes(&input.slot).get(from..input.end).unwrap_or(&[]))
     }
 
+    /// Whether a request has begun to come: an empty line in front of one, or behind the one before, is none (RFC 9112
+    /// section 2.2).
+    #[must_use]
+    pub fn has_begun(&self, arena: &Arena) -> bool {
+        !matches!(self.unanswered(arena), b"" | b"\r" | b"\r\n")
+    }
+
     /// Reads more into the slot behind what is there, taking one first if need be. `Io::Moved(0)` never comes;
     /// `None` means there is no room: the slot is full, or there is no slot to be had.
     pub fn read_more(&mut self, cx: &mut Ctx) -> Option<Io> {

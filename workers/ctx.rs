@@ -313,12 +313,15 @@ impl Ctx {
         Ok(())
     }
 
-    /// As [`Ctx::register`]. A socket that cannot be watched is marked as gone, so that it is let go of.
-    pub fn watch(&self, socket: &mut Socket, owner: Owner) {
-        if let Err(error) = self.register(socket, owner) {
+    /// As [`Ctx::register`], and whether it could be done. A socket that cannot be watched is marked as gone, so that
+    /// it is let go of by whoever looks at it next; where nobody does before a long time is over, the caller has to.
+    pub fn watch(&self, socket: &mut Socket, owner: Owner) -> bool {
+        let watched = self.register(socket, owner);
+        if let Err(error) = &watched {
             warn!("cannot watch a connection: {error}");
             socket.give_up();
         }
+        watched.is_ok()
     }
 
     /// Has one event told when something can be read from a client of which nothing has been read. Most often that is its
@@ -327,7 +330,9 @@ impl Ctx {
     pub fn watch_once(&self, socket: &mut Socket, owner: Owner) {
         match socket.watch {
             Watch::On | Watch::Once => {}
-            Watch::Spent => self.watch(socket, owner),
+            Watch::Spent => {
+                self.watch(socket, owner);
+            }
             Watch::Off => {
                 let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI | EventFlags::ET | EventFlags::ONESHOT;
                 let data = EventData::new_u64(owner.to_bits());

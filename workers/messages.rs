@@ -48,7 +48,9 @@ impl Worker {
                 }
                 // What was passed is lost here, but not to the master, which finds it another worker.
                 Err(lost @ RecvError::DescriptorsLost) => return Err(io::Error::other(lost.to_string())),
-                Err(RecvError::Io(error)) => return Err(error),
+                Err(RecvError::Io(error)) => {
+                    return Err(io::Error::other(format!("cannot receive from the master: {error}")));
+                }
             }
         }
         Ok(Some(true))
@@ -204,14 +206,13 @@ impl Worker {
         let now = &ids[..ids.len().min(MOST)];
         match self.cx.channel.send(&ToMaster::Finished(now.to_vec()), &[]) {
             Ok(()) => self.cx.finished = ids[now.len()..].to_vec(),
-            Err(SendError::Full) => {
+            // What is never reported the master would keep a copy of for ever.
+            Err(SendError::Full | SendError::TooLarge | SendError::Io(_)) => {
                 self.cx.finished = ids;
                 self.cx.finished_since_ms = self.cx.clock.now_ms;
             }
             // The master's end is noticed as the channel's end of file.
-            Err(error @ (SendError::Closed | SendError::TooLarge | SendError::Io(_))) => {
-                debug!("cannot report: {error}")
-            }
+            Err(error @ SendError::Closed) => debug!("cannot report: {error}"),
         }
     }
 }

@@ -379,7 +379,7 @@ impl Worker {
         let Some(client) = self.clients.get_mut(key) else { return };
         match client.state {
             ClientState::Header => self.refuse_header(key, "the PROXY header did not come in time"),
-            ClientState::Idle if client.input.is_some() => {
+            ClientState::Idle if client.has_begun(&self.cx.arena) => {
                 self.answer(key, Problem::new(408, "the client sent its request head too slowly"));
             }
             ClientState::Idle | ClientState::Lingering(_) => self.close_client(key),
@@ -442,15 +442,16 @@ impl Worker {
                     }
                 }
             }
+            let begun = client.has_begun(&self.cx.arena);
             match client.read_more(&mut self.cx) {
                 Some(Io::Moved(_)) => {
-                    if client.head_since_ms == 0 {
+                    if !begun {
                         client.head_since_ms = self.cx.clock.now_ms;
                     }
                 }
                 Some(Io::Blocked) => return self.wait_idle(key),
                 Some(Io::Eof | Io::Broken(_)) => {
-                    if client.unanswered(&self.cx.arena).is_empty() {
+                    if !client.has_begun(&self.cx.arena) {
                         return self.close_client(key);
                     }
                     return self

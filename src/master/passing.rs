@@ -164,11 +164,6 @@ impl Master {
             let (addresses, protection) = (&mut self.addresses, &mut self.protection);
             let mut ear = Ear { addresses, protection, resolved: &mut resolved, now, lends };
             ear.hear(worker, seat.index, &mut returned, HEARD_PER_TURN);
-            for connection in &returned {
-                if connection.lender.is_none() && connection.is_like_new() {
-                    connection.fd.alone(connection.listener);
-                }
-            }
             self.homeless.extend(returned);
             if worker.table.live() < before {
                 self.gate.freed();
@@ -349,7 +344,13 @@ impl Ear<'_> {
                             None
                         };
                         match verdict {
-                            Some(Verdict::Pass(connection)) => returned.push(Connection { lender, ..connection }),
+                            Some(Verdict::Pass(connection)) => {
+                                // Right behind the word that the worker has it no more.
+                                if lender.is_none() && connection.is_like_new() {
+                                    connection.fd.alone(connection.listener);
+                                }
+                                returned.push(Connection { lender, ..connection });
+                            }
                             Some(Verdict::Cut(mut connection) | Verdict::Over(mut connection)) => {
                                 connection.lender = lender;
                                 connection.release();

@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod rng;
 pub mod streams;
 pub mod succession;
+pub mod traced;
 pub mod traffic;
 
 use std::path::{Path, PathBuf};

@@ -4,9 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
 
-use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid};
 
 use crate::common::backend::Backend;
@@ -15,6 +13,7 @@ use crate::common::conf::Conf;
 use crate::common::load::Load;
 use crate::common::processes::{alive, wait_gone};
 use crate::common::proxy::{Addr, Launch, Proxy};
+use crate::common::traced::{Call, GETSOCKOPT, RECVMSG, SENDMSG, SHUTDOWN, kill_when};
 use crate::common::{TempDir, wait_for, wait_until};
 
 /// Where the master is with a new connection when it is killed.
@@ -28,57 +27,9 @@ enum Instant {
     Sent,
 }
 
-/// What the process is stopped at: a system call that begins or, with its result, one that has ended.
-#[derive(Debug, PartialEq, Eq)]
-enum Call {
-    Begins(i64),
-    Ended(i64, i64),
-}
-
-#[cfg(target_arch = "x86_64")]
-fn call(pid: Pid) -> Call {
-    let registers = ptrace::getregs(pid).unwrap();
-    let (number, result) = (registers.orig_rax.cast_signed(), registers.rax.cast_signed());
-    if result == missing() { Call::Begins(number) } else { Call::Ended(number, result) }
-}
-
-fn missing() -> i64 {
-    -i64::from(nix::errno::Errno::ENOSYS as i32)
-}
-
-/// Lets the process run to its next system call's beginning or end.
-fn step(pid: Pid) {
-    let mut signal = None;
-    loop {
-        ptrace::syscall(pid, signal).unwrap();
-        let status = waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
-        if matches!(status, WaitStatus::PtraceSyscall(_)) {
-            return;
-        }
-        signal = if let WaitStatus::Stopped(_, signal) = status { Some(signal) } else { None };
-    }
-}
-
 const ACCEPT4: i64 = 288;
-const SENDMSG: i64 = 46;
-const RECVMSG: i64 = 47;
 /// A message with several connections is longer, and no other that a new master gets.
 const CONNECTIONS: i64 = 100;
-
-/// Kills the process when `reached` says so of one of its system calls. What is to bring that about begins when the
-/// process is traced.
-fn kill_when(pid: Pid, begin: impl FnOnce(), mut reached: impl FnMut(&Call) -> bool) {
-    ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
-    ptrace::interrupt(pid).unwrap();
-    waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
-    begin();
-    loop {
-        step(pid);
-        if reached(&call(pid)) {
-            return kill(pid, Signal::SIGKILL).unwrap();
-        }
-    }
-}
 
 /// Whether that is a connection to the control socket, such as other tests' that look for running masters.
 fn asks(pid: Pid, fd: i64) -> bool {
@@ -133,7 +84,7 @@ fn killed_with_one_in_hand(mut proxy: Proxy, instant: Instant) -> Proxy {
 }
 
 /// How many connections its workers have, by what it says itself.
-fn connections(proxy: &Proxy) -> usize {
+pub fn connections(proxy: &Proxy) -> usize {
     let status = proxy.question("status");
     let text = String::from_utf8_lossy(&status.stdout);
     let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -265,6 +216,33 @@ fn without_a_control_socket_one_in_hand_is_served_too() {
 }
 
 #[test]
+fn idle_connections_that_a_worker_has_just_given_back_go_to_others() {
+    let backend = Backend::echo();
+    for given_back in 1..4 {
+        let mut proxy = Conf::http(&[backend.addr]).launch().workers(2).start();
+        let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(proxy.addr())).collect();
+        clients.iter_mut().for_each(|client| assert_eq!(client.get("/a").fields.get("x-target"), Some("/a")));
+        let orphans = proxy.workers();
+        // It looks at each of the four in turn, with the one before in hand.
+        let mut looked_at = 0;
+        kill_when(
+            proxy.pid,
+            || proxy.signal(Signal::SIGTTOU),
+            |call| {
+                looked_at += usize::from(*call == Call::Begins(GETSOCKOPT));
+                looked_at > given_back
+            },
+        );
+        proxy.master_ends(&orphans);
+        // Those it had not looked at wait for it with the worker that gave them back.
+        let next = proxy.again();
+        wait_gone(&orphans);
+        clients.iter_mut().for_each(|client| assert_eq!(client.get("/c").fields.get("x-target"), Some("/c")));
+        assert_eq!(connections(&next), clients.len());
+    }
+}
+
+#[test]
 fn connections_that_a_master_is_just_given_by_orphans_are_not_taken_for_new_ones() {
     let backend = Backend::tcp_echo();
     let mut proxy = Conf::tcp(&[backend.addr]).start();
@@ -351,6 +329,32 @@ fn the_heir_is_followed_by_another_and_is_gone_when_the_master_is() {
     next.stop();
     wait_gone(&[third]);
     assert_eq!(heir(master), None);
+}
+
+#[test]
+fn listeners_that_a_killed_master_had_begun_to_end_are_bound_anew() {
+    let backend = Backend::ok();
+    // None of its listeners, the first, both.
+    for ended in 0..3 {
+        let conf = Conf::http(&[backend.addr]).top("control = \"unix:{dir}/control\"");
+        let mut proxy = conf.tables("[[listen]]\nbind = \"unix:{dir}/front\"\n").start();
+        let orphans = proxy.workers();
+        let mut calls = 0;
+        kill_when(
+            proxy.pid,
+            || proxy.signal(Signal::SIGTERM),
+            |call| {
+                calls += usize::from(matches!(call, Call::Ended(SHUTDOWN, 0)));
+                calls == ended
+            },
+        );
+        proxy.master_ends(&orphans);
+        let next = proxy.again();
+        wait_gone(&orphans);
+        for addr in next.addrs() {
+            assert_eq!(get(addr, "/").status, 200, "{addr:?}, {ended} of them ended");
+        }
+    }
 }
 
 #[test]

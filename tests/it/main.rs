@@ -48,6 +48,7 @@ mod proxy_protocol;
 mod proxy_protocol_kills;
 mod random;
 mod real_clients;
+mod refused_calls;
 mod reload;
 mod renewal;
 mod replacement;

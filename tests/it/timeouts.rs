@@ -82,6 +82,29 @@ fn idle_connection_is_closed_without_a_word() {
 }
 
 #[test]
+fn an_empty_line_is_no_request_and_is_not_answered() {
+    // RFC 9112 section 2.2: some clients send one behind a body. What it is answered would answer the next request.
+    let backend = Backend::ok();
+    let proxy = with("header", backend.addr);
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    for behind in ["\r\n", "\r"] {
+        let mut client = Client::connect(proxy.addr());
+        assert_eq!(client.ask(format!("{post}{behind}")).status, 200);
+        assert_eq!(client.read_to_end(), (Vec::new(), End::Clean), "its time is over");
+        let mut client = Client::connect(proxy.addr());
+        assert_eq!(client.ask(format!("{post}{behind}")).status, 200);
+        client.shutdown_write();
+        assert_eq!(client.read_to_end(), (Vec::new(), End::Clean), "it ends");
+    }
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.ask(format!("{post}\r\n")).status, 200);
+    assert_eq!(client.ask(post).status, 200);
+    client.send("\r\nG");
+    client.shutdown_write();
+    assert_eq!(client.response().status, 400);
+}
+
+#[test]
 fn connection_without_any_request_is_closed() {
     let backend = Backend::ok();
     let proxy = with("idle", backend.addr);

@@ -264,8 +264,8 @@ impl Socket {
     /// Takes the byte that was kept: the connection may end in order, or be read by somebody else.
     pub fn release(&mut self) {
         if std::mem::take(&mut self.kept) {
-            // It is there, so that this neither blocks nor fails.
-            let _ = rustix::net::recv(&self.fd, &mut [0], RecvFlags::empty());
+            // It is there, so that this does not block. Were it left there, the next read would bring it again.
+            let _ = rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut [0], RecvFlags::empty()));
             fault::instant();
         }
     }

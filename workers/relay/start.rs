@@ -23,6 +23,7 @@ use crate::room::{self, is_shortage};
 use crate::slab::Key;
 use crate::worker::Worker;
 
+const UNWATCHED: &str = "the kernel had no room to watch the client's connection";
 const NO_SERVER: &str = "no server of the group can take the connection";
 const FULL: &str = "the group's servers have as many connections as max_per_server allows";
 
@@ -104,7 +105,9 @@ impl Worker {
         };
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
-        self.cx.watch(&mut connection.socket, Owner::Client(client));
+        if !self.cx.watch(&mut connection.socket, Owner::Client(client)) {
+            return self.end_relay(key, Some(Reason::Text(UNWATCHED)));
+        }
         self.connect_relay(key);
     }
 
@@ -131,10 +134,13 @@ impl Worker {
         let nowhere = relay.delivery.as_ref().is_some_and(|delivery| delivery.unwatched().is_none());
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
-        self.cx.watch(&mut connection.socket, Owner::Client(client));
+        let watched = self.cx.watch(&mut connection.socket, Owner::Client(client));
         server.state = UpstreamState::Relay(key);
         server.socket.deadline.due_ms = u64::MAX;
         connection.socket.deadline.due_ms = u64::MAX;
+        if !watched {
+            return self.end_relay(key, Some(Reason::Text(UNWATCHED)));
+        }
         if nowhere {
             return self.connect_reply(key);
         }
@@ -188,7 +194,7 @@ impl Worker {
         }
         let Ok(key) = self.relays.insert(relay) else { return self.close_client(client) };
         connection.state = ClientState::Relay(key);
-        self.cx.watch(&mut connection.socket, Owner::Client(client));
+        let watched = self.cx.watch(&mut connection.socket, Owner::Client(client));
         let upstream = Upstream {
             socket,
             place,
@@ -208,6 +214,9 @@ impl Worker {
         if let (Some(relay), Some(connection)) = (self.relays.get_mut(key), self.clients.get_mut(client)) {
             relay.upstream = Some(upstream);
             relay.publish(connection, false, &self.cx);
+        }
+        if !watched {
+            return self.end_relay(key, Some(Reason::Text(UNWATCHED)));
         }
         self.connect_reply(key);
         self.drive_relay(key);
