@@ -20,6 +20,7 @@ mod dispatch;
 mod hands;
 mod heir;
 mod keeper;
+mod launch;
 mod lending;
 mod listen;
 mod logging;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(cli::Command::Worker { index }) => worker(index),
         Some(cli::Command::Demo) => demo_child(),
+        Some(cli::Command::Launch { ref command }) => launch(command),
         Some(cli::Command::Check(ref given)) => check(given.with(&arguments)),
         Some(cli::Command::Dump(ref given)) => dump(given.with(&arguments)),
         Some(cli::Command::Reload(ref which)) => {
@@ -104,6 +106,14 @@ fn demo_child() -> ExitCode {
     let _ = rustix::thread::set_name(c"master");
     let served = signals::ignore_in_worker().and_then(|()| take_stdin()).and_then(demo::serve);
     served.map_or_else(|error| fail(format_args!("demo: {error}")), |()| ExitCode::SUCCESS)
+}
+
+fn launch(command: &[std::ffi::OsString]) -> ExitCode {
+    let _ = rustix::thread::set_name(c"master");
+    match take_stdin() {
+        Ok(channel) => launch::run(channel, command),
+        Err(error) => fail(format_args!("cannot take over the master's channel: {error}")),
+    }
 }
 
 /// Asks the running master.

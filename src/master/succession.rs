@@ -501,6 +501,10 @@ impl Master {
 
     /// The successor is ready: it accepts from now on, and gets every connection, if it understands them.
     fn hand_over(&mut self, pid: u32, gives: bool, now: Instant) {
+        // Before the service manager is told, which looks whose child it is.
+        if let Some(successor) = &self.successor {
+            successor.let_go();
+        }
         notify::tell(notify::State::MainPid(pid));
         if let Some(control) = &mut self.control {
             control.close();
