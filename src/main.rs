@@ -84,12 +84,26 @@ fn take_stdin() -> std::io::Result<OwnedFd> {
     Ok(taken)
 }
 
+/// Refuses to be what the master alone starts, when somebody else has: a channel comes as standard input.
+fn need_channel(role: &str) -> Result<(), ExitCode> {
+    match rustix::net::sockopt::socket_type(rustix::stdio::stdin()) {
+        Ok(rustix::net::SocketType::SEQPACKET) => Ok(()),
+        Ok(_) | Err(_) => {
+            eprintln!("master: `{role}` is for the master to start; run `master` alone, or see `master --help`");
+            Err(ExitCode::from(UNUSABLE))
+        }
+    }
+}
+
 fn fail(message: impl std::fmt::Display) -> ExitCode {
     eprintln!("master: {message}");
     ExitCode::from(FAILED)
 }
 
 fn worker(index: u16) -> ExitCode {
+    if let Err(code) = need_channel("master worker") {
+        return code;
+    }
     logging::start(&format!("worker {index}"), None);
     let _ = rustix::thread::set_name(c"master");
     if let Err(error) = signals::ignore_in_worker() {
@@ -109,6 +123,9 @@ fn demo_child() -> ExitCode {
 }
 
 fn launch(command: &[std::ffi::OsString]) -> ExitCode {
+    if let Err(code) = need_channel("master launch") {
+        return code;
+    }
     let _ = rustix::thread::set_name(c"master");
     match take_stdin() {
         Ok(channel) => launch::run(channel, command),
