@@ -56,7 +56,7 @@ mod succession;
 mod watching;
 
 pub use heritage::Heritage;
-use opening::{open_access_log, open_control, report_capacity};
+use opening::{open_access_log, open_control, report_beginning, report_capacity};
 use protection::Protection;
 use reconfigure::{mode_name, room};
 use renewal::Renewal;
@@ -208,6 +208,7 @@ impl Master {
         config.snapshot.listening = listen::addresses(&sockets);
         let snapshot = &config.snapshot;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
+        report_beginning(&recipe);
         report_capacity(nofile, layout.records, snapshot);
         if sockets.len() + 1 >= MAX_FDS {
             warn!(

@@ -314,6 +314,22 @@ fn a_broken_program_changes_nothing() {
 }
 
 #[test]
+fn a_configuration_that_stops_an_upgrade_is_shown_in_full_and_logged_in_one_line() {
+    let backend = Backend::ok();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    proxy.forgive(MARK);
+    proxy.write_config(2, "workrs = 3\n");
+    let output = proxy.question("upgrade");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = stderr(&output);
+    assert!(said.starts_with("error: unknown key `workrs`") && said.contains("2 | workrs = 3\n"), "{said}");
+    assert!(said.ends_with("\nmaster: not upgraded; nothing has changed\n"), "{said}");
+    let text = proxy.text();
+    let line = text.lines().find(|line| line.contains("not upgraded")).unwrap();
+    assert!(line.contains(":2:1: unknown key `workrs`") && line.ends_with("; nothing has changed"), "{line}");
+}
+
+#[test]
 fn a_successor_that_is_gone_when_it_is_heard_to_be_ready_changes_nothing() {
     let backend = Backend::ok();
     let place = TempDir::new();
