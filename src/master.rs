@@ -199,6 +199,7 @@ impl Master {
         log_level: Option<String>,
         before: &mut Before,
     ) -> Result<Master, String> {
+        report_beginning(&recipe);
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
         // Before anything of a former side's is touched: another master may have been faster. A former side is found at
@@ -208,7 +209,6 @@ impl Master {
         config.snapshot.listening = listen::addresses(&sockets);
         let snapshot = &config.snapshot;
         let (layout, batch) = room(nofile, snapshot, sockets.len());
-        report_beginning(&recipe);
         report_capacity(nofile, layout.records, snapshot);
         if sockets.len() + 1 >= MAX_FDS {
             warn!(

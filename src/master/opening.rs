@@ -85,7 +85,10 @@ pub(super) fn open_control(
                 Ok(server) => Ok(Some(server)),
                 Err(OpenError::AnotherMaster(why)) => Err(why),
                 Err(OpenError::Failed(why)) => {
-                    warn!("{why}; `master reload` will not find this master, SIGHUP reloads it");
+                    warn!(
+                        "{why}; `master reload` will not find this master, SIGHUP reloads it; and if it is killed no other \
+                         can take over from its workers: name a place with `control`"
+                    );
                     Ok(None)
                 }
             }
