@@ -136,16 +136,23 @@ fn find(which: &Which<'_>, timeout: Duration) -> Result<Running, String> {
     let directory = place::directory();
     if let Some(config) = which.config {
         let shown = config.display();
-        let path = match config::control_of(config) {
-            Control::At(path) => path,
-            Control::Off => return Err(format!("{shown} says control = \"off\"; send the master SIGHUP instead")),
-            Control::Derived => directory.join(place::name(Some(config))),
+        let derived = directory.join(place::name(Some(config)));
+        // A master keeps the socket that it was started with, whatever the file says by now.
+        let found = match config::control_of(config) {
+            Control::At(path) => greet(&path, timeout).or_else(|why| {
+                let place = format!("where {shown} says it is; one started with another `control` needs --control");
+                greet(&derived, timeout).map_err(|_| format!("{why} ({place})"))
+            }),
+            Control::Off => match greet(&derived, timeout) {
+                Ok(running) => Ok(running),
+                Err(_) => return Err(format!("{shown} says control = \"off\"; send the master SIGHUP instead")),
+            },
+            Control::Derived => greet(&derived, timeout)
+                .map_err(|why| format!("{why} (the place of configuration {shown}){}", others())),
         };
-        match greet(&path, timeout) {
+        match found {
             Ok(running) => return Ok(running),
-            Err(why) if which.named => {
-                return Err(format!("{why} (the place of configuration {shown}){}", others()));
-            }
+            Err(why) if which.named => return Err(why),
             Err(_) => {}
         }
     }

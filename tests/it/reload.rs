@@ -567,6 +567,21 @@ fn one_name_that_does_not_resolve_takes_nothing_else_down() {
 }
 
 #[test]
+fn a_master_is_found_when_its_file_says_by_now_that_its_control_socket_is_elsewhere() {
+    let backend = Backend::ok();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    for control in ["unix:{dir}/elsewhere.sock", "off"] {
+        let text = Conf::http(&[backend.addr]).top(&format!("control = \"{control}\"")).text();
+        assert!(proxy.reload(2, &text).contains("reloaded"));
+        let output = proxy.question("status");
+        assert!(output.status.success() && stdout(&output).contains(&proxy.pid.to_string()), "{output:?}");
+    }
+    proxy.check_end(Some(Signal::SIGTERM));
+    let output = proxy.question("status");
+    assert!(!output.status.success() && stderr(&output).contains("control = \"off\""), "{output:?}");
+}
+
+#[test]
 fn the_master_is_asked_only_when_there_is_one() {
     let backend = Backend::ok();
     let mut proxy = Conf::http(&[backend.addr]).start();
