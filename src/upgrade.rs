@@ -125,7 +125,11 @@ impl Successor {
             Ok(ToFormer::Taken) => News::None,
             Err(RecvError::Empty) => News::None,
             Err(RecvError::Closed) => News::Gone(match self.end() {
-                Some(end) => format!("the new one ended ({end}); what it said is in the master's log"),
+                // Once it has been let go nobody tells how.
+                Some(End::Unknown) => "the new one ended; what it said is in the master's log".to_owned(),
+                Some(end @ (End::Exited(_) | End::Killed(_))) => {
+                    format!("the new one ended ({end}); what it said is in the master's log")
+                }
                 None => "the new one does not speak to this master".to_owned(),
             }),
             Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_))) => {
