@@ -10,6 +10,7 @@ SECONDS ?= 60
 SOAK_PROFILE ?= --release
 PREFIX ?= /usr/local
 DESTDIR ?=
+DOC = $(PREFIX)/share/doc/pointsman
 CARGO_FLAGS ?=
 # Property tests take the same cases in each run, so that the same code gives the same outcome; `make explore` takes others.
 export PROPTEST_RNG_SEED ?= 1
@@ -60,9 +61,11 @@ continuity: build ## Compare what kills and reloads cost with nginx and HAProxy 
 	@exec python3 benches/continuity.py
 
 install: build ## Install under DESTDIR and PREFIX (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/pointsman
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(DOC)/docs $(DESTDIR)$(DOC)/examples
 	install -m 755 $(TARGET_DIR)/release/master $(DESTDIR)$(PREFIX)/bin/master
-	install -m 644 README.md LICENSE examples/pointsman.toml examples/pointsman.service $(DESTDIR)$(PREFIX)/share/doc/pointsman
+	install -m 644 README.md LICENSE $(DESTDIR)$(DOC)
+	install -m 644 docs/*.md $(DESTDIR)$(DOC)/docs
+	install -m 644 examples/*.toml examples/pointsman.service $(DESTDIR)$(DOC)/examples
 
 clean: tools ## Remove everything that was built
 	cargo clean

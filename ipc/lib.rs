@@ -21,6 +21,7 @@ pub mod state;
 pub mod stats;
 pub mod syn_filter;
 pub mod tcp_info;
+pub mod words;
 pub mod write_now;
 
 // What is shared with the fuzz targets names this crate as they do.

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,6 +100,13 @@ pub enum Command {
     /// The demo backends; started by the master only.
     #[command(hide = true)]
     Demo,
+    /// Starts the master's successor; started by the master only.
+    #[command(hide = true)]
+    Launch {
+        /// The program and its arguments.
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
 }
 
 /// A configuration: what stands behind the command, or else before it.

@@ -365,6 +365,11 @@ fn explain(address: &Address, errno: Errno) -> String {
         Errno::ADDRNOTAVAIL => "this host has no such address; choose another with `--listen` or `bind` in the \
                                 configuration file"
             .to_owned(),
+        Errno::ACCESS | Errno::PERM | Errno::ROFS if matches!(address, Address::Unix(_)) => format!(
+            "{}; the user that the master runs as must be able to write to the directory, or choose another path",
+            io::Error::from(errno)
+        ),
+        Errno::NOENT => format!("{}; make the directory, or choose another path", io::Error::from(errno)),
         other => io::Error::from(other).to_string(),
     }
 }

@@ -20,6 +20,7 @@ mod dispatch;
 mod hands;
 mod heir;
 mod keeper;
+mod launch;
 mod lending;
 mod listen;
 mod logging;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(cli::Command::Worker { index }) => worker(index),
         Some(cli::Command::Demo) => demo_child(),
+        Some(cli::Command::Launch { ref command }) => launch(command),
         Some(cli::Command::Check(ref given)) => check(given.with(&arguments)),
         Some(cli::Command::Dump(ref given)) => dump(given.with(&arguments)),
         Some(cli::Command::Reload(ref which)) => {
@@ -82,12 +84,26 @@ fn take_stdin() -> std::io::Result<OwnedFd> {
     Ok(taken)
 }
 
+/// Refuses to be what the master alone starts, when somebody else has: a channel comes as standard input.
+fn need_channel(role: &str) -> Result<(), ExitCode> {
+    match rustix::net::sockopt::socket_type(rustix::stdio::stdin()) {
+        Ok(rustix::net::SocketType::SEQPACKET) => Ok(()),
+        Ok(_) | Err(_) => {
+            eprintln!("master: `{role}` is for the master to start; run `master` alone, or see `master --help`");
+            Err(ExitCode::from(UNUSABLE))
+        }
+    }
+}
+
 fn fail(message: impl std::fmt::Display) -> ExitCode {
     eprintln!("master: {message}");
     ExitCode::from(FAILED)
 }
 
 fn worker(index: u16) -> ExitCode {
+    if let Err(code) = need_channel("master worker") {
+        return code;
+    }
     logging::start(&format!("worker {index}"), None);
     let _ = rustix::thread::set_name(c"master");
     if let Err(error) = signals::ignore_in_worker() {
@@ -104,6 +120,17 @@ fn demo_child() -> ExitCode {
     let _ = rustix::thread::set_name(c"master");
     let served = signals::ignore_in_worker().and_then(|()| take_stdin()).and_then(demo::serve);
     served.map_or_else(|error| fail(format_args!("demo: {error}")), |()| ExitCode::SUCCESS)
+}
+
+fn launch(command: &[std::ffi::OsString]) -> ExitCode {
+    if let Err(code) = need_channel("master launch") {
+        return code;
+    }
+    let _ = rustix::thread::set_name(c"master");
+    match take_stdin() {
+        Ok(channel) => launch::run(channel, command),
+        Err(error) => fail(format_args!("cannot take over the master's channel: {error}")),
+    }
 }
 
 /// Asks the running master.

@@ -56,7 +56,7 @@ mod succession;
 mod watching;
 
 pub use heritage::Heritage;
-use opening::{open_access_log, open_control, report_capacity};
+use opening::{open_access_log, open_control, report_beginning, report_capacity};
 use protection::Protection;
 use reconfigure::{mode_name, room};
 use renewal::Renewal;
@@ -199,6 +199,7 @@ impl Master {
         log_level: Option<String>,
         before: &mut Before,
     ) -> Result<Master, String> {
+        report_beginning(&recipe);
         let identity = Identity::new(&config.process)?;
         let nofile = privilege::raise_descriptor_limit();
         // Before anything of a former side's is touched: another master may have been faster. A former side is found at

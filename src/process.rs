@@ -13,9 +13,9 @@ use ipc::write_now::own_terminal;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use crate::launch::Launched;
 use crate::signals;
 use crate::supervise::Equipment;
-use crate::takeover::SUCCESSOR_VARIABLE;
 use crate::upgrade::Program;
 
 /// One process.
@@ -31,6 +31,10 @@ pub trait Process: fmt::Debug + AsFd {
 
     /// How it ended, if it has; it is gone from the system then.
     fn reap(&self) -> Option<End>;
+
+    /// From now on it is nobody's child, so that whoever adopts such processes may look after it; how it ends is not
+    /// known any more.
+    fn let_go(&self);
 }
 
 /// Starts processes. Each gets one end of a channel as its standard input.
@@ -73,20 +77,23 @@ impl Spawn for System {
     }
 
     fn successor(&self, program: &Program, channel: OwnedFd) -> io::Result<Box<dyn Process>> {
-        let mut command = program.command();
-        Child::start(command.env(SUCCESSOR_VARIABLE, "1").stdin(Stdio::from(channel)))
+        Ok(Box::new(Launched::start(program, channel)?))
     }
 }
 
 /// A child of this process, with a pidfd, by which its end shows.
 #[derive(Debug)]
-struct Child {
+pub struct Child {
     pid: Pid,
     pidfd: OwnedFd,
 }
 
 impl Child {
-    fn start(command: &mut Command) -> io::Result<Box<dyn Process>> {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> io::Result<Box<dyn Process>> {
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         // It cannot be reaped by anybody else meanwhile, so its number is still its own.
@@ -125,6 +132,9 @@ impl Process for Child {
     fn reap(&self) -> Option<End> {
         reap(self.as_fd())
     }
+
+    /// A child stays one until it or its parent ends.
+    fn let_go(&self) {}
 }
 
 /// How the process behind `pidfd`, a child of ours, ended, if it has.

@@ -50,9 +50,10 @@ impl Recipe {
         Ok(loaded)
     }
 
-    /// The file's name, or what stands for it.
+    /// The file's path from the root, or what stands for it.
     pub fn name(&self) -> String {
-        self.file.as_ref().map_or_else(|| "the command line".to_owned(), |path| path.display().to_string())
+        let path = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
+        self.file.as_ref().map_or_else(|| "the command line".to_owned(), path)
     }
 }
 

@@ -2,12 +2,11 @@
 //!
 //! Until the successor says that it is ready, nothing has changed here.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError, SendError};
@@ -36,11 +35,9 @@ impl Program {
         Program { path, arguments: arguments.collect() }
     }
 
-    /// To start it again.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
-        command.args(&self.arguments);
-        command
+    /// To start it again: its path, and its arguments.
+    pub fn words(&self) -> impl Iterator<Item = &OsStr> {
+        std::iter::once(self.path.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str))
     }
 
     /// Where it lies.
@@ -128,7 +125,11 @@ impl Successor {
             Ok(ToFormer::Taken) => News::None,
             Err(RecvError::Empty) => News::None,
             Err(RecvError::Closed) => News::Gone(match self.end() {
-                Some(end) => format!("the new one ended ({end}); what it said is in the master's log"),
+                // Once it has been let go nobody tells how.
+                Some(End::Unknown) => "the new one ended; what it said is in the master's log".to_owned(),
+                Some(end @ (End::Exited(_) | End::Killed(_))) => {
+                    format!("the new one ended ({end}); what it said is in the master's log")
+                }
                 None => "the new one does not speak to this master".to_owned(),
             }),
             Err(error @ (RecvError::DescriptorsLost | RecvError::Malformed(_) | RecvError::Io(_))) => {
@@ -141,6 +142,11 @@ impl Successor {
     fn end(&mut self) -> Option<End> {
         let _ = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&END));
         self.process.reap()
+    }
+
+    /// From now on the service manager looks after it, if there is one.
+    pub fn let_go(&self) {
+        self.process.let_go();
     }
 
     /// Ends it, before it is ready.

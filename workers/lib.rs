@@ -69,6 +69,16 @@ pub fn run(channel: OwnedFd, index: u16) -> ExitCode {
     }
 }
 
+/// What to do when the region cannot be mapped, which takes address space and not yet memory.
+fn mapping(error: &stdio::Error, layout: &ipc::message::Layout) -> stdio::Error {
+    let text = format!(
+        "cannot map the memory for {} connections: {error}; lower limits.connections or limits.head, or raise the limit \
+         on address space (`ulimit -v`, or LimitAS= in systemd)",
+        layout.records
+    );
+    stdio::Error::new(error.kind(), text)
+}
+
 /// Makes worker `index`, once its master has greeted it over `channel`.
 ///
 /// # Errors
@@ -109,7 +119,7 @@ pub fn begin(channel: OwnedFd, index: u16) -> stdio::Result<Worker> {
         dns_timer: None,
         share: Rc::new(forward::share::Share::new(Ledger::map(&ledger)?, row)),
         control: Control::map(&region, &layout)?,
-        arena: Arena::map(&region, &layout)?,
+        arena: Arena::map(&region, &layout).map_err(|error| mapping(&error, &layout))?,
         channel,
         registry: poll.registry().try_clone()?,
         timers: timers::Timers::new(Clock::new().now_ms),

@@ -222,9 +222,9 @@ impl Worker {
         self.take_returned();
         if self.wait_for_another() {
             warn!(
-                "the master has died; serving {} connections on, and new ones, for {} ms at most unless another is started",
+                "the master has died; serving {} connections on, and new ones, for {} at most unless another is started",
                 self.clients.len(),
-                self.cx.site.snapshot.orphan_timeout_ms
+                ipc::words::duration(self.cx.site.snapshot.orphan_timeout_ms.into())
             );
         } else {
             warn!("the master has died, and no other could find this worker; finishing {}", self.clients.len());
@@ -421,9 +421,9 @@ impl Worker {
         let (left, unsent) = (self.clients.len(), self.succession.given.len());
         if self.wait_for_another() {
             warn!(
-                "the other master takes no connections any more: {why}; serving {left} on, and {unsent} wait, for {} ms \
+                "the other master takes no connections any more: {why}; serving {left} on, and {unsent} wait, for {} \
                  at most unless another is started",
-                self.cx.site.snapshot.orphan_timeout_ms
+                ipc::words::duration(self.cx.site.snapshot.orphan_timeout_ms.into())
             );
             self.on_control();
         } else {

@@ -33,7 +33,7 @@ pub enum ServerAddress {
 /// # Errors
 /// Says what is wrong with the text, and how to write it.
 pub fn parse_bind(text: &str) -> Result<Address, Fault> {
-    let (host, port) = match parse_endpoint(text, "8080")? {
+    let (host, port) = match parse_endpoint(text, &LISTENING)? {
         Endpoint::Unix(path) => return Ok(Address::Unix(path)),
         Endpoint::Inet(SocketAddr::V6(addr)) if addr.ip().to_ipv4_mapped().is_some() => {
             let plain = SocketAddr::new(addr.ip().to_canonical(), addr.port());
@@ -57,7 +57,7 @@ pub fn parse_bind(text: &str) -> Result<Address, Fault> {
 /// # Errors
 /// Says what is wrong with the text, and how to write it.
 pub fn parse_server(text: &str) -> Result<ServerAddress, Fault> {
-    let (address, port) = match parse_endpoint(text, "80")? {
+    let (address, port) = match parse_endpoint(text, &SERVING)? {
         Endpoint::Unix(path) => return Ok(ServerAddress::Literal(Address::Unix(path))),
         Endpoint::Inet(addr) => (ServerAddress::Literal(Address::Inet(addr)), addr.port()),
         Endpoint::Name(host, port) => (ServerAddress::Name(Target::Host { name: parse_name(host)?, port }), port),
@@ -96,7 +96,27 @@ enum Endpoint<'t> {
     Name(&'t str, u16),
 }
 
-fn parse_endpoint<'t>(text: &'t str, port_example: &str) -> Result<Endpoint<'t>, Fault> {
+/// What to write where a part is missing.
+struct Advice {
+    /// For a port.
+    port: &'static str,
+    /// For a host, with this port.
+    host: fn(u16) -> String,
+}
+
+const LISTENING: Advice = Advice {
+    port: "8080",
+    host: |port| {
+        format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for all its IPv4 addresses")
+    },
+};
+const SERVING: Advice = Advice {
+    port: "80",
+    host: |port| format!("write \"127.0.0.1:{port}\" for a server on this machine, or the address or name of another"),
+};
+
+fn parse_endpoint<'t>(text: &'t str, advice: &Advice) -> Result<Endpoint<'t>, Fault> {
+    let port_example = advice.port;
     if let Some(path) = text.strip_prefix("unix:") {
         return parse_unix(path).map(Endpoint::Unix);
     }
@@ -112,9 +132,18 @@ fn parse_endpoint<'t>(text: &'t str, port_example: &str) -> Result<Endpoint<'t>,
         return Err(Fault::new(format!("{} is a path, not an address", quoted(text)))
             .help(format!("for a Unix socket write \"unix:{}\"", plain(text))));
     }
+    if let Some((ip, port)) = text.rsplit_once(':').filter(|(ip, port)| is_ipv6(ip) && port.parse::<u16>().is_ok()) {
+        return Err(Fault::new(format!("{} has no brackets around its IPv6 address", quoted(text)))
+            .help(format!("write \"[{ip}]:{port}\", or \"[{text}]:{port_example}\" if all of it is the address")));
+    }
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Err(Fault::new(format!("{} has no port", quoted(text)))
             .help(format!("write \"{}:{port_example}\"", bracketed(ip))));
+    }
+    if let Some(ip) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).filter(|ip| is_ipv6(ip)) {
+        return Err(
+            Fault::new(format!("{} has no port", quoted(text))).help(format!("write \"[{ip}]:{port_example}\""))
+        );
     }
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, port),
@@ -131,9 +160,7 @@ fn parse_endpoint<'t>(text: &'t str, port_example: &str) -> Result<Endpoint<'t>,
         return Err(Fault::new(format!("{} is not a port", quoted(port))).help("a port is a number up to 65535"));
     };
     match host {
-        "" => Err(Fault::new(format!("{} has no host", quoted(text))).help(format!(
-            "write \"127.0.0.1:{number}\" for this machine only, \"0.0.0.0:{number}\" for all its IPv4 addresses"
-        ))),
+        "" => Err(Fault::new(format!("{} has no host", quoted(text))).help((advice.host)(number))),
         "*" => Err(Fault::new("`*` is not an address")
             .help(format!("write \"0.0.0.0:{number}\" for IPv4 or \"[::]:{number}\" for IPv6"))),
         _ if host.contains(['[', ']', ':']) => Err(Fault::new(format!("{} is not an IPv6 address", quoted(host)))
@@ -144,6 +171,10 @@ fn parse_endpoint<'t>(text: &'t str, port_example: &str) -> Result<Endpoint<'t>,
         }
         _ => check_host(host).map(|()| Endpoint::Name(host, number)),
     }
+}
+
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<std::net::Ipv6Addr>().is_ok()
 }
 
 fn parse_unix(path: &str) -> Result<PathBuf, Fault> {

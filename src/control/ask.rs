@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, RecvError};
 use ipc::control::{Answer, Greeting, Reloaded, Request, Status, Unprotected, VERSION, Who};
+use ipc::words::{count, duration};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
@@ -43,13 +44,13 @@ pub struct Which<'a> {
 /// Asks the running master and prints the answer; waits `timeout` at most.
 pub fn run(which: &Which<'_>, request: &Request, timeout: Duration) -> ExitCode {
     match ask(which, request, timeout) {
-        Ok(answer) => print(answer),
+        Ok((answer, greeting)) => print(answer, &greeting),
         Err(message) => crate::fail(message),
     }
 }
 
-fn ask(which: &Which<'_>, request: &Request, timeout: Duration) -> Result<Answer, String> {
-    let Running { mut channel, greeting } = find(which)?;
+fn ask(which: &Which<'_>, request: &Request, timeout: Duration) -> Result<(Answer, Greeting), String> {
+    let Running { mut channel, greeting } = find(which, timeout.min(GREET))?;
     let pid = greeting.pid;
     if greeting.version != VERSION {
         return Err(format!(
@@ -57,12 +58,13 @@ fn ask(which: &Which<'_>, request: &Request, timeout: Duration) -> Result<Answer
         ));
     }
     channel.send(request, &[]).map_err(|error| format!("cannot ask the master (pid {pid}): {error}"))?;
-    receive(&mut channel, timeout).map_err(|why| match why {
+    let answer = receive(&mut channel, timeout).map_err(|why| match why {
         Some(why) => format!("no answer from the master (pid {pid}): {why}"),
         None => {
             format!("no answer from the master (pid {pid}) within {} s; it may still come to it", timeout.as_secs())
         }
-    })
+    })?;
+    Ok((answer, greeting))
 }
 
 /// Waits for one record; `None` as the error when it does not come in time.
@@ -86,12 +88,12 @@ fn receive<M: DeserializeOwned>(channel: &mut Channel, timeout: Duration) -> Res
     }
 }
 
-/// Says hello to whoever is behind `path`.
+/// Says hello to whoever is behind `path`, and waits so long for the answer at most.
 ///
 /// # Errors
 /// Why not, as a sentence: that nobody is there, or that somebody is who cannot be asked, which is not the same to whoever
 /// would start another.
-fn greet(path: &Path) -> Result<Running, String> {
+fn greet(path: &Path, timeout: Duration) -> Result<Running, String> {
     let shown = path.display();
     let fd = reach(path, || std::thread::sleep(Duration::from_millis(5))).map_err(|errno| match errno {
         Errno::CONNREFUSED => format!("no master is running behind {shown}"),
@@ -103,11 +105,11 @@ fn greet(path: &Path) -> Result<Running, String> {
         errno => format!("cannot ask the master behind {shown}: {}", io::Error::from(errno)),
     })?;
     let mut channel = Channel::from_fd(fd);
-    let greeting = receive(&mut channel, GREET).map_err(|why| match why {
+    let greeting = receive(&mut channel, timeout).map_err(|why| match why {
         Some(why) => format!("the master behind {shown} cannot be asked: {why}; it hears its own user and root only"),
         None => format!(
-            "the master behind {shown} runs and has not answered within {} s: it may be stopped or very busy",
-            GREET.as_secs()
+            "the master behind {shown} runs and has not answered within {}: it may be stopped or very busy",
+            duration(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
         ),
     })?;
     Ok(Running { channel, greeting })
@@ -127,33 +129,51 @@ pub(super) fn reach(path: &Path, mut pause: impl FnMut()) -> Result<OwnedFd, Err
     }
 }
 
-fn find(which: &Which<'_>) -> Result<Running, String> {
+fn find(which: &Which<'_>, timeout: Duration) -> Result<Running, String> {
     if let Some(path) = which.socket {
-        return greet(path);
+        return greet(path, timeout);
     }
     let directory = place::directory();
     if let Some(config) = which.config {
         let shown = config.display();
-        let path = match config::control_of(config) {
-            Control::At(path) => path,
-            Control::Off => return Err(format!("{shown} says control = \"off\"; send the master SIGHUP instead")),
-            Control::Derived => directory.join(place::name(Some(config))),
+        let derived = directory.join(place::name(Some(config)));
+        // A master keeps the socket that it was started with, whatever the file says by now.
+        let found = match config::control_of(config) {
+            Control::At(path) => greet(&path, timeout).or_else(|why| {
+                let place = format!("where {shown} says it is; one started with another `control` needs --control");
+                greet(&derived, timeout).map_err(|_| format!("{why} ({place})"))
+            }),
+            Control::Off => match greet(&derived, timeout) {
+                Ok(running) => Ok(running),
+                Err(_) => return Err(format!("{shown} says control = \"off\"; send the master SIGHUP instead")),
+            },
+            Control::Derived => greet(&derived, timeout)
+                .map_err(|why| format!("{why} (the place of configuration {shown}){}", others())),
         };
-        match greet(&path) {
+        match found {
             Ok(running) => return Ok(running),
-            Err(why) if which.named => return Err(format!("{why} (the place of configuration {shown})")),
+            Err(why) if which.named => return Err(why),
             Err(_) => {}
         }
     }
-    only(&directory)
+    only(&directory, timeout)
+}
+
+/// Where a master is sought depends on the user, which is to be said to those who are not root.
+fn others() -> &'static str {
+    if rustix::process::geteuid().is_root() {
+        ""
+    } else {
+        "; one that another user has started is asked as that user, or as root"
+    }
 }
 
 /// The one master that is running.
-fn only(directory: &Path) -> Result<Running, String> {
+fn only(directory: &Path, timeout: Duration) -> Result<Running, String> {
     let sockets: Vec<PathBuf> = place::sockets(directory);
     let (mut running, mut silent) = (Vec::new(), Vec::new());
     for path in sockets {
-        match greet(&path) {
+        match greet(&path, timeout) {
             Ok(one) => running.push((path, one)),
             Err(why) if place::probe(&path) == place::Found::Alive => silent.push(why),
             Err(_) => {}
@@ -162,8 +182,9 @@ fn only(directory: &Path) -> Result<Running, String> {
     match running.len() {
         0 if !silent.is_empty() => Err(silent.join("\n")),
         0 => Err(format!(
-            "no master is running that has its control socket in {}; with --control PATH others can be asked",
-            directory.display()
+            "no master is running that has its control socket in {}; with --control PATH others can be asked{}",
+            directory.display(),
+            others()
         )),
         1 => running.pop().map(|(_, running)| running).ok_or_else(String::new),
         count => {
@@ -182,11 +203,11 @@ fn only(directory: &Path) -> Result<Running, String> {
     }
 }
 
-fn print(answer: Answer) -> ExitCode {
+fn print(answer: Answer, greeting: &Greeting) -> ExitCode {
     match answer {
         Answer::Reloaded(reloaded) => {
             note(&reloaded.notes);
-            println!("{}; all {} workers acknowledged", summary(&reloaded), reloaded.workers);
+            println!("{}; {}", summary(&reloaded), acknowledged(reloaded.workers));
             ExitCode::SUCCESS
         }
         Answer::Refused { text } => {
@@ -201,7 +222,11 @@ fn print(answer: Answer) -> ExitCode {
         }
         Answer::Busy { text } => crate::fail(text),
         Answer::NotUpgraded { text } => {
-            eprintln!("master: not upgraded: {text}; nothing has changed");
+            // A report on a configuration has lines of its own.
+            match text.trim_end().contains('\n') {
+                true => eprintln!("{}\nmaster: not upgraded; nothing has changed", text.trim_end()),
+                false => eprintln!("master: not upgraded: {text}; nothing has changed"),
+            }
             ExitCode::from(UNUSABLE)
         }
         Answer::Upgraded { pid } => {
@@ -209,6 +234,7 @@ fn print(answer: Answer) -> ExitCode {
             ExitCode::SUCCESS
         }
         Answer::Status(status) => {
+            println!("master      pid {}, configuration: {}", greeting.pid, greeting.config);
             print!("{}", table(&status));
             ExitCode::SUCCESS
         }
@@ -224,7 +250,16 @@ fn note(notes: &str) {
 /// A configuration in force in one line.
 pub fn summary(reloaded: &Reloaded) -> String {
     let Reloaded { listeners, groups, generation, .. } = reloaded;
-    format!("reloaded: {listeners} listeners, {groups} backend groups, generation {generation}")
+    let (listeners, groups) = (count((*listeners).into(), "listener"), count((*groups).into(), "backend group"));
+    format!("reloaded: {listeners}, {groups}, generation {generation}")
+}
+
+/// That so many workers go by it: all.
+pub fn acknowledged(workers: u32) -> String {
+    match workers {
+        1 => "the one worker acknowledged".to_owned(),
+        workers => format!("all {workers} workers acknowledged"),
+    }
 }
 
 /// Which workers do not go by it.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipc::message::ToWorker;
 use ipc::snapshot::LogTarget;
+use ipc::words;
 use log::{debug, error, info, warn};
 
 use super::opening::open_access_log;
@@ -163,7 +164,10 @@ impl Master {
         }
         let timeout_ms = self.config.snapshot.shutdown_timeout_ms;
         self.tell_stopping();
-        info!("stopping when the requests in progress are finished, in {timeout_ms} ms at the latest");
+        info!(
+            "stopping when the requests in progress are finished, in {} at the latest",
+            words::duration(timeout_ms.into())
+        );
         for socket in &mut self.sockets {
             socket.ready = true;
         }

@@ -20,10 +20,26 @@ use crate::reload::Recipe;
 /// With room for fewer connections in all, the limit of open files is so low that somebody must have forgotten it.
 const FEW_CONNECTIONS: u64 = 2000;
 
+/// Says which program this is, and what it goes by.
+pub(super) fn report_beginning(recipe: &Recipe) {
+    let version = env!("CARGO_PKG_VERSION");
+    if recipe.demo {
+        info!("Pointsman {version}; neither --config nor --backend is given: a demo with two backends of its own");
+    } else {
+        info!("Pointsman {version}, configuration: {}", recipe.name());
+    }
+}
+
 /// Says what the limit of open files leaves of the connections asked for.
 pub(super) fn report_capacity(nofile: u64, records: u32, snapshot: &Snapshot) {
     let workers = snapshot.workers;
-    let mut room = format!("room for {records} connections in each of {workers} workers");
+    let mut room = format!(
+        "room for {records} connections in {}",
+        match workers {
+            1 => "the one worker".to_owned(),
+            several => format!("each of {several} workers"),
+        }
+    );
     let kept =
         u64::try_from(privilege::kept(nofile, workers).clients).unwrap_or(0).saturating_sub(ipc::descriptors::OVERHEAD);
     if kept < u64::from(records) * u64::from(workers) {
@@ -69,7 +85,10 @@ pub(super) fn open_control(
                 Ok(server) => Ok(Some(server)),
                 Err(OpenError::AnotherMaster(why)) => Err(why),
                 Err(OpenError::Failed(why)) => {
-                    warn!("{why}; `master reload` will not find this master, SIGHUP reloads it");
+                    warn!(
+                        "{why}; `master reload` will not find this master, SIGHUP reloads it; and if it is killed no other \
+                         can take over from its workers: name a place with `control`"
+                    );
                     Ok(None)
                 }
             }

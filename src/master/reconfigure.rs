@@ -92,7 +92,7 @@ impl Master {
         }
         if let Some(pending) = self.reload.pending.take() {
             let reloaded = self.count_workers(pending.reloaded);
-            info!("{}; all {} workers acknowledged", ask::summary(&reloaded), reloaded.workers);
+            info!("{}; {}", ask::summary(&reloaded), ask::acknowledged(reloaded.workers));
             for asker in pending.asked {
                 self.tell(Some(asker), &Answer::Reloaded(reloaded.clone()));
             }

@@ -433,7 +433,7 @@ impl Master {
     pub(super) fn give_up_successor(&mut self, why: &str) {
         let Some(successor) = self.successor.take() else { return };
         unwatch(&self.poll, successor.as_fd());
-        error!("not upgraded: {why}; nothing has changed");
+        error!("not upgraded: {}; nothing has changed", in_a_line(why));
         let asker = successor.asker;
         successor.kill();
         self.answer(asker, &Answer::NotUpgraded { text: why.to_owned() });
@@ -501,6 +501,10 @@ impl Master {
 
     /// The successor is ready: it accepts from now on, and gets every connection, if it understands them.
     fn hand_over(&mut self, pid: u32, gives: bool, now: Instant) {
+        // Before the service manager is told, which looks whose child it is.
+        if let Some(successor) = &self.successor {
+            successor.let_go();
+        }
         notify::tell(notify::State::MainPid(pid));
         if let Some(control) = &mut self.control {
             control.close();
@@ -614,5 +618,31 @@ impl Master {
         if let (Some(client), Some(control)) = (client, &mut self.control) {
             control.answer(client, answer);
         }
+    }
+}
+
+/// What a successor that could not begin has said, for one line of the log: of a report on its configuration the first error
+/// and its place. The whole has been printed by the successor itself.
+fn in_a_line(why: &str) -> String {
+    let begin = why.lines().position(|line| line.starts_with("error: ")).unwrap_or(0);
+    let mut lines = why.lines().skip(begin);
+    let title = lines.next().unwrap_or_default();
+    let title = title.strip_prefix("error: ").unwrap_or(title);
+    match lines.next().and_then(|line| line.trim_start().strip_prefix("--> ")) {
+        Some(place) => format!("{place}: {title}"),
+        None => title.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_a_line;
+
+    #[test]
+    fn a_report_becomes_one_line() {
+        let report = "warning: odd\n --> a.toml:1:1\n  |\n\nerror: no such key\n  --> a.toml:12:3\n   |\n12 | x\n";
+        assert_eq!(in_a_line(report), "a.toml:12:3: no such key");
+        assert_eq!(in_a_line("error: cannot read\nhelp: look there"), "cannot read");
+        assert_eq!(in_a_line("the new one ended"), "the new one ended");
     }
 }

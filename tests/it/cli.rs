@@ -46,6 +46,15 @@ fn help_names_every_option() {
 }
 
 #[test]
+fn what_the_master_alone_starts_says_so() {
+    for role in [&["worker", "0"][..], &["launch", "--", "/bin/true"]] {
+        let (code, _, err) = run(role);
+        assert_eq!(code, 2);
+        assert!(err.contains("is for the master to start; run `master` alone"), "{err}");
+    }
+}
+
+#[test]
 fn bad_usage_exits_with_2_and_says_what() {
     for (args, word) in [
         (&["--no-such-option"][..], "--no-such-option"),

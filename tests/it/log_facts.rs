@@ -56,6 +56,21 @@ fn servers_with_as_many_connections_as_they_may_have_are_named_as_the_reason() {
     assert_eq!(line["reason"], "the group's servers have as many connections as max_per_server allows");
 }
 
+#[test]
+fn where_nobody_connected_to_a_server_no_time_is_told_for_it() {
+    let backend = Backend::ok();
+    let tables = "[backends.none]\nservers = []\n[[route]]\npath = \"/none\"\nto = \"none\"";
+    let proxy = logging("json", &[backend.addr]).tables(tables).start();
+    assert_eq!(get(proxy.addr(), "/none").status, 503);
+    let mut client = Client::connect(proxy.addr());
+    assert_eq!(client.ask("GET / HTTP/9.9\r\n\r\n").status, 505);
+    assert_eq!(get(proxy.addr(), "/").status, 200);
+    let lines = json(&proxy, 3);
+    let told = |status: u16| &lines.iter().find(|line| line["status"] == status).unwrap()["connect_us"];
+    assert_eq!([told(503), told(505)], [&Value::Null, &Value::Null]);
+    assert!(told(200).is_u64());
+}
+
 /// Sends `bytes`, closes the sending side, and gives the answer's status and body length.
 fn refused(proxy: &crate::common::proxy::Proxy, bytes: impl AsRef<[u8]>) -> (u16, usize) {
     let mut client = Client::connect(proxy.addr());

@@ -79,7 +79,7 @@ fn the_next_request_on_the_same_connection_follows_the_new_routes() {
     for (generation, to) in [(2, "b"), (3, "a"), (4, "b")] {
         let said = proxy.reload(2, &conf(to));
         let expected =
-            format!("reloaded: 1 listeners, 2 backend groups, generation {generation}; all 2 workers acknowledged\n");
+            format!("reloaded: 1 listener, 2 backend groups, generation {generation}; all 2 workers acknowledged\n");
         assert_eq!(said, expected);
         assert_eq!(body(&client.get("/")), to);
         assert_eq!(body(&get(&addr, "/")), to);
@@ -567,12 +567,31 @@ fn one_name_that_does_not_resolve_takes_nothing_else_down() {
 }
 
 #[test]
+fn a_master_is_found_when_its_file_says_by_now_that_its_control_socket_is_elsewhere() {
+    let backend = Backend::ok();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    for control in ["unix:{dir}/elsewhere.sock", "off"] {
+        let text = Conf::http(&[backend.addr]).top(&format!("control = \"{control}\"")).text();
+        assert!(proxy.reload(2, &text).contains("reloaded"));
+        let output = proxy.question("status");
+        assert!(output.status.success() && stdout(&output).contains(&proxy.pid.to_string()), "{output:?}");
+    }
+    proxy.check_end(Some(Signal::SIGTERM));
+    let output = proxy.question("status");
+    assert!(!output.status.success() && stderr(&output).contains("control = \"off\""), "{output:?}");
+}
+
+#[test]
 fn the_master_is_asked_only_when_there_is_one() {
     let backend = Backend::ok();
     let mut proxy = Conf::http(&[backend.addr]).start();
     let output = proxy.question("status");
     let text = stdout(&output);
     assert!(output.status.success() && text.contains("generation  1\naccepting   yes\n"), "{output:?}");
+    let (master, _) = text.split_once('\n').unwrap();
+    let file = master.strip_prefix(&format!("master      pid {}, configuration: ", proxy.pid)).expect(&text);
+    assert!(file.starts_with('/') && file.ends_with(".toml"), "{text}");
+    proxy.wait_for_log(&["INFO", "Pointsman ", &format!("configuration: {file}")]);
     assert!(text.contains(&proxy.addr().to_string()), "{text}");
     for pid in proxy.workers() {
         assert!(text.lines().any(|line| line.contains(&pid.to_string()) && line.contains("ready")), "{text}");

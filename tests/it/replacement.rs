@@ -314,6 +314,22 @@ fn a_broken_program_changes_nothing() {
 }
 
 #[test]
+fn a_configuration_that_stops_an_upgrade_is_shown_in_full_and_logged_in_one_line() {
+    let backend = Backend::ok();
+    let mut proxy = Conf::http(&[backend.addr]).start();
+    proxy.forgive(MARK);
+    proxy.write_config(2, "workrs = 3\n");
+    let output = proxy.question("upgrade");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = stderr(&output);
+    assert!(said.starts_with("error: unknown key `workrs`") && said.contains("2 | workrs = 3\n"), "{said}");
+    assert!(said.ends_with("\nmaster: not upgraded; nothing has changed\n"), "{said}");
+    let text = proxy.text();
+    let line = text.lines().find(|line| line.contains("not upgraded")).unwrap();
+    assert!(line.contains(":2:1: unknown key `workrs`") && line.ends_with("; nothing has changed"), "{line}");
+}
+
+#[test]
 fn a_successor_that_is_gone_when_it_is_heard_to_be_ready_changes_nothing() {
     let backend = Backend::ok();
     let place = TempDir::new();
@@ -324,19 +340,25 @@ fn a_successor_that_is_gone_when_it_is_heard_to_be_ready_changes_nothing() {
     let workers = proxy.workers();
     // The master hears its only word and its end at once.
     let script = format!(
-        "#!/bin/sh\nkill -STOP $PPID\nuntil grep -q '^State:.T' /proc/$PPID/status; do :; done\n\
+        "#!/bin/sh\nread -r _ _ _ master _ </proc/$PPID/stat\nkill -STOP $master\n\
+         until grep -q '^State:.T' /proc/$master/status; do :; done\n\
          printf '\\000\\000\\{:03o}' >&0\n",
         ipc::handover::VERSION
     );
     install_script(&program, &script);
     proxy.signal(Signal::SIGUSR2);
-    let successor =
-        wait_for("the successor runs", || children(proxy.pid).into_iter().find(|pid| !workers.contains(pid)));
+    let successor = wait_for("the successor runs", || successor(&proxy, &workers));
     wait_until("it has ended", || !alive(successor));
     proxy.signal(Signal::SIGCONT);
     proxy.wait_for_log(&["not upgraded", "nothing has changed"]);
     assert_eq!(get(proxy.addr(), "/").status, 200);
     assert_eq!(proxy.workers(), workers);
+}
+
+/// The process that is to follow the master: what its only child besides the workers has started.
+fn successor(proxy: &Proxy, workers: &[Pid]) -> Option<Pid> {
+    let between = children(proxy.pid).into_iter().find(|pid| !workers.contains(pid))?;
+    children(between).first().copied()
 }
 
 /// The same configuration, with as much time for an upgrade as a busy machine may need.
@@ -444,8 +466,7 @@ fn a_master_told_to_stop_takes_its_unready_successor_along() {
         install_script(&program, "#!/bin/sh\nexec sleep 1000\n");
         let workers = proxy.workers();
         proxy.signal(Signal::SIGUSR2);
-        let successor =
-            wait_for("the successor runs", || children(proxy.pid).into_iter().find(|pid| !workers.contains(pid)));
+        let successor = wait_for("the successor runs", || successor(&proxy, &workers));
         proxy.check_end(Some(signal));
         wait_until("the successor is gone", || !alive(successor));
     }

@@ -4,11 +4,13 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::common::backend::Backend;
 use crate::common::client::{Client, get};
 use crate::common::conf::Conf;
+use crate::common::processes::{alive, children};
 use crate::common::proxy::Addr;
 use crate::common::{DEADLINE, TempDir, wait_until};
 
@@ -62,6 +64,37 @@ fn the_service_manager_is_told_of_every_change() {
     assert_eq!(told, [format!("MAINPID={}\n", proxy.pid), "READY=1\n".to_owned()]);
     proxy.stop();
     assert_eq!(manager.hears(), "STOPPING=1\n");
+}
+
+/// The parent of a process.
+fn parent(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// systemd decides when it is told of a main process whether that is a child of its own. For the end of one that is not
+/// it does not wait at a stop, and kills it at once.
+#[test]
+fn an_upgraded_master_is_no_child_of_the_former_one_when_the_service_manager_is_told() {
+    let backend = Backend::silent();
+    let place = TempDir::new();
+    let path = place.join("notify");
+    let manager = Manager::at(&path);
+    let mut proxy = Conf::http(&[backend.addr]).launch().env("NOTIFY_SOCKET", path.to_str().unwrap()).start();
+    assert_eq!(manager.hears(), "READY=1\n");
+    // As long as it is not answered the former master stays.
+    let mut client = Client::connect(proxy.addr());
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait_until("the server has the request", || backend.open() == 1);
+    proxy.signal(Signal::SIGUSR2);
+    let told = [manager.hears(), manager.hears()];
+    let next = told.iter().find_map(|told| told.strip_prefix("MAINPID=")).unwrap().trim_end().parse().unwrap();
+    assert!(alive(proxy.pid));
+    let parent = parent(next);
+    assert_ne!(parent, proxy.pid.as_raw());
+    assert!(!children(proxy.pid).contains(&Pid::from_raw(parent)), "nor one of a child of its");
+    kill(Pid::from_raw(next), Signal::SIGKILL).unwrap();
+    proxy.forgive("the successor is gone");
 }
 
 #[test]

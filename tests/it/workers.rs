@@ -339,13 +339,13 @@ fn worker_header_names_the_worker_and_cannot_be_forged() {
 #[test]
 fn workers_run_as_the_user_configured() {
     let backend = Backend::ok();
-    let conf = Conf::http(&[backend.addr]).top("user = \"nobody\"");
     if !nix::unistd::Uid::effective().is_root() {
-        let output = conf.launch().run();
+        // Anybody may be who the tests run as, but root.
+        let output = Conf::http(&[backend.addr]).top("user = \"root\"").launch().run();
         assert!(!output.status.success(), "only root can change the user");
         return;
     }
-    let proxy = conf.start();
+    let proxy = Conf::http(&[backend.addr]).top("user = \"nobody\"").start();
     assert_eq!(get(proxy.addr(), "/").status, 200);
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
     for worker in proxy.workers() {

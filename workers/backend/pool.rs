@@ -223,7 +223,7 @@ impl Pools {
         let follows = if group.servers.len() == 1 {
             "requests still go there, since the group has no other server".to_owned()
         } else {
-            format!("it is passed over for {for_ms} ms while others are there")
+            format!("it is passed over for {} while others are there", ipc::words::duration(for_ms.into()))
         };
         let before = match left_out {
             0 => String::new(),

@@ -66,7 +66,12 @@ impl Exchange {
             bytes_out: client.written().saturating_sub(self.head_bytes_out()),
             bytes_in: self.body_bytes_in(),
             backend,
-            connect_us: self.times.connected_us.checked_sub(self.times.connect_us),
+            // Where no connection was asked for, both are 0.
+            connect_us: self
+                .times
+                .connected_us
+                .checked_sub(self.times.connect_us)
+                .filter(|_| self.times.connected_us > 0),
             // When a lost one began, its worker knew.
             first_byte_us: self.times.first_us.checked_sub(self.times.began_us).filter(|_| self.lost.is_none()),
             total_us: Some(clock.now_us.saturating_sub(self.times.began_us)).filter(|_| self.lost.is_none()),

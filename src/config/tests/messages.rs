@@ -257,6 +257,24 @@ fn wrong_proxy_protocol_says_what_to_write() {
 }
 
 #[test]
+fn addresses_that_lack_a_part_are_told_how_to_have_it() {
+    let bind = |text: &str| bad_after_sound(&format!("[[listen]]\nbind = \"{text}\""));
+    let server = |text: &str| bad_after_sound(&format!("[backends.more]\nservers = [\"{text}\"]"));
+    for (shown, parts) in [
+        (bind("[::1]"), ["`[::1]` has no port", "write \"[::1]:8080\""]),
+        (bind("::1"), ["`::1` has no port", "write \"[::1]:8080\""]),
+        (bind("::1:80"), ["`::1:80` has no brackets", "write \"[::1]:80\", or \"[::1:80]:8080\" if all of it"]),
+        (bind("80"), ["`80` has no host", "\"0.0.0.0:80\" for all its IPv4 addresses"]),
+        (server("80"), ["`80` has no host", "\"127.0.0.1:80\" for a server on this machine"]),
+        (server("[2001:db8::5]"), ["has no port", "write \"[2001:db8::5]:80\""]),
+    ] {
+        for part in parts {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+    }
+}
+
+#[test]
 fn wrong_rules_say_what_to_write() {
     let with = |listen: &str, rest: &str| bad(&format!("{FORWARD}{listen}\n{rest}"));
     let rule = |text: &str| with("rules = \"o\"", &format!("[rules.o]\nlist = [{{ {text} }}]"));

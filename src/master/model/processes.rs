@@ -87,6 +87,8 @@ impl Process for Stand {
         assert!(end.is_none() || !self.0.reaped.replace(true), "a process is reaped once");
         end
     }
+
+    fn let_go(&self) {}
 }
 
 /// What a process is started as, with its end of the channel.
