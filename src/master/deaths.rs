@@ -2,6 +2,7 @@
 //! or cut. Part of the master's loop; owns nothing.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use ipc::message::{Lost, MAX_LOST_BYTES, Task};
@@ -113,16 +114,22 @@ impl Master {
     pub(super) fn cut(&mut self, mut connection: Connection) {
         connection.release();
         self.addresses.leave(connection.counted());
+        // The worker's copies are gone with it, so that closing ours closes the connection.
         if connection.peer.is_some() {
-            // The worker's copies are gone with it, so that closing ours closes the connection.
-            let _ = rustix::net::sockopt::set_socket_linger(&connection.fd, Some(std::time::Duration::ZERO));
+            reset_when_closed(&connection.fd);
         }
         if let Some(relay) = &connection.relay {
-            for fd in std::iter::once(&relay.server_fd).chain(&relay.reply_fd) {
-                let _ = rustix::net::sockopt::set_socket_linger(fd, Some(std::time::Duration::ZERO));
-            }
+            std::iter::once(&relay.server_fd).chain(&relay.reply_fd).for_each(reset_when_closed);
         }
     }
+}
+
+/// Has closing this socket reset the connection, behind what has been written and perhaps held back for more to follow
+/// (`MSG_MORE`): of an answer that has begun its reader is to see the beginning.
+fn reset_when_closed(fd: impl AsFd) {
+    // Whatever it was before, it sends what is held back (tcp(7), `TCP_NODELAY`).
+    let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
+    let _ = rustix::net::sockopt::set_socket_linger(&fd, Some(std::time::Duration::ZERO));
 }
 
 pub(super) enum Verdict {

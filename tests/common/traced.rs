@@ -57,17 +57,28 @@ fn seize(pid: Pid) {
     waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
 }
 
-/// Kills the process when `reached` says so of one of its system calls. What is to bring that about begins when the
-/// process is traced.
+/// Kills the process when `reached` says so of one of its system
+/// calls. What is to bring that about begins when the process is traced.
 pub fn kill_when(pid: Pid, begin: impl FnOnce(), mut reached: impl FnMut(&Call) -> bool) {
     seize(pid);
     begin();
     loop {
         step(pid);
         if reached(&call(pid)) {
-            return kill(pid, Signal::SIGKILL).unwrap();
+            kill(pid, Signal::SIGKILL).unwrap();
+            return see_out(pid);
         }
     }
+}
+
+/// Takes note of the end of a process that is traced: its parent hears of it only then. A child's is left to whoever
+/// started it.
+fn see_out(pid: Pid) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).map(str::trim);
+    while parent.is_some_and(|parent| parent != std::process::id().to_string())
+        && !matches!(waitpid(pid, Some(WaitPidFlag::__WALL)), Ok(WaitStatus::Signaled(..)) | Err(_))
+    {}
 }
 
 /// Has the process's next system call that `which` says so of, by its number and second argument, fail, without its being

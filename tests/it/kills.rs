@@ -6,13 +6,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::common::backend::Backend;
+use crate::common::backend::{Act, Backend};
 use crate::common::client::Client;
 use crate::common::conf::Conf;
 use crate::common::dawdle;
+use crate::common::h1::Broken;
 use crate::common::killer::Killer;
 use crate::common::proxy::{Addr, Proxy};
 use crate::common::rng::{Rng, Seed};
+use crate::common::traced::{Call, SENDMSG, kill_when};
 use crate::common::traffic::delivery::Delivery;
 use crate::common::traffic::http::{Download, Fresh, KeepAlive, Pipelined, Safe, Unsafe};
 use crate::common::traffic::server::{self, Ledger, What};
@@ -162,6 +164,21 @@ fn downloads(name: &'static str, what: What) {
     let Outcome { score, quarantined, .. } = bed.run(kind);
     score.check(quarantined, score.turns);
     assert!(score.truncated > 0, "no kill met a response: {score:?}");
+}
+
+#[test]
+fn what_was_held_back_of_an_answer_is_seen_before_the_cut() {
+    let start = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nbegin";
+    let backend = Backend::scripted(vec![Act::Request, Act::Send(start.into()), Act::Hang]);
+    let proxy = Conf::http(&[backend.addr]).launch().workers(1).start();
+    let mut client = Client::connect(proxy.addr());
+    // The head waits in the kernel for what is to follow it at once.
+    let held_back = |call: &Call| matches!(call, Call::Ended(SENDMSG, written) if *written > start.len() as i64);
+    kill_when(proxy.workers()[0], || client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), held_back);
+    match client.try_response() {
+        Err(Broken::Reset(part)) => assert!(part.ends_with(b"\r\n\r\nbegin"), "{part:?}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
