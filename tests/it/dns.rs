@@ -256,6 +256,7 @@ fn a_dead_name_server_is_passed_over_and_named_once() {
     wait_for_answers(&proxy, &["127.0.0.2"]);
     second.wait_for_question("app.test A udp");
     let named = |line: &String| line.contains("name server") && line.contains("it does not answer");
+    proxy.wait_for_log(&["name server", "it does not answer"]);
     assert_eq!(proxy.log.all().iter().filter(|line| named(line)).count(), 1, "{}", proxy.text());
 }
 

@@ -168,7 +168,7 @@ fn what_cannot_be_had_leaves_everything_as_it_was() {
         assert_eq!(body(&get(proxy.addr(), "/")), "a");
         assert!(std::net::TcpStream::connect(&free).is_err(), "a listener of a refused configuration");
     }
-    assert!(proxy.text().contains("another process is using this address"), "{}", proxy.text());
+    proxy.wait_for_log(&["another process is using this address"]);
     // What was refused leaves no trace in the count.
     assert!(proxy.reload(2, &Conf::http(&[b.addr]).text()).contains("generation 2"));
     assert_eq!(body(&get(proxy.addr(), "/")), "b");

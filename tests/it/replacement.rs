@@ -301,7 +301,7 @@ fn a_broken_program_changes_nothing() {
         assert_eq!(proxy.workers(), workers);
         wait_until("nothing is left of it", || children(pid) == workers);
     }
-    assert!(proxy.text().contains("something is wrong"));
+    proxy.wait_for_log(&["something is wrong"]);
     std::fs::remove_file(&program).unwrap();
     assert!(stderr(&proxy.question("upgrade")).contains("No such file"));
     // After all that it works.
@@ -324,8 +324,7 @@ fn a_configuration_that_stops_an_upgrade_is_shown_in_full_and_logged_in_one_line
     let said = stderr(&output);
     assert!(said.starts_with("error: unknown key `workrs`") && said.contains("2 | workrs = 3\n"), "{said}");
     assert!(said.ends_with("\nmaster: not upgraded; nothing has changed\n"), "{said}");
-    let text = proxy.text();
-    let line = text.lines().find(|line| line.contains("not upgraded")).unwrap();
+    let (_, line) = proxy.wait_for_log(&["not upgraded"]);
     assert!(line.contains(":2:1: unknown key `workrs`") && line.ends_with("; nothing has changed"), "{line}");
 }
 

@@ -89,7 +89,7 @@ fn requests_in_progress_are_answered_and_run_once() {
     }
     wait_gone(&orphans);
     assert_eq!(backend.requests().len(), 12 + 4 + 12, "every request was run once");
-    assert!(proxy.text().contains("has given everything"), "{}", proxy.text());
+    proxy.wait_for_log(&["has given everything"]);
 }
 
 #[test]
