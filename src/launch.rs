@@ -22,8 +22,8 @@ use crate::process::{Child, End, Process};
 use crate::takeover::SUCCESSOR_VARIABLE;
 use crate::upgrade::Program;
 
-/// How long the process in between may take to start the successor.
-const START: Duration = Duration::from_secs(5);
+/// How long the process in between may take to start the successor. The master's loop stands still meanwhile.
+const START: Duration = Duration::from_secs(2);
 /// How long it may take to tell an end.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -79,10 +79,16 @@ fn start(command: &[OsString], channel: Option<OwnedFd>) -> io::Result<(std::pro
     let (Some((program, arguments)), Some(channel)) = (command.split_first(), channel) else {
         return Err(rustix::io::Errno::INVAL.into());
     };
-    let child =
+    let mut child =
         Command::new(program).args(arguments).env(SUCCESSOR_VARIABLE, "1").stdin(Stdio::from(channel)).spawn()?;
-    let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK)?;
-    Ok((child, pidfd))
+    match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => Ok((child, pidfd)),
+        Err(errno) => {
+            // Nobody could look after it.
+            let _ = child.kill();
+            Err(errno.into())
+        }
+    }
 }
 
 /// A successor, as long as this master looks after it.
@@ -149,7 +155,7 @@ impl Process for Launched {
 
     fn reap(&self) -> Option<End> {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&now)) == Ok(0) {
+        if !matches!(poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&now)), Ok(1..)) {
             return None;
         }
         let Some((between, mut channel)) = self.between.take() else { return Some(End::Unknown) };

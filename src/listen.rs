@@ -429,7 +429,7 @@ impl AsFd for Socket {
 /// still says of itself that it listens, and refuses everybody.
 fn is_ended(fd: &OwnedFd) -> Result<bool, Errno> {
     let mut fds = [PollFd::new(fd, PollFlags::RDHUP)];
-    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
     Ok(fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP))
 }
 

@@ -127,6 +127,9 @@ fn launch(command: &[std::ffi::OsString]) -> ExitCode {
         return code;
     }
     let _ = rustix::thread::set_name(c"master");
+    if let Err(error) = signals::ignore_while_starting() {
+        return fail(format_args!("cannot set signal handlers: {error}"));
+    }
     match take_stdin() {
         Ok(channel) => launch::run(channel, command),
         Err(error) => fail(format_args!("cannot take over the master's channel: {error}")),

@@ -101,18 +101,12 @@ impl Successor {
         timeout: Duration,
     ) -> io::Result<Successor> {
         let (mut channel, theirs) = Channel::pair()?;
-        let other = |error: SendError| io::Error::other(error.to_string());
-        let mut chunks = listeners.chunks(MAX_DESCRIPTORS).peekable();
-        if chunks.peek().is_none() {
-            channel.send(&ToSuccessor::Listeners { bound: Vec::new(), last: true }, &[]).map_err(other)?;
-        }
-        while let Some(chunk) = chunks.next() {
-            let bound = chunk.iter().map(|(bound, _)| bound.clone()).collect();
-            let fds: Vec<_> = chunk.iter().map(|(_, fd)| *fd).collect();
-            let last = chunks.peek().is_none();
-            channel.send(&ToSuccessor::Listeners { bound, last }, &fds).map_err(other)?;
-        }
         let process = spawn.successor(program, theirs)?;
+        // Only then: one that has begun and is not known of gets nothing, and ends.
+        if let Err(error) = offer(&mut channel, listeners) {
+            process.end();
+            return Err(io::Error::other(error.to_string()));
+        }
         let pid = process.pid().as_raw_nonzero().get().unsigned_abs();
         Ok(Successor { channel, pid, process, deadline: Some(Instant::now() + timeout), asker, told_all: false })
     }
@@ -159,4 +153,19 @@ impl AsFd for Successor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
+}
+
+/// Sends the listening sockets, as many in each message as there may be.
+fn offer(channel: &mut Channel, listeners: &[(Bound, BorrowedFd<'_>)]) -> Result<(), SendError> {
+    let mut chunks = listeners.chunks(MAX_DESCRIPTORS).peekable();
+    if chunks.peek().is_none() {
+        return channel.send(&ToSuccessor::Listeners { bound: Vec::new(), last: true }, &[]);
+    }
+    while let Some(chunk) = chunks.next() {
+        let bound = chunk.iter().map(|(bound, _)| bound.clone()).collect();
+        let fds: Vec<_> = chunk.iter().map(|(_, fd)| *fd).collect();
+        let last = chunks.peek().is_none();
+        channel.send(&ToSuccessor::Listeners { bound, last }, &fds)?;
+    }
+    Ok(())
 }

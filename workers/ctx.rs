@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ipc::channel::Channel;
 use ipc::message::ToMaster;
 use ipc::shm::{Arena, Control};
-use ipc::snapshot::{Address, Snapshot};
+use ipc::snapshot::{Address, ListenerId, Mode, Snapshot};
 use log::warn;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -51,7 +51,7 @@ pub struct Site {
     pub router: Router,
     /// Each listener's address, for requests that name no host.
     pub listener_names: Vec<String>,
-    /// Bounds of heads.
+    /// Bounds of heads. For those of requests see [`Site::request_limits`].
     pub head_limits: HeadLimits,
     /// Who may prove to be whom.
     pub users: Users,
@@ -87,12 +87,20 @@ impl Site {
             head_limits: HeadLimits {
                 bytes: snapshot.limits.head_bytes.min(Snapshot::head_bytes_within(slot_bytes)) as usize,
                 fields: usize::from(snapshot.limits.head_fields),
+                by_target: false,
             },
             users: Users::new(&snapshot.users),
             own: Own::new(&snapshot),
             via: via_name(&snapshot),
             snapshot,
         }
+    }
+
+    /// What is asked of the heads of requests to this listener.
+    #[must_use]
+    pub fn request_limits(&self, listener: ListenerId) -> HeadLimits {
+        let mode = self.snapshot.listeners.get(usize::from(listener)).map(|listener| listener.mode);
+        HeadLimits { by_target: mode == Some(Mode::Forward), ..self.head_limits }
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use ipc::channel::SendError;
 use ipc::message::{Lost, MAX_LOST_BYTES, ToMaster};
-use ipc::snapshot::Mode;
 use ipc::state::Phase;
 use log::warn;
 use mio::unix::SourceFd;
@@ -427,12 +426,7 @@ impl Worker {
                     continue;
                 }
                 let bytes = client.unanswered(&self.cx.arena);
-                let site = &self.cx.site;
-                let parsed = match site.snapshot.listeners[usize::from(client.listener)].mode {
-                    Mode::Forward => self.cx.request.parse_by_target(bytes, &site.head_limits),
-                    Mode::Http | Mode::Tcp => self.cx.request.parse(bytes, &site.head_limits),
-                };
-                match parsed {
+                match self.cx.request.parse(bytes, &self.cx.site.request_limits(client.listener)) {
                     Ok(Some(length)) => return self.begin_exchange(key, length),
                     Ok(None) => client.socket.release(),
                     Err(error) => {
@@ -525,7 +519,8 @@ impl Worker {
     pub(crate) fn answer(&mut self, client_key: Key<Client>, problem: Problem) {
         let Some(client) = self.clients.get(client_key) else { return };
         // What can be understood of it, others having been parsed since.
-        let _ = self.cx.request.parse(client.unanswered(&self.cx.arena), &self.cx.site.head_limits);
+        let limits = self.cx.site.request_limits(client.listener);
+        let _ = self.cx.request.parse(client.unanswered(&self.cx.arena), &limits);
         self.answer_parsed(client_key, problem);
     }
 
@@ -539,7 +534,8 @@ impl Worker {
     pub(crate) fn answer_lost(&mut self, client_key: Key<Client>, lost: Lost, problem: Problem) {
         let Lost { mut beginning, server } = lost;
         beginning.truncate(MAX_LOST_BYTES);
-        if let Ok(Some(length)) = self.cx.request.parse(&beginning, &self.cx.site.head_limits) {
+        let Some(client) = self.clients.get(client_key) else { return };
+        if let Ok(Some(length)) = self.cx.request.parse(&beginning, &self.cx.site.request_limits(client.listener)) {
             beginning.truncate(length);
         }
         let server = server.and_then(|number| self.cx.pools.find(number));

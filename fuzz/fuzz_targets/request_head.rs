@@ -9,7 +9,7 @@ use workers::proto::h1::head::{BodyFraming, HeadLimits, RequestHead};
 #[allow(dead_code)]
 mod oracle;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 32 };
+const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 32, by_target: false };
 
 fn same(ours: BodyFraming, oracle: &oracle::Framing) -> bool {
     match ours {
@@ -46,7 +46,7 @@ fuzz_target!(|raw: &[u8]| {
     assert!(same(head.framing, &seen.framing));
     assert_eq!(seen.all("host").len(), 1);
     assert_eq!(seen.all("x-pointsman-worker"), [b"1"]);
-    let limits = HeadLimits { bytes: usize::MAX, fields: 64 };
+    let limits = HeadLimits { bytes: usize::MAX, fields: 64, by_target: false };
     let mut again = RequestHead::default();
     assert_eq!(again.parse(&out, &limits), Ok(Some(out.len())));
     assert_eq!(again.framing, head.framing);

@@ -283,12 +283,20 @@ fn the_target_says_where_a_request_goes_whatever_host_says() {
     let proxy = open().start();
     let target = backend.addr;
     let mut client = Client::connect(proxy.addr());
-    assert_eq!(client.ask(format!("GET http://{target}/a HTTP/1.1\r\nHost: other.test\r\n\r\n")).status, 200);
+    // Over a new connection, and over the one kept from that.
+    for _ in 0..2 {
+        let fields = "Host: other.test\r\nX-Hop: 1\r\nX-End: 2\r\nConnection: x-hop\r\nContent-Length: 4";
+        assert_eq!(client.ask(format!("PUT http://{target}/a HTTP/1.1\r\n{fields}\r\n\r\nbody")).status, 200);
+    }
     client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: other.test:443\r\n\r\n"));
     client.wire.begin();
     assert_eq!(client.wire.response_head().unwrap().status, 200);
     let requests = backend.take_requests();
-    assert_eq!((requests.len(), requests[0].fields.all("host")), (1, vec![target.to_string().as_str()]));
+    assert_eq!(requests.len(), 2);
+    for request in &requests {
+        assert_eq!((request.fields.all("host"), &request.body[..]), (vec![target.to_string().as_str()], &b"body"[..]));
+        assert_eq!((request.fields.get("x-end"), request.fields.get("x-hop")), (Some("2"), None));
+    }
 }
 
 #[test]

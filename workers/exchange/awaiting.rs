@@ -44,8 +44,10 @@ impl Worker {
                 self.carry_out(key, Step::Reply(NO_DESCRIPTOR));
                 continue;
             }
-            exchange.rewind(client, &mut self.cx);
-            let step = self.assign(key);
+            let step = match exchange.rewind(client, &mut self.cx) {
+                Ok(()) => self.assign(key),
+                Err(step) => step,
+            };
             if self.cx.awaiting.back() == Some(&key) {
                 // Still none. Those behind it need one too.
                 self.cx.awaiting.rotate_right(1);

@@ -10,9 +10,9 @@ use crate::ctx::Ctx;
 use crate::exchange::rewrite;
 use crate::exchange::transfer::{Outgoing, Transfer};
 use crate::exchange::wait::Wait;
-use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Times};
+use crate::exchange::{Exchange, LogSpans, Problem, RequestSide, ResponseSide, Step, Times};
 use crate::proto::h1::body::BodyReader;
-use crate::proto::h1::head::{BodyFraming, Method, RequestHead, Scheme, Version};
+use crate::proto::h1::head::{BodyFraming, HeadLimits, Method, RequestHead, Scheme, Version};
 use crate::proto::path::without_dot_segments;
 use crate::slab::Key;
 
@@ -171,13 +171,16 @@ impl Exchange {
     }
 
     /// Makes the exchange ready to send its request once more, from its first byte. Only while it is replayable.
-    pub fn rewind(&mut self, client: &Client, cx: &mut Ctx) {
+    ///
+    /// # Errors
+    /// When it cannot be read again, which does not happen: the same bytes have been read before.
+    pub fn rewind(&mut self, client: &Client, cx: &mut Ctx) -> Result<(), Step> {
         let bytes = client.input_from(self.head.0, &cx.arena);
         let length = self.head.1 - self.head.0;
-        // It was parsed before, from the same bytes.
-        if !matches!(cx.request.parse(&bytes[..length], &self.site.head_limits), Ok(Some(n)) if n == length) {
+        let limits = HeadLimits { by_target: self.forward.is_some(), ..self.site.head_limits };
+        if !matches!(cx.request.parse(&bytes[..length], &limits), Ok(Some(n)) if n == length) {
             self.replayable = false;
-            return;
+            return Err(Step::Reply(Problem::new(500, "the request could not be read once more")));
         }
         self.body_at = self.head.1;
         self.to_server.clear(&mut cx.buffers);
@@ -187,5 +190,6 @@ impl Exchange {
         let head = std::mem::take(&mut cx.request);
         self.take_head(&head, cx);
         cx.request = head;
+        Ok(())
     }
 }

@@ -206,10 +206,11 @@ impl Worker {
                 Step::Cut(failure.problem.reason)
             };
         }
-        if let Some(client) = self.clients.get(exchange.client) {
-            exchange.rewind(client, &mut self.cx);
+        let Some(client) = self.clients.get(exchange.client) else { return Step::Wait };
+        match exchange.rewind(client, &mut self.cx) {
+            Ok(()) => self.assign(key),
+            Err(step) => step,
         }
-        self.assign(key)
     }
 
     /// Closes the server's connection of an exchange that has no further use for it.

@@ -304,12 +304,6 @@ impl Worker {
                 let (address, by) = allowed.last().map_or((None, None), |(address, by)| (Some(*address), Some(*by)));
                 return Some(Err(dial.refused(refusal, by, address)));
             };
-            if !self.cx.has_descriptors_to_spare() {
-                // One attempt at a time: others need the descriptors more.
-                for other in race.replaced() {
-                    upstream::close(&mut self.upstreams, other, &mut self.cx);
-                }
-            }
             let opened = match connect::open(&Address::Inet(address)) {
                 Err(errno) if is_shortage(errno) && !made_room => {
                     made_room = true;
@@ -322,6 +316,8 @@ impl Worker {
             let Stage::Racing(race, _) = &mut dial.stage else { return None };
             let connecting = match opened {
                 Ok(connecting) => connecting,
+                // One is under way, which may do yet.
+                Err(errno) if is_shortage(errno) && race.runs() => return None,
                 Err(errno) if is_shortage(errno) => return Some(Err(dial.refused(Refusal::NoRoom, None, None))),
                 Err(errno) => {
                     debug!("{address}: cannot connect: {errno}");
@@ -329,6 +325,12 @@ impl Worker {
                     continue;
                 }
             };
+            if !self.cx.has_descriptors_to_spare() {
+                // One attempt at a time: others need the descriptors more.
+                for other in race.replaced() {
+                    upstream::close(&mut self.upstreams, other, &mut self.cx);
+                }
+            }
             let done = connecting.done;
             let upstream = Upstream::new(connecting.socket, UpstreamState::Racing(key), !done);
             let Some(upstream) = upstream::add(&mut self.upstreams, upstream, &mut self.cx) else {

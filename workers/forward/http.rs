@@ -289,12 +289,13 @@ impl Worker {
         let step = match self.take_dialed(key, dialed) {
             Ok(()) => {
                 let Some(exchange) = self.exchanges.get_mut(key) else { return };
-                if let Some(client) = self.clients.get_mut(exchange.client) {
-                    client.socket.deadline.due_ms = u64::MAX;
-                    // Others have been parsed since.
-                    exchange.rewind(client, &mut self.cx);
+                let Some(client) = self.clients.get_mut(exchange.client) else { return };
+                client.socket.deadline.due_ms = u64::MAX;
+                // Others have been parsed since.
+                match exchange.rewind(client, &mut self.cx) {
+                    Ok(()) => self.begin_request(key),
+                    Err(step) => step,
                 }
-                self.begin_request(key)
             }
             Err(step) => step,
         };
@@ -360,7 +361,7 @@ mod tests {
 
     fn parsed(text: &str) -> (RequestHead, Vec<u8>) {
         let mut head = RequestHead::default();
-        let limits = HeadLimits { bytes: 16 * 1024, fields: 100 };
+        let limits = HeadLimits { bytes: 16 * 1024, fields: 100, by_target: false };
         assert_eq!(head.parse(text.as_bytes(), &limits), Ok(Some(text.len())), "{text}");
         (head, text.as_bytes().to_vec())
     }

@@ -67,7 +67,13 @@ impl Race {
         self.all_refused &= refused;
     }
 
-    /// What runs, to be closed because an attempt takes its place.
+    /// Whether an attempt is under way.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// What runs, to be closed because an attempt that has begun takes its place.
     pub fn replaced(&mut self) -> Vec<Key<Upstream>> {
         self.all_refused &= self.running.is_empty();
         std::mem::take(&mut self.running).into_iter().map(|attempt| attempt.upstream).collect()

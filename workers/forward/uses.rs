@@ -167,6 +167,10 @@ impl Uses {
 
     /// What a connection of theirs counts against. Nothing is counted yet.
     fn lease(&mut self, set: &RuleSet, user: Option<&str>, address: Option<IpAddr>) -> Lease {
+        // Not in between: one that has been found and has nothing open yet would be forgotten.
+        if self.keys.len() >= self.sweep_at {
+            self.sweep();
+        }
         let user = user.filter(|_| !set.per_user.is_none()).map(|user| Who::User(user.into()));
         let address = address.filter(|_| !set.per_address.is_none()).map(|ip| Who::Address(ip.to_canonical()));
         let user = user.and_then(|who| self.find(set, who, set.per_user));
@@ -198,9 +202,6 @@ impl Uses {
                 one.limits = limits;
             }
             return Some(key);
-        }
-        if self.keys.len() >= self.sweep_at {
-            self.sweep();
         }
         let key = self.uses.insert(Use::new(&self.share, &name.0, &name.1, limits)).ok()?;
         self.keys.insert(name, key);
@@ -396,6 +397,18 @@ mod tests {
         let mut uses = uses();
         assert_eq!(uses.begin(&set(NONE, NONE), Some("ann"), ip(1), 0), Ok(Lease::default()));
         assert!(uses.keys.is_empty());
+    }
+
+    #[test]
+    fn whoever_begins_is_not_forgotten_for_the_address_it_begins_from() {
+        let limits = UseLimits { connections: Some(1), ..NONE };
+        let (set, mut uses) = (set(limits, limits), uses());
+        for n in 0..5000_u32 {
+            let address = Some(std::net::Ipv4Addr::from_bits(n).into());
+            let lease = uses.begin(&set, Some("ann"), address, 0).unwrap();
+            assert_eq!(uses.begin(&set, Some("ann"), ip(1), 0), Err(Exceeded::UserConnections), "{n}");
+            uses.end(lease);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use crate::proto::h1::head::HeadLimits;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 16 * 1024, fields: 100 };
+const LIMITS: HeadLimits = HeadLimits { bytes: 16 * 1024, fields: 100, by_target: false };
 const DATE: &[u8] = b"Tue, 02 Jan 2024 03:04:05 GMT";
 
 fn cx(trusted: bool) -> RequestContext<'static> {

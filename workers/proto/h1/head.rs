@@ -8,13 +8,16 @@ pub use super::response::{ResponseFraming, ResponseHead};
 pub use super::span::Span;
 pub use super::target::{Scheme, Target, TargetForm};
 
-/// Bounds on one head. Both are the configuration's.
+/// What is asked of one head. The bounds are the configuration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
     /// Bytes of the whole head: start line, fields, the empty line, and a skipped leading empty line.
     pub bytes: usize,
     /// Field lines.
     pub fields: usize,
+    /// Of a request: its target says where it goes and what its Host becomes, whatever Host says, as for a proxy whose
+    /// clients name the target (RFC 9112 section 3.2.2). Otherwise a Host that differs from the target is a fault.
+    pub by_target: bool,
 }
 
 /// The protocol versions spoken (RFC 9110 section 2.5).

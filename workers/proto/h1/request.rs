@@ -105,22 +105,8 @@ impl RequestHead {
     /// The first fault from the left, also in a line that is not complete. What follows must not be read as a
     /// request.
     pub fn parse(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HeadError> {
-        self.by_target = false;
-        self.parse_head(bytes, limits)
-    }
-
-    /// As [`RequestHead::parse`], for a proxy whose clients name the target: that alone says where a request goes and what
-    /// its Host becomes, whatever Host says (RFC 9112 section 3.2.2).
-    ///
-    /// # Errors
-    /// The same, but for a Host that differs from the target.
-    pub fn parse_by_target(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HeadError> {
-        self.by_target = true;
-        self.parse_head(bytes, limits)
-    }
-
-    fn parse_head(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HeadError> {
         self.reset();
+        self.by_target = limits.by_target;
         let window = lex::window(bytes, limits.bytes);
         let full = window.len() >= limits.bytes;
         let limit = HeadError::HeadTooLarge { limit: limits.bytes };

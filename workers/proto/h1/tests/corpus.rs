@@ -4,7 +4,7 @@ use crate::proto::h1::chunked::{Decoder, Piece};
 use crate::proto::h1::head::{HeadLimits, RequestHead, ResponseHead};
 use crate::proto::mutations::each;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 8192, fields: 64 };
+const LIMITS: HeadLimits = HeadLimits { bytes: 8192, fields: 64, by_target: false };
 /// Mutations of each seed.
 const ROUNDS: u32 = 200;
 

@@ -13,7 +13,7 @@ mod write;
 use super::head::{HeadError, HeadLimits, RequestHead, ResponseHead};
 
 /// Limits that no row means to reach.
-const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100 };
+const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100, by_target: false };
 
 /// Parses `raw` whole.
 fn request(raw: &[u8]) -> (RequestHead, Result<Option<usize>, HeadError>) {

@@ -120,18 +120,19 @@ fn the_target_names_the_host_when_it_has_one() {
 #[test]
 fn for_a_proxy_the_target_alone_names_the_host() {
     let mut head = RequestHead::default();
+    let by_target = HeadLimits { by_target: true, ..LIMITS };
     for (raw, host) in [
         (&b"GET http://a:81/x HTTP/1.1\r\nHost: b\r\n\r\n"[..], &b"a:81"[..]),
         (b"CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", b"a:443"),
         (b"GET /x HTTP/1.1\r\nHost: b\r\n\r\n", b"b"),
     ] {
-        assert_eq!(head.parse_by_target(raw, &LIMITS), Ok(Some(raw.len())));
+        assert_eq!(head.parse(raw, &by_target), Ok(Some(raw.len())));
         assert_eq!(head.host.unwrap().of(raw), host);
         assert_eq!(head.parse(raw, &LIMITS).is_ok(), host == b"b");
     }
     for wrong in ["", "Host: b/c\r\n", "Host: a\r\nHost: a\r\n"] {
         let raw = format!("GET http://a/ HTTP/1.1\r\n{wrong}\r\n");
-        assert!(head.parse_by_target(raw.as_bytes(), &LIMITS).is_err(), "{raw}");
+        assert!(head.parse(raw.as_bytes(), &by_target).is_err(), "{raw}");
     }
 }
 
@@ -177,7 +178,7 @@ fn framing_verdicts() {
 #[test]
 fn long_names_do_not_wrap() {
     // A length kept in 8 or 16 bits would take these for Content-Length or Transfer-Encoding.
-    let limits = HeadLimits { bytes: 256 * 1024, fields: 100 };
+    let limits = HeadLimits { bytes: 256 * 1024, fields: 100, by_target: false };
     for pad in [256 - 14, 256, 65536 - 14, 65536] {
         let name = format!("Content-Length{}", "x".repeat(pad));
         let raw = format!("POST / HTTP/1.1\r\nHost: a\r\n{name}: 5\r\nContent-Length: 7\r\n\r\n");

@@ -474,7 +474,7 @@ fn other_fields() {
 
 #[test]
 fn limits() {
-    let limits = HeadLimits { bytes: 1024, fields: 8 };
+    let limits = HeadLimits { bytes: 1024, fields: 8, by_target: false };
     let parse = |raw: &[u8]| RequestHead::default().parse(raw, &limits);
     let large = Err(E::HeadTooLarge { limit: 1024 });
     // A target that alone fills the limit is 414; fields that do are 431 (RFC 9110 15.5.15, RFC 6585 5).

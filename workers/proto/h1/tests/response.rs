@@ -102,7 +102,7 @@ fn fields_refused() {
 
 #[test]
 fn limits() {
-    let limits = HeadLimits { bytes: 1024, fields: 8 };
+    let limits = HeadLimits { bytes: 1024, fields: 8, by_target: false };
     let parse = |raw: &[u8]| ResponseHead::default().parse(raw, &limits);
     let start = b"HTTP/1.1 200 OK\r\nX: ".as_slice();
     assert_eq!(parse(&[start, &b"a".repeat(1024 - start.len())].concat()), Err(E::HeadTooLarge { limit: 1024 }));
