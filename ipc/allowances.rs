@@ -8,7 +8,8 @@
 //!
 //! An allowance that is whole again need not be kept: its cell is free. A number can stand in the cells of one bucket
 //! only; when all of these are taken, the one that is soonest whole again is forgotten early. In the instant in which a
-//! cell becomes another's, one use may count for the wrong one of the two.
+//! cell becomes another's, one use may count for the wrong one of the two; and should two have taken a place each for the
+//! same number, a process killed while it puts them together takes along what one of them said.
 //!
 //! Times are nanoseconds of the monotonic clock, which is the same in all processes. Every one of them can write all of
 //! the table: what it says bounds others, and nothing more is to be believed of it.

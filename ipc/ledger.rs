@@ -12,8 +12,9 @@
 //! words 0 to 3    a key under which names are made into numbers, made by the master
 //! words 4 to 7    which rows are in use, a bit each, as the master says
 //! from 4096 bytes rows: buckets of cells, each a number and its count
-//! then            what is used up, see [`crate::allowances`]
-//! then            who has been proved where, a table of the same kind
+//! then            what is used up of beginnings and bytes, see [`crate::allowances`]
+//! then            and of wrong passwords, a table of the same kind
+//! then            who has been proved where, another
 //! ```
 //! What has been used up stays so when a process dies; nothing of that is in a row. A number can stand in the cells of one bucket only. When these are taken it is not in the row, and counts for its own
 //! worker alone.
@@ -44,9 +45,11 @@ const _: () = assert!(KEY_WORDS + USED_WORDS <= HEAD_WORDS);
 const ROWS_END: usize = HEAD_WORDS + ROWS as usize * ROW_WORDS;
 /// Of 2 words each: 131,072 who have used something up, 2 MiB of memory at most.
 const ALLOWANCE_WORDS: usize = 1 << 18;
+/// 65,536 whose passwords have been wrong, 1 MiB at most: nothing else pushes them out.
+const FAILURE_WORDS: usize = 1 << 17;
 /// 65,536 who have been proved, 1 MiB at most.
 const PROOF_WORDS: usize = 1 << 17;
-const ALL_WORDS: usize = ROWS_END + ALLOWANCE_WORDS + PROOF_WORDS;
+const ALL_WORDS: usize = ROWS_END + ALLOWANCE_WORDS + FAILURE_WORDS + PROOF_WORDS;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -140,16 +143,22 @@ impl Ledger {
         key
     }
 
-    /// What each has used up.
+    /// What each has used up of beginnings and bytes.
     #[must_use]
     pub fn allowances(&self) -> Allowances<'_> {
         Allowances::new(&self.0.all()[ROWS_END..ROWS_END + ALLOWANCE_WORDS])
     }
 
+    /// What each has used up of wrong passwords.
+    #[must_use]
+    pub fn failures(&self) -> Allowances<'_> {
+        Allowances::new(&self.0.all()[ROWS_END + ALLOWANCE_WORDS..ALL_WORDS - PROOF_WORDS])
+    }
+
     /// Until when each counts as proved.
     #[must_use]
     pub fn proofs(&self) -> Allowances<'_> {
-        Allowances::new(&self.0.all()[ROWS_END + ALLOWANCE_WORDS..ALL_WORDS])
+        Allowances::new(&self.0.all()[ALL_WORDS - PROOF_WORDS..ALL_WORDS])
     }
 
     fn used(&self) -> &[AtomicU64] {
@@ -339,9 +348,11 @@ mod tests {
         let row = master.claim().unwrap();
         a.set(row, u64::MAX, 1);
         a.allowances().use_up(u64::MAX, 1, 10);
+        a.failures().use_up(u64::MAX, 1, 20);
         a.proofs().keep(u64::MAX, 1, 30);
         master.release(row);
-        assert_eq!((b.allowances().until(u64::MAX, 1), b.proofs().until(u64::MAX, 1)), (11, 30));
+        let until = [b.allowances(), b.failures(), b.proofs()].map(|table| table.until(u64::MAX, 1));
+        assert_eq!(until, [11, 21, 30]);
     }
 
     #[test]

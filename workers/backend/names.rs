@@ -24,7 +24,8 @@ use crate::slab::Key;
 
 /// Names asked for at the same time.
 const ASKED_MAX: usize = 32;
-// Whatever clients of forward listeners have looked up, there is room for these.
+// Whatever clients of forward listeners have looked up, there is room for these, unless services of many hosts have it: of
+// such a one the rest is asked for as answers come.
 const _: () = assert!(ASKED_MAX * HOSTS_AT_ONCE <= room::ALL - room::OF_CLIENTS);
 /// A name is asked for no more often.
 const AGAIN_MIN_MS: u64 = 1000;

@@ -114,10 +114,15 @@ impl Discovery {
         while (self.asked < HOSTS_AT_ONCE || resolver.outstanding() < room::ALL / 2)
             && let Some((service, answer)) = self.hosts.get_mut(self.begun)
         {
-            self.begun += 1;
-            let number = u16::try_from(self.begun).unwrap_or(u16::MAX);
+            let number = u16::try_from(self.begun + 1).unwrap_or(u16::MAX);
             // What a name server says is taken as it is, without a suffix.
-            match resolver.lookup(&format!("{}.", service.host), waiter(number), now_ms) {
+            let found = resolver.lookup(&format!("{}.", service.host), waiter(number), now_ms);
+            if matches!(found, Lookup::Refused(DnsError::Busy)) && self.asked > 0 {
+                // With the next answer that comes there is room.
+                return;
+            }
+            self.begun += 1;
+            match found {
                 Lookup::Ready(found) => *answer = Some(Ok(found)),
                 Lookup::Refused(error) => *answer = Some(Err(error)),
                 Lookup::Pending => self.asked += 1,

@@ -27,6 +27,8 @@ use crate::slab::{Key, Slab};
 
 /// Who may wait for them, all together.
 pub const WAITERS_MAX: usize = 65_536;
+/// And for one name. Who has left counts until the lookup ends, so that one client can have as many as it likes.
+pub const WAITERS_OF_ONE: usize = 8192;
 /// How long a lookup may take, however many servers and suffixes there are to be tried.
 pub const LOOKUP_MAX_MS: u64 = 30_000;
 /// Messages to one question that are no answer to it, until the next server is asked.
@@ -216,9 +218,9 @@ impl<W> Resolver<W> {
                 Rc::make_mut(partial).expires_ms = now_ms + PARTIAL_MS;
                 return Lookup::Ready(Rc::clone(partial));
             }
-            return self.wait(key, waiter);
+            return self.wait(key, waiter, by);
         }
-        if self.waiting >= WAITERS_MAX || !self.room.take(by) {
+        if by.is_some() && self.waiting >= WAITERS_MAX || !self.room.take(by) {
             return Lookup::Refused(DnsError::Busy);
         }
         let flight = Flight {
@@ -237,17 +239,18 @@ impl<W> Resolver<W> {
         };
         self.by_subject.insert(subject, key);
         self.due.insert((now_ms + LOOKUP_MAX_MS, Due::End, key.to_bits()));
-        self.wait(key, waiter);
+        self.wait(key, waiter, by);
         self.begin(key, now_ms);
         Lookup::Pending
     }
 
-    fn wait(&mut self, key: Key<Flight>, waiter: W) -> Lookup {
-        if self.waiting >= WAITERS_MAX {
+    fn wait(&mut self, key: Key<Flight>, waiter: W, by: Option<Source>) -> Lookup {
+        let waiters = self.waiters.entry(key).or_default();
+        if by.is_some() && (self.waiting >= WAITERS_MAX || waiters.len() >= WAITERS_OF_ONE) {
             return Lookup::Refused(DnsError::Busy);
         }
         self.waiting += 1;
-        self.waiters.entry(key).or_default().push(waiter);
+        waiters.push(waiter);
         Lookup::Pending
     }
 

@@ -28,7 +28,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::share::Share;
-use failures::{Charge, Failures, TooMany};
+use failures::{Failures, TooMany};
 use line::{Line, Source};
 use thread::{Job, Thread};
 use users::{Against, Users};
@@ -86,6 +86,8 @@ pub enum Verdict {
     Wrong,
     /// Nobody knows: others had to go first.
     Busy,
+    /// Nobody knows: too many have been wrong meanwhile.
+    TooMany(TooMany),
 }
 
 /// A password that waits to be checked, or is being checked.
@@ -93,7 +95,7 @@ struct Waiting<W> {
     user: Box<str>,
     password: Zeroizing<Vec<u8>>,
     against: Against,
-    charge: Charge,
+    limits: FailureLimits,
     waiters: Vec<W>,
 }
 
@@ -175,26 +177,29 @@ impl<W: Copy + Eq + Hash> Auth<W> {
             self.asked.insert(waiter, ticket);
             return Check::Pending;
         }
-        let charge = match self.failures.take(limits, source, user, now_ms) {
-            Ok(charge) => charge,
-            Err(too_many) => return Check::TooMany(too_many),
-        };
+        if let Err(too_many) = self.failures.allow(limits, source, user, now_ms) {
+            return Check::TooMany(too_many);
+        }
         if !self.stand_in_line(ticket, user, now_ms, (registry, token)) {
-            self.failures.give_back(charge, now_ms);
             return Check::Busy;
         }
         let password = Zeroizing::new(password.to_vec());
-        let waiting = Waiting { user: user.into(), password, against, charge, waiters: vec![waiter] };
+        let waiting = Waiting { user: user.into(), password, against, limits, waiters: vec![waiter] };
         self.waiting.insert(ticket, waiting);
         self.asked.insert(waiter, ticket);
-        self.give_next();
+        // Where nothing is computed it is the only one in the line.
+        if self.computing.is_none()
+            && let Some(ticket) = self.line.take()
+        {
+            self.give(ticket);
+        }
         Check::Pending
     }
 
     /// Puts `ticket` into the line, and starts the thread if it does not run. `false` = there is no room, or no thread.
     fn stand_in_line(&mut self, ticket: Ticket, user: &str, now_ms: u64, way: (&Registry, Token)) -> bool {
         if self.thread.is_none() {
-            self.give_up(now_ms);
+            self.give_up();
             match Thread::start(way.0, way.1) {
                 Ok(thread) => self.thread = Some(thread),
                 Err(error) => {
@@ -207,7 +212,7 @@ impl<W: Copy + Eq + Hash> Auth<W> {
         let Ok(displaced) = self.line.push(source, self.failures.is_proved(source, user, now_ms), ticket) else {
             return false;
         };
-        if let Some(waiting) = displaced.and_then(|displaced| self.forget(displaced, now_ms)) {
+        if let Some(waiting) = displaced.and_then(|displaced| self.forget(displaced)) {
             self.displaced.extend(waiting.waiters);
         }
         true
@@ -233,39 +238,48 @@ impl<W: Copy + Eq + Hash> Auth<W> {
     }
 
     /// `waiter` does not wait any more, if it did. What nobody else waits for is not computed.
-    pub fn leave(&mut self, waiter: W, now_ms: u64) {
+    pub fn leave(&mut self, waiter: W) {
         let Some(ticket) = self.asked.remove(&waiter) else { return };
         let Some(waiting) = self.waiting.get_mut(&ticket) else { return };
         waiting.waiters.retain(|one| *one != waiter);
         if waiting.waiters.is_empty() && self.line.remove(ticket.1, ticket) {
-            self.forget(ticket, now_ms);
+            self.forget(ticket);
         }
     }
 
     /// What waited under `ticket` and will not be computed.
-    fn forget(&mut self, ticket: Ticket, now_ms: u64) -> Option<Waiting<W>> {
+    fn forget(&mut self, ticket: Ticket) -> Option<Waiting<W>> {
         let waiting = self.waiting.remove(&ticket)?;
         for waiter in &waiting.waiters {
             self.asked.remove(waiter);
         }
-        self.failures.give_back(waiting.charge, now_ms);
         Some(waiting)
     }
 
-    /// Gives the thread what is next, unless it has something.
-    fn give_next(&mut self) {
-        if self.computing.is_some() {
-            return;
-        }
-        while let Some(ticket) = self.line.take() {
-            let Some(waiting) = self.waiting.get_mut(&ticket) else { continue };
-            let job = Job { against: waiting.against.clone(), password: std::mem::take(&mut waiting.password) };
-            self.computing = Some(ticket);
-            if !self.thread.as_ref().is_some_and(|thread| thread.give(job)) {
-                // The next one who asks starts another.
-                self.thread = None;
+    /// Gives the thread what is next; what may not be wrong any more is not computed.
+    fn give_next(&mut self, now_ms: u64, finished: &mut Vec<(W, Verdict)>) {
+        while self.computing.is_none()
+            && let Some(ticket) = self.line.take()
+        {
+            let Some(waiting) = self.waiting.get(&ticket) else { continue };
+            match self.failures.allow(waiting.limits, ticket.1, &waiting.user, now_ms) {
+                Ok(()) => self.give(ticket),
+                Err(too_many) => {
+                    let waiting = self.forget(ticket).map_or_else(Vec::new, |waiting| waiting.waiters);
+                    finished.extend(waiting.into_iter().map(|waiter| (waiter, Verdict::TooMany(too_many))));
+                }
             }
-            return;
+        }
+    }
+
+    /// Gives the thread what waits under `ticket`.
+    fn give(&mut self, ticket: Ticket) {
+        let Some(waiting) = self.waiting.get_mut(&ticket) else { return };
+        let job = Job { against: waiting.against.clone(), password: std::mem::take(&mut waiting.password) };
+        self.computing = Some(ticket);
+        if !self.thread.as_ref().is_some_and(|thread| thread.give(job)) {
+            // The next one who asks starts another.
+            self.thread = None;
         }
     }
 
@@ -275,20 +289,20 @@ impl<W: Copy + Eq + Hash> Auth<W> {
         while let Some(right) = self.thread.as_ref().and_then(Thread::take) {
             let Some(ticket) = self.computing.take() else { continue };
             self.finish(ticket, right, now_ms, &mut finished);
-            self.give_next();
+            self.give_next(now_ms, &mut finished);
         }
         if self.thread.is_none() {
-            self.give_up(now_ms);
+            self.give_up();
         }
         finished.extend(self.displaced.drain(..).map(|waiter| (waiter, Verdict::Busy)));
         finished
     }
 
     /// The thread is gone: nobody's turn comes any more.
-    fn give_up(&mut self, now_ms: u64) {
+    fn give_up(&mut self) {
         for ticket in self.waiting.keys().copied().collect::<Vec<_>>() {
             self.line.remove(ticket.1, ticket);
-            if let Some(waiting) = self.forget(ticket, now_ms) {
+            if let Some(waiting) = self.forget(ticket) {
                 self.displaced.extend(waiting.waiters);
             }
         }
@@ -298,11 +312,11 @@ impl<W: Copy + Eq + Hash> Auth<W> {
     fn finish(&mut self, ticket: Ticket, right: bool, now_ms: u64, finished: &mut Vec<(W, Verdict)>) {
         let Some(waiting) = self.waiting.remove(&ticket) else { return };
         let verdict = if right {
-            self.failures.give_back(waiting.charge, now_ms);
             self.failures.prove(ticket.1, &waiting.user, now_ms);
             self.remember(waiting.user, ticket.0, now_ms);
             Verdict::Right
         } else {
+            self.failures.wrong(waiting.limits, ticket.1, &waiting.user, now_ms);
             Verdict::Wrong
         };
         for waiter in &waiting.waiters {

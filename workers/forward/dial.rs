@@ -401,7 +401,7 @@ impl Worker {
     /// Ends a dial: its attempts are closed, and what it counted against is given back.
     pub(crate) fn drop_dial(&mut self, key: Key<Dial>) {
         let Some(mut dial) = self.forward.dials.remove(key) else { return };
-        self.forward.auth.leave(Waiter::Dial(key), self.cx.clock.now_ms);
+        self.forward.auth.leave(Waiter::Dial(key));
         if let Stage::Racing(race, _) = &mut dial.stage {
             let winner = |upstream: &Upstream| upstream.state != UpstreamState::Racing(key) || !upstream.connecting;
             for attempt in race.others(None) {
@@ -479,6 +479,7 @@ impl Worker {
                         }
                         Verdict::Wrong => Some(Err(dial.refused(Refusal::AuthFailed, None, None))),
                         Verdict::Busy => Some(Err(dial.refused(Refusal::AuthBusy, None, None))),
+                        Verdict::TooMany(which) => Some(Err(dial.refused(Refusal::TooManyFailures(which), None, None))),
                     };
                     self.dialed(key, next);
                 }

@@ -341,6 +341,7 @@ impl Worker {
             Verdict::Right => Ok(()),
             Verdict::Wrong => Err(Refusal::AuthFailed),
             Verdict::Busy => Err(Refusal::AuthBusy),
+            Verdict::TooMany(which) => Err(Refusal::TooManyFailures(which)),
         };
         self.opening_verdict(key, verdict);
         self.drive_opening(key);
@@ -428,7 +429,7 @@ impl Worker {
         refused: Option<&Refused>,
     ) {
         let Some(opening) = self.forward.openings.remove(key) else { return };
-        self.forward.auth.leave(Waiter::Opening(key), self.cx.clock.now_ms);
+        self.forward.auth.leave(Waiter::Opening(key));
         if let Some(dial) = opening.dial {
             self.drop_dial(dial);
         }

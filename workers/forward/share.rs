@@ -55,10 +55,16 @@ impl Share {
         self.ledger.elsewhere(self.row, number)
     }
 
-    /// What each has used up.
+    /// What each has used up of beginnings and bytes.
     #[must_use]
     pub fn allowances(&self) -> Allowances<'_> {
         self.ledger.allowances()
+    }
+
+    /// What each has used up of wrong passwords.
+    #[must_use]
+    pub fn failures(&self) -> Allowances<'_> {
+        self.ledger.failures()
     }
 
     /// Until when each counts as proved.

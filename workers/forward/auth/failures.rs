@@ -1,9 +1,10 @@
 //! How many wrong passwords there may be, and who is believed to be more than a guesser.
 //!
 //! Each name has an allowance at each address, and each address one for all names together, over all workers
-//! ([`Share`]). Both have room for a minute's worth. An attempt takes from them when it gets into the line and gives back
-//! what it took when it was right or never computed, so that attempts at the same time do not exceed them either. One
-//! whose worker is killed has been wrong.
+//! ([`Share`]). Both have room for a minute's worth. A wrong password takes from them once it has been computed; an attempt
+//! is let into the line, and computed, only while there is something left. So right passwords take nothing, however many
+//! come at once, and of what workers compute at the same instant no more is wrong than there are workers beyond what may
+//! be; that is made up for.
 //!
 //! Many people may share one address. So a name that has been proved at an address within a day does not draw on what
 //! all names have together there: guesses at other names do not lock it out. One client that goes on with an old password
@@ -28,17 +29,10 @@ const PROVED_NS: u64 = 24 * 60 * MINUTE_NS;
 const PROVE_AGAIN_NS: u64 = MINUTE_NS;
 
 /// An allowance, and how long what an attempt takes from it takes to grow back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 struct Part {
     number: u64,
     grows_ns: u64,
-}
-
-/// What an attempt has taken: to be given back with [`Failures::give_back`] unless the attempt was wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Charge {
-    name: Option<Part>,
-    source: Option<Part>,
 }
 
 /// Which allowance is used up.
@@ -89,36 +83,40 @@ impl Failures {
         }
     }
 
-    /// Takes what an attempt needs, or nothing.
+    /// Whether there may be one more wrong password.
     ///
     /// # Errors
     /// Which allowance is used up.
-    pub fn take(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> Result<Charge, TooMany> {
-        let number = self.name_at(source, name);
-        let part = |number, per_minute: u32| Part { number, grows_ns: MINUTE_NS / u64::from(per_minute.max(1)) };
-        let of_name = limits.per_minute.map(|most| part(number, most));
-        let of_source = limits.per_minute_address.filter(|_| !self.is_proved(source, name, now_ms));
-        let of_source = of_source.map(|most| part(self.all_at(source), most));
-        let charge = Charge { name: of_name, source: None };
-        if !of_name.is_none_or(|part| self.take_part(part, now_ms)) {
+    pub fn allow(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> Result<(), TooMany> {
+        let now = ns(now_ms);
+        let left = |part: Part| {
+            let until = self.share.failures().until(part.number, now);
+            until.saturating_add(part.grows_ns) <= now.saturating_add(MINUTE_NS)
+        };
+        let (of_name, of_source) = self.parts(limits, source, name, now_ms);
+        if !of_name.is_none_or(left) {
             return Err(TooMany::OfName);
         }
-        if !of_source.is_none_or(|part| self.take_part(part, now_ms)) {
-            self.give_back(charge, now_ms);
+        if !of_source.is_none_or(left) {
             return Err(TooMany::OfAddress);
         }
-        Ok(Charge { source: of_source, ..charge })
+        Ok(())
     }
 
-    /// An attempt for which this was taken was right, or has not been computed.
-    pub fn give_back(&self, charge: Charge, now_ms: u64) {
-        for part in [charge.name, charge.source].into_iter().flatten() {
-            self.share.allowances().give_back(part.number, ns(now_ms), part.grows_ns);
+    /// A password was wrong.
+    pub fn wrong(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) {
+        let (of_name, of_source) = self.parts(limits, source, name, now_ms);
+        for part in [of_name, of_source].into_iter().flatten() {
+            self.share.failures().use_up(part.number, ns(now_ms), part.grows_ns);
         }
     }
 
-    fn take_part(&self, part: Part, now_ms: u64) -> bool {
-        self.share.allowances().take(part.number, ns(now_ms), part.grows_ns, MINUTE_NS)
+    /// What a wrong password for `name` from `source` takes from.
+    fn parts(&self, limits: FailureLimits, source: Source, name: &str, now_ms: u64) -> (Option<Part>, Option<Part>) {
+        let part = |number, per_minute: u32| Part { number, grows_ns: MINUTE_NS / u64::from(per_minute.max(1)) };
+        let of_name = limits.per_minute.map(|most| part(self.name_at(source, name), most));
+        let of_source = limits.per_minute_address.filter(|_| !self.is_proved(source, name, now_ms));
+        (of_name, of_source.map(|most| part(self.all_at(source), most)))
     }
 
     /// What a name at an address is called where all workers count.
@@ -149,6 +147,15 @@ mod tests {
         Failures::new(Rc::new(alone()))
     }
 
+    impl Failures {
+        /// An attempt that is wrong, if it is made.
+        fn take(&self, limits: FailureLimits, at: Source, name: &str, now_ms: u64) -> Result<(), TooMany> {
+            self.allow(limits, at, name, now_ms)?;
+            self.wrong(limits, at, name, now_ms);
+            Ok(())
+        }
+    }
+
     fn at(last: u8) -> Source {
         Source::of(Some([192, 0, 2, last].into()))
     }
@@ -156,7 +163,7 @@ mod tests {
     #[test]
     fn failures_of_a_name_at_an_address_are_bounded_and_forgiven_with_time() {
         let failures = failures();
-        let fail = |source, name: &str, now_ms| failures.take(LIMITS, source, name, now_ms).map(|_| ());
+        let fail = |source, name: &str, now_ms| failures.take(LIMITS, source, name, now_ms);
         for _ in 0..3 {
             assert_eq!(fail(at(1), "ann", 0), Ok(()));
         }
@@ -193,30 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_right_costs_nothing() {
+    fn what_was_computed_at_the_same_time_and_wrong_is_made_up_for() {
         let failures = failures();
-        for _ in 0..100 {
-            let charge = failures.take(LIMITS, at(1), "ann", 0).unwrap();
-            failures.give_back(charge, 0);
+        for _ in 0..5 {
+            assert_eq!(failures.allow(LIMITS, at(1), "ann", 0), Ok(()));
         }
-        // Nor does giving back make more than there was.
-        for _ in 0..3 {
-            failures.take(LIMITS, at(1), "ann", 0).unwrap();
-        }
-        assert_eq!(failures.take(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
-    }
-
-    #[test]
-    fn what_was_computed_at_the_same_time_by_many_and_given_back_makes_nobody_forgotten() {
-        let failures = failures();
-        for _ in 0..3 {
-            failures.take(LIMITS, at(1), "ann", 0).unwrap();
-        }
-        for n in 0..70_000_u32 {
-            let charge = failures.take(LIMITS, at(1), &n.to_string(), 0).unwrap();
-            failures.give_back(charge, 0);
-        }
-        assert_eq!(failures.take(LIMITS, at(1), "ann", 0), Err(TooMany::OfName));
+        (0..5).for_each(|_| failures.wrong(LIMITS, at(1), "ann", 0));
+        assert_eq!(failures.allow(LIMITS, at(1), "ann", 59_999), Err(TooMany::OfName));
+        assert_eq!(failures.allow(LIMITS, at(1), "ann", 60_000), Ok(()));
     }
 
     #[test]

@@ -165,7 +165,7 @@ fn what_nobody_waits_for_any_more_is_not_computed() {
         assert_eq!(bench.check("bob", &format!("wrong {waiter}"), waiter), Check::Pending);
     }
     for waiter in 0..17 {
-        bench.auth.leave(waiter, bench.now_ms);
+        bench.auth.leave(waiter);
     }
     assert_eq!(bench.auth.waiting.len(), 1, "what is being computed already");
     assert_eq!(bench.check("bob", "x", 99), Check::Pending);
@@ -217,6 +217,19 @@ fn wrong_passwords_are_bounded_and_right_ones_that_are_remembered_do_not_notice(
     assert_eq!(bench.check("bob", "pw", 1), Check::Right);
     bench.now_ms += 60_000;
     assert!(!bench.verdict("cy", "wrong"));
+}
+
+#[test]
+fn attempts_that_wait_are_computed_as_long_as_there_may_be_one_more_wrong() {
+    let mut bench = Bench::new(&[("ann", argon2id("secret"))]);
+    bench.limits = FailureLimits { per_minute: Some(3), per_minute_address: None };
+    for waiter in 0..5 {
+        assert_eq!(bench.check("ann", &format!("wrong {waiter}"), waiter), Check::Pending);
+    }
+    let wrong = [0, 1, 2].map(|waiter| (waiter, Verdict::Wrong));
+    let many = [3, 4].map(|waiter| (waiter, Verdict::TooMany(TooMany::OfName)));
+    assert_eq!(bench.finished(5), [&wrong[..], &many].concat());
+    assert!(bench.is_at_rest());
 }
 
 #[test]
