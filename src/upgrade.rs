@@ -103,9 +103,13 @@ impl Successor {
         let (mut channel, theirs) = Channel::pair()?;
         let process = spawn.successor(program, theirs)?;
         // Only then: one that has begun and is not known of gets nothing, and ends.
-        if let Err(error) = offer(&mut channel, listeners) {
-            process.end();
-            return Err(io::Error::other(error.to_string()));
+        match offer(&mut channel, listeners) {
+            // One that has ended already is heard of like one that ends later.
+            Ok(()) | Err(SendError::Closed) => {}
+            Err(error @ (SendError::Full | SendError::TooLarge | SendError::Io(_))) => {
+                process.end();
+                return Err(io::Error::other(error.to_string()));
+            }
         }
         let pid = process.pid().as_raw_nonzero().get().unsigned_abs();
         Ok(Successor { channel, pid, process, deadline: Some(Instant::now() + timeout), asker, told_all: false })
